@@ -1,0 +1,29 @@
+"""Settings of one engine process, frozen. Where they come from (flags, environment, profile) is qwenapi.config's business."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """What an engine needs to start.
+
+    `model` is a directory of safetensors, config.json and tokenizer.json. Zeros mean "choose": max_model_len from the
+    model's config, max_num_batched_tokens 8192 on CUDA and 512 on CPU, block_size 64 and 32, num_blocks from free memory,
+    threads from the physical cores. `step_timeout` is in seconds.
+    """
+
+    model: str
+    dtype: str = "auto"
+    device: str = "auto"
+    max_model_len: int = 0
+    max_num_seqs: int = 256
+    max_num_batched_tokens: int = 0
+    block_size: int = 0
+    num_blocks: int = 0
+    kv_cache_gb: float = 0.0
+    threads: int = 0
+    enable_prefix_caching: bool = True
+    max_waiting: int = 1024
+    step_timeout: float = 0.0
+    stub: bool = False
+    stub_step_seconds: float = 0.0

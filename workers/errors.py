@@ -1,0 +1,45 @@
+"""Errors of the model server and the exit codes its processes end with.
+
+    WorkerError
+    ├── ConfigError      the operator must change something   exit 78
+    │   └── ModelError   the model directory cannot be served exit 78
+    ├── ProtocolError    the peer broke the wire contract     closes one connection
+    └── PageError        the shared page cannot be used
+"""
+
+from enum import IntEnum
+
+
+class ExitCode(IntEnum):
+    """Named exit codes; 78 is sysexits' EX_CONFIG and is never retried by a supervisor."""
+
+    OK = 0
+    INTERNAL = 70
+    HUNG = 71
+    OUT_OF_MEMORY = 75
+    DEVICE = 76
+    CONFIG = 78
+
+
+class WorkerError(Exception):
+    """Base of everything the model server raises on purpose."""
+
+    exit_code = ExitCode.INTERNAL
+
+
+class ConfigError(WorkerError):
+    """A setting, file or permission that only the operator can change."""
+
+    exit_code = ExitCode.CONFIG
+
+
+class ModelError(ConfigError):
+    """A model directory that cannot be served; the message names the file and the remedy."""
+
+
+class ProtocolError(WorkerError):
+    """A frame that breaks the wire contract; the connection it came from is closed."""
+
+
+class PageError(WorkerError):
+    """A shared page that cannot be created, mapped or leased."""
