@@ -50,8 +50,8 @@ class EngineCore(Protocol):
     def add(self, key: Key, request: Generate) -> None:
         """Queue an admitted request under a key no other live request has."""
 
-    def abort(self, key: Key) -> None:
-        """Forget a request and free what it holds; unknown keys are ignored."""
+    def abort(self, key: Key, choices: tuple[int, ...] = ()) -> None:
+        """Forget these choices of a request (none named: all) and free what they hold; unknown ones are ignored."""
 
     def step(self) -> StepOutput:
         """Advance every running sequence by at least one token where the budget allows it."""

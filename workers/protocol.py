@@ -134,9 +134,13 @@ class Generate(Message, tag="generate", kw_only=True):
 
 
 class Abort(Message, tag="abort"):
-    """The caller has gone, or has enough: free these requests within one step. Unknown ids are ignored."""
+    """The caller has gone, or has enough: free the request, or some of its choices, within one step.
 
-    wids: tuple[int, ...]
+    Unknown ids are ignored. A request without any choice left is gone without a word.
+    """
+
+    wid: int
+    choices: tuple[int, ...] = ()
 
 
 class Ping(Message, tag="ping"):

@@ -1,0 +1,1 @@
+"""The interfaces: one package each, none of which knows another."""

@@ -1,0 +1,264 @@
+"""Answers in OpenAI's words: JSON bodies, and the server-sent events of a stream.
+
+Pure. A stream's events are bytes around the text: what stays the same is built once per request, so
+that one token costs a concatenation. The rules of document 003's decoder hold: `data: ` with a
+space, one event a line, a role-only first event, beats that are events with an empty delta, never a
+comment, an id or an event line.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import orjson
+
+from qwenapi.errors import ApiError, render_openai
+from workers.protocol import TokenLogprob
+
+DONE = b"data: [DONE]\n\n"
+LOWEST_LOGPROB = -9999.0  # JSON has no infinity; OpenAI's own stand-in
+
+TokenBytesOf = Callable[[int], bytes]
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What all parts of one answer share. `created` is in seconds since 1970."""
+
+    id: str
+    created: int
+    model: str
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One finished choice; `logprobs` as `chat_logprobs` or `completion_logprobs` made it."""
+
+    index: int
+    text: str
+    finish_reason: str
+    logprobs: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Usage:
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int = 0
+
+
+class Chunks(ABC):
+    """The events of one streamed answer. If usage was asked for, the others say they have none."""
+
+    KIND: ClassVar[str]
+    EMPTY: ClassVar[bytes]  # what an event without text holds
+
+    def __init__(self, reply: Reply, include_usage: bool = False) -> None:
+        shared = {
+            "id": reply.id,
+            "object": self.KIND,
+            "created": reply.created,
+            "model": reply.model,
+        }
+        self._head = b"data: " + orjson.dumps(shared)[:-1] + b',"choices":['
+        self._tail = b'],"usage":null}\n\n' if include_usage else b"]}\n\n"
+
+    @abstractmethod
+    def opening(self, index: int) -> bytes:
+        """Return the choice's first event, or nothing where the interface has none."""
+
+    @abstractmethod
+    def content(self, index: int, text: str, logprobs: dict[str, Any] | None = None) -> bytes:
+        """Return an event of new text."""
+
+    def finish(self, index: int, reason: str) -> bytes:
+        """Return the choice's last event."""
+        return self._event(index, self.EMPTY, reason=orjson.dumps(reason))
+
+    def heartbeat(self) -> bytes:
+        """Return an event that says nothing, for proxies that count silence."""
+        return self._event(0, self.EMPTY)
+
+    def usage(self, usage: Usage) -> bytes:
+        """Return the event after the last choice of a caller that asked for usage."""
+        return self._head + b'],"usage":' + orjson.dumps(usage_body(usage)) + b"}\n\n"
+
+    def _event(
+        self, index: int, payload: bytes, logprobs: bytes = b"null", reason: bytes = b"null"
+    ) -> bytes:
+        values = (self._head, index, payload, logprobs, reason, self._tail)
+        return b'%b{"index":%d,%b,"logprobs":%b,"finish_reason":%b}%b' % values
+
+
+class ChatChunks(Chunks):
+    """Events of a streamed chat completion; the first of a choice only names the role."""
+
+    KIND = "chat.completion.chunk"
+    EMPTY = b'"delta":{}'
+
+    def opening(self, index: int) -> bytes:
+        return self._event(index, b'"delta":{"role":"assistant","content":""}')
+
+    def content(self, index: int, text: str, logprobs: dict[str, Any] | None = None) -> bytes:
+        delta = b'"delta":{"content":' + orjson.dumps(text) + b"}"
+        return self._event(index, delta, orjson.dumps(logprobs))
+
+
+class CompletionChunks(Chunks):
+    """Events of a streamed raw completion, which has no role to name."""
+
+    KIND = "text_completion"
+    EMPTY = b'"text":""'
+
+    def opening(self, index: int) -> bytes:
+        return b""
+
+    def content(self, index: int, text: str, logprobs: dict[str, Any] | None = None) -> bytes:
+        return self._event(index, b'"text":' + orjson.dumps(text), orjson.dumps(logprobs))
+
+
+def chat_id(hex32: str) -> str:
+    """Return the public id of a chat completion."""
+    return f"chatcmpl-{hex32}"
+
+
+def completion_id(hex32: str) -> str:
+    """Return the public id of a raw completion."""
+    return f"cmpl-{hex32}"
+
+
+def chat_body(reply: Reply, choices: Sequence[Choice], usage: Usage) -> dict[str, Any]:
+    """Return a whole chat completion."""
+    rendered = [
+        {
+            "index": choice.index,
+            "message": {"role": "assistant", "content": choice.text},
+            "logprobs": choice.logprobs,
+            "finish_reason": choice.finish_reason,
+        }
+        for choice in choices
+    ]
+    return _body(reply, "chat.completion", rendered, usage)
+
+
+def completion_body(reply: Reply, choices: Sequence[Choice], usage: Usage) -> dict[str, Any]:
+    """Return a whole raw completion."""
+    rendered = [
+        {
+            "index": choice.index,
+            "text": choice.text,
+            "logprobs": choice.logprobs,
+            "finish_reason": choice.finish_reason,
+        }
+        for choice in choices
+    ]
+    return _body(reply, "text_completion", rendered, usage)
+
+
+def usage_body(usage: Usage) -> dict[str, Any]:
+    """Return OpenAI's count of tokens."""
+    return {
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "total_tokens": usage.prompt_tokens + usage.completion_tokens,
+        "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
+    }
+
+
+def error_event(error: ApiError, request_id: str) -> bytes:
+    """Return the event that ends a stream which failed; no `[DONE]` follows it."""
+    return b"data: " + orjson.dumps(render_openai(error, request_id).body) + b"\n\n"
+
+
+def chat_logprobs(entries: Sequence[TokenLogprob], bytes_of: TokenBytesOf) -> dict[str, Any]:
+    """Return log-probabilities in the chat format."""
+    content = [
+        _token(entry.token_id, entry.logprob, bytes_of)
+        | {
+            "top_logprobs": [
+                _token(id_, logprob, bytes_of)
+                for id_, logprob in zip(entry.top_ids, entry.top_logprobs, strict=True)
+            ]
+        }
+        for entry in entries
+    ]
+    return {"content": content}
+
+
+def completion_logprobs(
+    entries: Sequence[TokenLogprob], bytes_of: TokenBytesOf, text_offset: int = 0
+) -> dict[str, Any]:
+    """Return log-probabilities in the older format; offsets count the text's characters."""
+    offsets = []
+    for entry in entries:
+        offsets.append(text_offset)
+        text_offset += num_characters(bytes_of(entry.token_id))
+    return {
+        "tokens": [_key(entry.token_id, bytes_of) for entry in entries],
+        "token_logprobs": [_finite(entry.logprob) for entry in entries],
+        "top_logprobs": [_alternatives(entry, bytes_of) for entry in entries],
+        "text_offset": offsets,
+    }
+
+
+def num_characters(piece: bytes) -> int:
+    """Return how many UTF-8 characters begin in a piece: as many as bytes that continue none."""
+    return sum(byte & 0xC0 != 0x80 for byte in piece)
+
+
+def model_card(name: str, *, root: str, created: int, max_model_len: int) -> dict[str, Any]:
+    """Return one entry of `GET /v1/models`."""
+    return {
+        "id": name,
+        "object": "model",
+        "created": created,
+        "owned_by": "qwenapi",
+        "root": root,
+        "parent": None,
+        "max_model_len": max_model_len,
+    }
+
+
+def model_list(cards: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return the body of `GET /v1/models`."""
+    return {"object": "list", "data": list(cards)}
+
+
+def _body(reply: Reply, kind: str, choices: list[dict[str, Any]], usage: Usage) -> dict[str, Any]:
+    return {
+        "id": reply.id,
+        "object": kind,
+        "created": reply.created,
+        "model": reply.model,
+        "choices": choices,
+        "usage": usage_body(usage),
+    }
+
+
+def _token(token_id: int, logprob: float, bytes_of: TokenBytesOf) -> dict[str, Any]:
+    piece = bytes_of(token_id)
+    return {
+        "token": piece.decode("utf-8", "replace"),
+        "logprob": _finite(logprob),
+        "bytes": list(piece),
+    }
+
+
+def _alternatives(entry: TokenLogprob, bytes_of: TokenBytesOf) -> dict[str, float]:
+    """Return the best tokens and, as OpenAI does, the chosen one even if it is none of them."""
+    pairs = [*zip(entry.top_ids, entry.top_logprobs, strict=True), (entry.token_id, entry.logprob)]
+    return {_key(id_, bytes_of): _finite(logprob) for id_, logprob in pairs}
+
+
+def _key(token_id: int, bytes_of: TokenBytesOf) -> str:
+    """Return a token's text; part of a character in hex, as keys that read U+FFFD would collide."""
+    piece = bytes_of(token_id)
+    try:
+        return piece.decode("utf-8")
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in piece)
+
+
+def _finite(logprob: float) -> float:
+    return max(logprob, LOWEST_LOGPROB)

@@ -1,0 +1,256 @@
+"""`/v1/chat/completions`, `/v1/completions` and `/v1/models`: from a checked request to a whole or streamed answer."""
+
+import itertools
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from flask import Blueprint, Response, g, request
+from gevent import get_hub
+
+from qwenapi import sse
+from qwenapi.answer import Answer, Delta, Question
+from qwenapi.api.openai import render
+from qwenapi.api.openai.params import EngineParams, RequestDefaults, check_token_ids, clamped_header, engine_params
+from qwenapi.api.openai.schemas import (
+    ChatRequest,
+    ChatSchema,
+    CompletionRequest,
+    CompletionSchema,
+    Prompt,
+    SamplingRequest,
+)
+from qwenapi.engine_client import Cancelled, Limits, random_seed
+from qwenapi.errors import ApiError, BadRequest, EngineUnavailable
+from qwenapi.responses import json_response
+from qwenapi.services import services
+from qwenapi.settings import Settings
+from qwenapi.text.errors import TemplateError
+from qwenapi.text.tokenizer import Tokenizer
+from qwenapi.validation import accepts
+from workers.protocol import ModelCard, TokenLogprob
+
+blueprint = Blueprint("openai", __name__)
+
+# A text is encoded at about 1 µs a character: longer ones must not hold up the other streams of this process.
+MAX_INLINE_CHARACTERS = 4096
+
+
+@dataclass(frozen=True)
+class Form:
+    """What differs between the two interfaces once the prompts are known."""
+
+    make_id: Callable[[str], str]
+    chunks: type[render.Chunks]
+    body: Callable[[render.Reply, Sequence[render.Choice], render.Usage], dict[str, Any]]
+    logprobs: Callable[[Sequence[TokenLogprob], render.TokenBytesOf, int], dict[str, Any]]
+
+
+CHAT = Form(
+    render.chat_id,
+    render.ChatChunks,
+    render.chat_body,
+    lambda entries, bytes_of, offset: render.chat_logprobs(entries, bytes_of),
+)
+COMPLETION = Form(
+    render.completion_id, render.CompletionChunks, render.completion_body, render.completion_logprobs
+)
+
+
+@blueprint.post("/v1/chat/completions")
+@accepts(ChatSchema)
+def chat_completions(ask: ChatRequest) -> Response:
+    services().models.check(ask.model)
+    card, tokenizer = _model()
+    size = sum(len(message["content"]) for message in ask.messages)
+    try:
+        ids = _in_thread_if(
+            size > MAX_INLINE_CHARACTERS,
+            lambda: tokenizer.encode_chat(ask.messages, enable_thinking=ask.enable_thinking),
+        )
+    except TemplateError as error:
+        raise BadRequest(str(error), param="messages") from error
+    return _respond(ask, [ids], CHAT, card, tokenizer)
+
+
+@blueprint.post("/v1/completions")
+@accepts(CompletionSchema)
+def completions(ask: CompletionRequest) -> Response:
+    services().models.check(ask.model)
+    card, tokenizer = _model()
+    size = sum(len(prompt) for prompt in ask.prompts)
+    prompts = _in_thread_if(
+        size > MAX_INLINE_CHARACTERS, lambda: [_encode(tokenizer, card, prompt) for prompt in ask.prompts]
+    )
+    return _respond(ask, prompts, COMPLETION, card, tokenizer)
+
+
+@blueprint.get("/v1/models")
+def models() -> Response:
+    known, card = services().models, services().engine.card
+    if card is None:
+        raise EngineUnavailable(retry_after=1)
+    cards = [
+        render.model_card(name, root=known.canonical, created=known.created, max_model_len=card.max_model_len)
+        for name in known.names
+    ]
+    return json_response(render.model_list(cards))
+
+
+def _model() -> tuple[ModelCard, Tokenizer]:
+    card = services().engine.card
+    tokenizer = services().models.tokenizer(card)
+    assert card is not None  # tokenizer() has raised
+    return card, tokenizer
+
+
+def _encode(tokenizer: Tokenizer, card: ModelCard, prompt: Prompt) -> list[int]:
+    if isinstance(prompt, str):
+        return tokenizer.encode(prompt)
+    check_token_ids(prompt, card.vocab_size, "prompt")
+    return list(prompt)
+
+
+def _in_thread_if(is_long: bool, work: Callable[[], Any]) -> Any:
+    return get_hub().threadpool.apply(work) if is_long else work()
+
+
+def _respond(
+    ask: SamplingRequest, prompts: list[list[int]], form: Form, card: ModelCard, tokenizer: Tokenizer
+) -> Response:
+    settings = services().settings
+    asked = [_params(ask, ids, card, settings) for ids in prompts]
+    question = Question(
+        prompts=[(ids, params) for ids, (params, _) in zip(prompts, asked, strict=True)],
+        request_id=g.request_id,
+        n=ask.n,
+        priority=ask.priority,
+        stops=ask.stop,
+        skip_special_tokens=ask.skip_special_tokens,
+        limits=_limits(settings),
+    )
+    answer = Answer(services().engine, tokenizer, request.environ)
+    try:
+        answer.ask(question)
+        writer = Writer(answer, ask, form, tokenizer, len(prompts) * ask.n)
+        if ask.stream:
+            response = sse.stream(writer.events(g.request_id))
+            response.call_on_close(answer.close)
+        else:
+            response = json_response(writer.body())
+    except BaseException:
+        answer.close()
+        raise
+    if not ask.stream:
+        answer.close()
+    line = g.log
+    response.call_on_close(lambda: line.add(**writer.facts()))
+    clamped = {name: value for _, cut in asked for name, value in cut.items()}
+    if clamped:
+        response.headers["X-Clamped"] = clamped_header(clamped)
+    return response
+
+
+def _params(ask: SamplingRequest, ids: list[int], card: ModelCard, settings: Settings) -> EngineParams:
+    defaults = RequestDefaults(
+        max_tokens=settings.defaults_max_tokens or RequestDefaults.max_tokens,
+        temperature=settings.defaults_temperature,
+        top_p=settings.defaults_top_p,
+        top_k=settings.defaults_top_k,
+    )
+    return engine_params(ask, prompt_tokens=len(ids), card=card, defaults=defaults, new_seed=random_seed)
+
+
+def _limits(settings: Settings) -> Limits:
+    return Limits(
+        group=settings.profile,
+        max_running=settings.limits_max_running,
+        max_waiting=settings.limits_max_waiting,
+        queue_timeout=settings.limits_queue_timeout,
+    )
+
+
+class Writer:
+    """Puts one answer into words, at once or as it comes."""
+
+    def __init__(
+        self, answer: Answer, ask: SamplingRequest, form: Form, tokenizer: Tokenizer, num_choices: int
+    ) -> None:
+        self._answer = answer
+        self._ask = ask
+        self._form = form
+        self._bytes_of = tokenizer.token_bytes.__getitem__
+        self._num_choices = num_choices
+        self._text_offsets = [0] * num_choices
+        self._started = time.monotonic()
+        self._first_token: float | None = None
+        self._reply = render.Reply(
+            form.make_id(uuid.uuid4().hex), int(time.time()), services().models.canonical
+        )
+
+    def body(self) -> dict[str, Any]:
+        """Return the whole answer."""
+        texts: list[list[str]] = [[] for _ in range(self._num_choices)]
+        logprobs: list[list[TokenLogprob]] = [[] for _ in range(self._num_choices)]
+        reasons = [""] * self._num_choices
+        for delta in itertools.chain.from_iterable(self._deltas()):
+            texts[delta.index].append(delta.text)
+            logprobs[delta.index] += delta.logprobs
+            reasons[delta.index] = delta.finish_reason or reasons[delta.index]
+        choices = [
+            render.Choice(i, "".join(texts[i]), reasons[i], self._logprobs(i, logprobs[i]))
+            for i in range(self._num_choices)
+        ]
+        return self._form.body(self._reply, choices, self._usage())
+
+    def events(self, request_id: str) -> Iterator[bytes]:
+        """Yield the server-sent events; everything that waits goes out as one piece."""
+        chunks = self._form.chunks(self._reply, self._ask.include_usage)
+        # An empty piece still sends the headers: the request is accepted, and its status is final.
+        yield b"".join(chunks.opening(i) for i in range(self._num_choices))
+        try:
+            for deltas in self._deltas():
+                yield b"".join(self._event(chunks, delta) for delta in deltas) or chunks.heartbeat()
+        except Cancelled:
+            return
+        except ApiError as error:
+            yield render.error_event(error, request_id)
+            return
+        yield (chunks.usage(self._usage()) if self._ask.include_usage else b"") + render.DONE
+
+    def facts(self) -> Mapping[str, Any]:
+        """Return what the log says of an answer, whatever its ending."""
+        facts: dict[str, Any] = {
+            "prompt_tokens": self._answer.prompt_tokens,
+            "completion_tokens": self._answer.completion_tokens,
+        }
+        if self._first_token is not None:
+            facts["ttft"] = round(self._first_token - self._started, 4)
+        return facts
+
+    def _deltas(self) -> Iterator[list[Delta]]:
+        for deltas in self._answer.deltas():
+            if deltas and self._first_token is None:
+                self._first_token = time.monotonic()
+            yield deltas
+
+    def _event(self, chunks: render.Chunks, delta: Delta) -> bytes:
+        event = b""
+        if delta.text or delta.logprobs:
+            event = chunks.content(delta.index, delta.text, self._logprobs(delta.index, delta.logprobs))
+        if delta.finish_reason:
+            event += chunks.finish(delta.index, delta.finish_reason)
+        return event
+
+    def _logprobs(self, index: int, entries: Sequence[TokenLogprob]) -> dict[str, Any] | None:
+        if self._ask.logprobs is None:
+            return None
+        rendered = self._form.logprobs(entries, self._bytes_of, self._text_offsets[index])
+        self._text_offsets[index] += sum(render.num_characters(self._bytes_of(e.token_id)) for e in entries)
+        return rendered
+
+    def _usage(self) -> render.Usage:
+        answer = self._answer
+        return render.Usage(answer.prompt_tokens, answer.completion_tokens, answer.cached_tokens)

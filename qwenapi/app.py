@@ -1,0 +1,86 @@
+"""The factory: assembles the Flask application of one HTTP process and does nothing else."""
+
+import logging
+import re
+import uuid
+
+from flask import Flask, Response, g, request
+from werkzeug.exceptions import HTTPException
+
+from qwenapi.api import openai, ops
+from qwenapi.engine_client import Cancelled, EngineClient
+from qwenapi.errors import (
+    DIALECTS,
+    ApiError,
+    BadRequest,
+    InternalError,
+    MethodNotAllowed,
+    NotFound,
+    PayloadTooLarge,
+)
+from qwenapi.logs import RequestLog
+from qwenapi.models import Models
+from qwenapi.responses import json_response
+from qwenapi.services import EXTENSION, Services, services
+from qwenapi.settings import Settings
+
+log = logging.getLogger(__name__)
+
+# nginx's code for a client that left before its answer; only the log reads it.
+CLIENT_CLOSED_REQUEST = 499
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+_HTTP_ERRORS: dict[int | None, type[ApiError]] = {404: NotFound, 405: MethodNotAllowed, 413: PayloadTooLarge}
+
+
+def create_app(settings: Settings, engine: EngineClient, models: Models) -> Flask:
+    """Return the application that serves `models` through `engine`."""
+    app = Flask(__name__, static_folder=None)
+    app.config["MAX_CONTENT_LENGTH"] = settings.max_body_bytes
+    app.extensions[EXTENSION] = Services(settings, engine, models)
+    app.before_request(_begin)
+    app.after_request(_end)
+    app.register_error_handler(ApiError, _on_api_error)
+    app.register_error_handler(HTTPException, _on_http_error)
+    app.register_error_handler(Cancelled, _on_cancelled)
+    app.register_error_handler(Exception, _on_exception)
+    app.register_blueprint(openai.blueprint)
+    app.register_blueprint(ops.blueprint)
+    return app
+
+
+def _begin() -> None:
+    given = request.headers.get("X-Request-Id", "")
+    g.request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+    route = request.url_rule.rule if request.url_rule else "none"
+    g.log = RequestLog(services().settings.log_requests, g.request_id, request.method, route)
+
+
+def _end(response: Response) -> Response:
+    response.headers["X-Request-Id"] = g.request_id
+    line, status = g.log, response.status_code
+    # Closed when the last byte is out or the caller has gone: only then is a stream's line complete.
+    response.call_on_close(lambda: line.write(status))
+    return response
+
+
+def _on_api_error(error: ApiError) -> Response:
+    rendered = DIALECTS["openai"](error, g.request_id)
+    g.log.add(code=error.code or error.type)
+    return json_response(rendered.body, error.status, rendered.headers)
+
+
+def _on_http_error(error: HTTPException) -> Response:
+    known = _HTTP_ERRORS.get(error.code, BadRequest if (error.code or 500) < 500 else InternalError)()
+    if error.code == 405 and (allowed := getattr(error, "valid_methods", None)):
+        known.extra_headers["Allow"] = ", ".join(sorted(allowed))
+    return _on_api_error(known)
+
+
+def _on_cancelled(error: Cancelled) -> Response:
+    return Response(status=CLIENT_CLOSED_REQUEST)
+
+
+def _on_exception(error: Exception) -> Response:
+    # The words of an exception are for the log: they may hold paths, addresses or a caller's text.
+    log.exception("request %s failed", g.request_id)
+    return _on_api_error(InternalError())

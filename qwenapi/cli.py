@@ -1,0 +1,132 @@
+"""The command line: parses, loads settings, and runs what the command names; imports only what that needs."""
+
+import argparse
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from qwenapi import __version__
+from qwenapi.config import load
+from qwenapi.flags import FlagParser, add_flags
+from qwenapi.run_dir import make_run_dir, model_run_dir, run_dir
+from qwenapi.settings import Settings
+from workers.errors import ExitCode, WorkerError
+from workers.supervisor import Child
+
+DESCRIPTION = "Serve Qwen models behind the HTTP interfaces your callers already use."
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code; a mistake of the operator's is one line on stderr."""
+    parsed = _parser().parse_args(arguments)
+    try:
+        code: int = parsed.run(parsed)
+    except WorkerError as error:
+        print(f"qwenapi: {error}", file=sys.stderr)
+        code = error.exit_code
+    return code
+
+
+def serve(parsed: argparse.Namespace) -> int:
+    """Run both halves on this machine."""
+    settings = load(vars(parsed))
+    folder = _own(run_dir(settings, "serve"))
+    http, url = _http(settings, folder)
+    return _supervise(settings, folder, [_engines(settings, folder), [http]], f"ready: {url}")
+
+
+def http(parsed: argparse.Namespace) -> int:
+    """Run the HTTP half."""
+    settings = load(vars(parsed))
+    folder = _own(run_dir(settings, "http"))
+    child, url = _http(settings, model_run_dir(settings))
+    return _supervise(settings, folder, [[child]], f"ready: {url}")
+
+
+def model(parsed: argparse.Namespace) -> int:
+    """Run the model half."""
+    settings = load(vars(parsed))
+    folder = _own(run_dir(settings, "model"))
+    return _supervise(settings, folder, [_engines(settings, folder)], f"ready: {folder}")
+
+
+def check(parsed: argparse.Namespace) -> int:
+    """Validate settings and start nothing."""
+    load(vars(parsed))
+    print("settings are valid")
+    return ExitCode.OK
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = FlagParser(prog="qwenapi", description=DESCRIPTION)
+    parser.add_argument("--version", action="version", version=f"qwenapi {__version__}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    for name, run in {"serve": serve, "http": http, "model": model, "check": check}.items():
+        command = commands.add_parser(name, help=(run.__doc__ or "").strip(), description=run.__doc__)
+        add_flags(command, name)
+        command.set_defaults(run=run)
+    return parser
+
+
+def _own(folder: Path) -> Path:
+    """Make the run directory and lock it for the rest of this process's life."""
+    from workers.supervisor import lock_run_dir
+
+    make_run_dir(folder)
+    lock_run_dir(folder)
+    return folder
+
+
+def _http(settings: Settings, engines_dir: Path) -> tuple[Child, str]:
+    from qwenapi.http_child import HttpChild, listen
+
+    listener = listen(settings.host, settings.port)
+    host, port = listener.getsockname()[:2]
+    url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    return HttpChild(replace(settings, port=port), engines_dir, listener), url
+
+
+def _engines(settings: Settings, folder: Path) -> list[Child]:
+    import psutil
+
+    from workers.launcher import EngineChild, WorkerSpec
+    from workers.page import ENGINE_LAYOUT, SharedPage, page_path
+
+    count = settings.data_parallel_size
+    page = SharedPage.create(page_path(folder, ENGINE_LAYOUT), ENGINE_LAYOUT, count)
+    # More OpenMP threads than cores fight for them; several engines share what there is.
+    cores = psutil.cpu_count(logical=False) or psutil.cpu_count() or 1
+    config = replace(settings.engine_config(), threads=settings.threads or max(1, cores // count))
+    return [EngineChild(config, WorkerSpec(i, folder, page.path), page, _progress()) for i in range(count)]
+
+
+def _supervise(settings: Settings, folder: Path, groups: Sequence[Sequence[Child]], ready: str) -> int:
+    from workers.page import ENGINE_LAYOUT, page_path
+    from workers.supervisor import Supervisor
+
+    logging.basicConfig(level=settings.log_level.upper(), format="supervisor: %(message)s")
+    supervisor = Supervisor(
+        groups, drain_timeout=settings.drain_timeout, on_ready=lambda: print(ready, flush=True)
+    )
+    code = supervisor.run()
+    page_path(folder, ENGINE_LAYOUT).unlink(missing_ok=True)
+    if supervisor.failure:
+        print(f"qwenapi: {supervisor.failure}", file=sys.stderr)
+    return code
+
+
+def _progress() -> Callable[[str, str, float], None]:
+    """Return a reporter of loading: one growing line on a terminal, a line for each quarter elsewhere."""
+    seen: set[tuple[str, int]] = set()
+
+    def report(name: str, what: str, fraction: float) -> None:
+        if sys.stderr.isatty():
+            end = "\n" if fraction >= 1 else ""
+            print(f"\r\x1b[2K{name}: {what} {fraction:4.0%}", end=end, file=sys.stderr, flush=True)
+        elif (step := (what, int(fraction * 4))) not in seen:
+            seen.add(step)
+            print(f"{name}: {what} {fraction:.0%}", file=sys.stderr, flush=True)
+
+    return report

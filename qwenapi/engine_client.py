@@ -1,0 +1,430 @@
+"""The HTTP half's side of the wire: finds engines, chooses one for a request, hands out what comes back.
+
+Knows gevent: one greenlet reads each connection, requests wait in mailboxes. Refuses to know text, HTTP, Flask. A
+Generation keeps every id it was given and has received, so that a replay needs nothing but the Generation.
+"""
+
+import hashlib
+import itertools
+import logging
+import os
+import secrets
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import gevent
+from gevent import getcurrent, get_hub
+
+from workers.connection import Connection, ConnectionEnded, connect
+from workers.errors import PageError, ProtocolError
+from workers.page import ENGINE_LAYOUT, Phase, SharedPage
+from workers.protocol import (
+    Abort,
+    Accepted,
+    Chunk,
+    Failed,
+    Finished,
+    FromEngine,
+    Generate,
+    Hello,
+    ModelCard,
+    Ping,
+    Pong,
+    Rejected,
+    SamplingParams,
+    Step,
+    wire_id,
+)
+
+log = logging.getLogger(__name__)
+
+DISCOVERY_SECONDS = 0.5
+PING_SECONDS = 2.0
+BEAT_SECONDS = 15.0
+# A prefix's favourite engine is left when it has this many more tokens in flight than the least loaded one.
+AFFINITY_SLACK_TOKENS = 8192
+AFFINITY_PREFIX_TOKENS = 256
+
+
+class EngineError(Exception):
+    """Base of what can go wrong between here and an engine."""
+
+
+class NoEngine(EngineError):
+    """No engine is connected; nothing was asked of any."""
+
+
+class Refused(EngineError):
+    """Every engine that could take the request refused it."""
+
+    def __init__(self, rejected: Rejected) -> None:
+        super().__init__(rejected.reason)
+        self.rejected = rejected
+
+
+class Cancelled(EngineError):
+    """The caller has gone; the engine has been told."""
+
+
+@dataclass(frozen=True)
+class Beat:
+    """Nothing has come for a while: time for a sign of life to the caller."""
+
+
+Event = Accepted | Rejected | Chunk | Finished | Failed | Beat
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """How many requests of one group may run and wait together (0 running: the engine's limit), and for how long (s)."""
+
+    group: str = ""
+    max_running: int = 0
+    max_waiting: int = 0
+    queue_timeout: float = 300.0
+
+
+class Mailbox:
+    """Events for the one greenlet that serves a caller, from all the generations it asked for."""
+
+    def __init__(self) -> None:
+        self._events: list[tuple[Generation, Event]] = []
+        self._waiter: gevent.Greenlet | None = None
+        self._hub = get_hub()
+        self._is_cancelled = False
+
+    def put(self, generation: "Generation", event: Event) -> None:
+        """Add an event and wake the greenlet that waits for one."""
+        self._events.append((generation, event))
+        self._wake()
+
+    def cancel(self) -> None:
+        """Let every `take`, now and later, raise Cancelled."""
+        self._is_cancelled = True
+        self._wake()
+
+    def take(self) -> list[tuple["Generation", Event]]:
+        """Wait for at least one event and return all there are; raise Cancelled when the caller has gone."""
+        while not self._events and not self._is_cancelled:
+            self._waiter = getcurrent()
+            try:
+                self._hub.switch()
+            finally:
+                self._waiter = None
+        if self._is_cancelled:
+            raise Cancelled
+        events, self._events = self._events, []
+        return events
+
+    def take_answer(self, generation: "Generation") -> Accepted | Rejected | Failed:
+        """Wait for the engine's answer to a request; everything else stays for `take`."""
+        others: list[tuple[Generation, Event]] = []
+        while True:
+            events = self.take()
+            for index, (sender, event) in enumerate(events):
+                if sender is generation and isinstance(event, Accepted | Rejected | Failed):
+                    self._events[:0] = others + events[index + 1 :]
+                    return event
+                others.append((sender, event))
+
+    def _wake(self) -> None:
+        if self._waiter is not None:
+            waiter, self._waiter = self._waiter, None
+            # Not switched to at once: whatever else the reader has for this caller then arrives in the same batch.
+            self._hub.loop.run_callback(waiter.switch)
+
+
+class Generation:
+    """One request under way: what was asked and what has come so far."""
+
+    def __init__(self, request: Generate, mailbox: Mailbox) -> None:
+        self.request = request
+        self.num_cached_tokens = 0
+        self.token_ids: dict[int, list[int]] = {choice: [] for choice in request.choices}
+        self.open_choices = set(request.choices)
+        self.is_over = False
+        self.last_event = time.monotonic()
+        self.link: EngineLink | None = None
+        self._mailbox = mailbox
+
+    def put(self, event: Event) -> None:
+        self.last_event = time.monotonic()
+        self._mailbox.put(self, event)
+
+    def receive(self, chunk: Chunk) -> None:
+        """Keep a chunk's ids; raise ProtocolError if any went missing before it."""
+        ids = self.token_ids[chunk.choice]
+        if chunk.position != len(ids):
+            raise ProtocolError(f"choice {chunk.choice}: token {chunk.position} after {len(ids)}")
+        ids.extend(chunk.token_ids)
+        self.put(chunk)
+
+    def close_choice(self, choice: int) -> None:
+        """Ask for no more tokens of a choice: its text has reached a stop string."""
+        self.open_choices.discard(choice)
+        if not self.open_choices:
+            self.close()
+        elif self.link is not None and not self.is_over:
+            self.link.send(Abort(self.request.wid, (choice,)))
+
+    def close(self) -> None:
+        """Be done with the request, whatever its state; the engine is told if it does not know yet."""
+        if self.link is not None:
+            self.link.forget(self)
+
+    @property
+    def completion_tokens(self) -> int:
+        return sum(len(ids) for ids in self.token_ids.values())
+
+    @property
+    def weight(self) -> int:
+        """Return the tokens this request may occupy."""
+        return len(self.request.prompt_ids) + len(self.request.choices) * self.request.params.max_tokens
+
+
+class EngineLink:
+    """A connection to one engine, after its hello, and the generations it works on."""
+
+    def __init__(self, connection: Connection, hello: Hello) -> None:
+        self.hello = hello
+        self.num_tokens_in_flight = 0
+        self.last_pong = time.monotonic()
+        self._connection = connection
+        self._generations: dict[int, Generation] = {}
+        self._page = _open_page(hello)
+
+    def submit(self, generation: Generation) -> None:
+        generation.link = self
+        self._generations[generation.request.wid] = generation
+        self.num_tokens_in_flight += generation.weight
+        self.send(generation.request)
+
+    def forget(self, generation: Generation) -> None:
+        """Drop a generation; its engine frees it within one step unless it has ended by itself."""
+        if self._generations.pop(generation.request.wid, None) is not None:
+            self.num_tokens_in_flight -= generation.weight
+            if not generation.is_over:
+                generation.is_over = True
+                self.send(Abort(generation.request.wid))
+
+    def send(self, message: Generate | Abort | Ping | Pong) -> None:
+        try:
+            self._connection.send(message)
+        except ConnectionEnded:
+            pass  # the reader greenlet sees the same end and answers for every generation
+
+    def read(self) -> None:
+        """Deliver what arrives until the connection ends; raise ConnectionEnded or ProtocolError then."""
+        while True:
+            for message in self._connection.receive():
+                self._deliver(message)
+            # Every frame that has arrived is delivered before any request runs: that is what makes writes coalesce.
+            gevent.sleep(0)
+
+    def end(self) -> None:
+        """Answer for everything this connection owed."""
+        self._connection.close()
+        for generation in list(self._generations.values()):
+            generation.is_over = True
+            generation.put(Failed(generation.request.wid, "engine_lost"))
+        self._generations.clear()
+        if self._page is not None:
+            self._page.close()
+
+    def is_alive(self) -> bool:
+        """Return whether the engine loop has shown a sign of life within its own limit."""
+        if self._page is None:
+            return time.monotonic() - self.last_pong < 2 * PING_SECONDS
+        row = self._page.read(self.hello.engine_index)
+        is_fresh = time.monotonic_ns() - row["beat_ns"] <= row["step_timeout_ns"]
+        return row["generation"] == self.hello.generation and row["phase"] != Phase.DRAINING and is_fresh
+
+    def generations(self) -> Iterator[Generation]:
+        return iter(list(self._generations.values()))
+
+    def _deliver(self, message: FromEngine) -> None:
+        if isinstance(message, Step):
+            self._deliver_step(message)
+        elif isinstance(message, Accepted | Rejected):
+            if generation := self._generations.get(message.wid):
+                if isinstance(message, Rejected):
+                    self._over(generation)
+                generation.put(message)
+        elif isinstance(message, Ping):
+            self.send(Pong(message.nonce))
+        elif isinstance(message, Pong):
+            self.last_pong = time.monotonic()
+        else:
+            raise ProtocolError("a second hello")
+
+    def _deliver_step(self, step: Step) -> None:
+        # Ids that are not known belong to requests whose caller has gone; what was on its way is dropped here.
+        generations = self._generations
+        for chunk in step.chunks:
+            if generation := generations.get(chunk.wid):
+                generation.receive(chunk)
+        for ending in (*step.finished, *step.failed):
+            if generation := generations.get(ending.wid):
+                if isinstance(ending, Finished):
+                    generation.num_cached_tokens = ending.cached_tokens
+                self._over(generation)
+                generation.put(ending)
+
+    def _over(self, generation: Generation) -> None:
+        generation.is_over = True
+        self.forget(generation)
+
+
+class EngineClient:
+    """All engines of one model half, found by the sockets in its run directory."""
+
+    def __init__(self, run_dir: Path, name: str, prepare: Callable[[ModelCard], None]) -> None:
+        """`prepare` is called in a thread with the card of each engine before requests can reach it."""
+        self._run_dir = run_dir
+        self._name = name
+        self._prepare = prepare
+        self._links: dict[Path, EngineLink] = {}
+        self._connecting: set[Path] = set()
+        self._serials = itertools.count(1)
+        self._greenlets: list[gevent.Greenlet] = []
+
+    def start(self) -> None:
+        """Begin to look for engines; call it in the process and hub that will use them."""
+        self._greenlets = [gevent.spawn(self._discover), gevent.spawn(self._keep_time)]
+
+    def stop(self) -> None:
+        gevent.killall(self._greenlets)
+        for link in self._links.values():
+            link.end()
+
+    @property
+    def card(self) -> ModelCard | None:
+        """Return what the engines serve, or None while none is connected."""
+        return next((link.hello.card for link in self._links.values()), None)
+
+    @property
+    def is_ready(self) -> bool:
+        """Return whether an engine is connected that makes progress, or would if it had work."""
+        return any(link.is_alive() for link in self._links.values())
+
+    def submit(
+        self,
+        prompt_ids: list[int],
+        params: SamplingParams,
+        *,
+        request_id: str,
+        n: int = 1,
+        priority: int = 0,
+        tenant: str = "",
+        limits: Limits = Limits(),
+        mailbox: Mailbox,
+    ) -> Generation:
+        """Return the generation once an engine has accepted it; its events go to `mailbox`.
+
+        Raises NoEngine, Refused (the last refusal), or Cancelled when the mailbox was cancelled meanwhile.
+        """
+        refused: Rejected | None = None
+        for link in self._candidates(prompt_ids, limits):
+            request = Generate(
+                wid=wire_id(next(self._serials), 0),
+                request_id=request_id,
+                prompt_ids=tuple(prompt_ids),
+                params=params,
+                choices=tuple(range(n)),
+                priority=priority,
+                tenant=tenant,
+                cache_salt=tenant,
+                group=limits.group,
+                max_running=limits.max_running,
+                max_waiting=limits.max_waiting,
+                queue_timeout=limits.queue_timeout,
+            )
+            generation = Generation(request, mailbox)
+            link.submit(generation)
+            try:
+                answer = mailbox.take_answer(generation)
+            except BaseException:
+                generation.close()
+                raise
+            if isinstance(answer, Accepted):
+                return generation
+            # An engine lost before its answer has cost the caller nothing: the next one is asked.
+            refused = answer if isinstance(answer, Rejected) else refused
+        if refused is not None:
+            raise Refused(refused)
+        raise NoEngine
+
+    def _candidates(self, prompt_ids: list[int], limits: Limits) -> list[EngineLink]:
+        """Return the engines to try, best first: a limited group has one, others prefer the one that knows the prefix."""
+        links = [link for link in self._links.values() if link.is_alive()] or list(self._links.values())
+        if len(links) < 2:
+            return links
+        if limits.max_running:
+            return sorted(links, key=lambda link: _rank(limits.group, link), reverse=True)[:1]
+        prefix = repr(prompt_ids[:AFFINITY_PREFIX_TOKENS])
+        by_load = sorted(links, key=lambda link: link.num_tokens_in_flight)
+        favourite = max(links, key=lambda link: _rank(prefix, link))
+        if favourite.num_tokens_in_flight - by_load[0].num_tokens_in_flight > AFFINITY_SLACK_TOKENS:
+            return by_load
+        return [favourite, *(link for link in by_load if link is not favourite)]
+
+    def _discover(self) -> None:
+        while True:
+            for path in self._run_dir.glob("engine-*.sock"):
+                if path not in self._links and path not in self._connecting:
+                    self._connecting.add(path)
+                    gevent.spawn(self._serve, path)
+            gevent.sleep(DISCOVERY_SECONDS)
+
+    def _serve(self, path: Path) -> None:
+        """Hold the connection to one engine, from its hello to its end."""
+        try:
+            connection, hello = connect(str(path), self._name)
+        except (OSError, ConnectionEnded, ProtocolError) as error:
+            log.debug("%s: %s", path.name, error)
+            self._connecting.discard(path)
+            return
+        link = EngineLink(connection, hello)
+        try:
+            get_hub().threadpool.apply(self._prepare, (hello.card,))
+            self._links[path] = link
+            log.info("%s connected, generation %d", path.name, hello.generation)
+            link.read()
+        except (ConnectionEnded, ProtocolError) as error:
+            log.warning("%s lost: %s", path.name, error)
+        finally:
+            self._links.pop(path, None)
+            self._connecting.discard(path)
+            link.end()
+
+    def _keep_time(self) -> None:
+        """Ping engines, and tell generations nothing was heard of that their callers should get a sign of life."""
+        for tick in itertools.count():
+            gevent.sleep(1)
+            now = time.monotonic()
+            for link in list(self._links.values()):
+                if tick % PING_SECONDS == 0:
+                    link.send(Ping(tick))
+                for generation in link.generations():
+                    if now - generation.last_event >= BEAT_SECONDS:
+                        generation.put(Beat())
+
+
+def random_seed() -> int:
+    """Return the seed of a request that names none."""
+    return secrets.randbits(63)
+
+
+def _rank(key: str, link: EngineLink) -> bytes:
+    """Rendezvous hashing: the engine with the highest rank for a key stays the same when others come and go."""
+    return hashlib.blake2b(f"{link.hello.engine_index} {key}".encode(), digest_size=8).digest()
+
+
+def _open_page(hello: Hello) -> SharedPage | None:
+    try:
+        return SharedPage.open(Path(hello.page_path), ENGINE_LAYOUT) if os.path.exists(hello.page_path) else None
+    except PageError as error:
+        log.warning("readiness follows pings alone: %s", error)
+        return None

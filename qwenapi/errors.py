@@ -1,0 +1,167 @@
+"""What a caller may be told went wrong: one tree, one renderer per dialect.
+
+The class knows the status, OpenAI's `type` and `code`, and a fixed public sentence; an instance may
+say it more exactly, in our own words and never in an exception's. Knows nothing of Flask.
+
+    ApiError 500
+    ├── BadRequest 400 ── ContextLengthExceeded
+    ├── NotFound 404 ── ModelNotFound
+    ├── MethodNotAllowed 405 · LengthRequired 411 · PayloadTooLarge 413 · UnsupportedMediaType 415
+    ├── RateLimited 429
+    ├── EngineUnavailable 503 ── QueueFull
+    └── InternalError 500 ── EngineFailed
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple, Protocol
+
+
+class ApiError(Exception):
+    """Base of every refusal and failure a caller sees. `retry_after` is in seconds."""
+
+    status: ClassVar[int] = 500
+    type: ClassVar[str] = "server_error"
+    code: ClassVar[str | None] = None
+    sentence: ClassVar[str] = "The server failed to answer."
+
+    def __init__(
+        self,
+        message: str | None = None,
+        *,
+        param: str | None = None,
+        retry_after: float | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        self.message = message or self.sentence
+        self.param = param
+        self.retry_after = retry_after
+        self.extra_headers = dict(headers or {})
+        super().__init__(self.message)
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Return the answer's headers: whole seconds for all, milliseconds for OpenAI's clients."""
+        if self.retry_after is None:
+            return self.extra_headers
+        return self.extra_headers | {
+            "Retry-After": str(max(1, math.ceil(self.retry_after))),
+            "retry-after-ms": str(math.ceil(self.retry_after * 1000)),
+        }
+
+
+class BadRequest(ApiError):
+    status = 400
+    type = "invalid_request_error"
+    sentence = "The request is not valid."
+
+
+class ContextLengthExceeded(BadRequest):
+    code = "context_length_exceeded"
+    sentence = "The prompt is longer than the model's context."
+
+
+class NotFound(ApiError):
+    status = 404
+    type = "invalid_request_error"
+    sentence = "There is nothing at this address."
+
+
+class ModelNotFound(NotFound):
+    """A name that is not served; the message lists those that are."""
+
+    code = "model_not_found"
+    MAX_NAME_CHARS = 100
+
+    def __init__(self, model: str, served: Sequence[str]) -> None:
+        shown = model[: self.MAX_NAME_CHARS]
+        names = ", ".join(f"'{name}'" for name in served)
+        super().__init__(f"The model '{shown}' is not served here. Served: {names}.", param="model")
+
+
+class MethodNotAllowed(ApiError):
+    status = 405
+    type = "invalid_request_error"
+    sentence = "This address does not answer this method."
+
+
+class LengthRequired(ApiError):
+    status = 411
+    type = "invalid_request_error"
+    sentence = "The request needs a Content-Length header; chunked bodies are not accepted."
+
+
+class PayloadTooLarge(ApiError):
+    status = 413
+    type = "invalid_request_error"
+    sentence = "The body is too large."
+
+
+class UnsupportedMediaType(ApiError):
+    status = 415
+    type = "invalid_request_error"
+    sentence = "The body must be uncompressed JSON, sent as Content-Type: application/json."
+
+
+class RateLimited(ApiError):
+    status = 429
+    type = "rate_limit_error"
+    code = "rate_limit_exceeded"
+    sentence = "Too many requests for this key. Wait, then try again."
+
+
+class EngineUnavailable(ApiError):
+    status = 503
+    code = "engine_unavailable"
+    sentence = "No engine is ready. Wait, then try again."
+
+
+class QueueFull(EngineUnavailable):
+    """The engine's queue is full; its figures are kept for dialects that print them."""
+
+    code = "queue_full"
+    sentence = "The server is busy and its queue is full. Wait, then try again."
+
+    def __init__(self, queue_size: int, max_queue_size: int, retry_after: float = 1) -> None:
+        super().__init__(retry_after=retry_after)
+        self.queue_size = queue_size
+        self.max_queue_size = max_queue_size
+
+
+class InternalError(ApiError):
+    code = "internal_error"
+
+
+class EngineFailed(InternalError):
+    code = "engine_failed"
+    sentence = "The engine failed while it answered. The request may be sent again."
+
+
+class RenderedError(NamedTuple):
+    """An error in the words of a dialect; the status is the error's own."""
+
+    body: dict[str, Any]
+    headers: dict[str, str]
+
+
+class Dialect(Protocol):
+    """How one family of interfaces says an error; `{"detail"}` and `{"error": str}` come later."""
+
+    def __call__(self, error: ApiError, request_id: str) -> RenderedError: ...
+
+
+def render_openai(error: ApiError, request_id: str) -> RenderedError:
+    """Render an error as OpenAI does; a failure of ours names the request, to find in the log."""
+    message = error.message
+    if error.status >= 500:
+        message = f"{message} (request {request_id})"
+    body = {
+        "message": message,
+        "type": error.type,
+        "param": error.param,
+        "code": error.code,
+    }
+    return RenderedError({"error": body}, error.headers)
+
+
+DIALECTS: Mapping[str, Dialect] = {"openai": render_openai}

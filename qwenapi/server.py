@@ -1,0 +1,150 @@
+"""The HTTP server process: gunicorn with gevent workers around the Flask application.
+
+Started as `python -m qwenapi.server LISTEN_FD LIFELINE_FD`, the settings on the first line of the lifeline. Nothing is
+loaded before the fork: each worker imports the application after gevent has patched it, and has its own EngineClient.
+"""
+
+import faulthandler
+import fcntl
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import gevent.socket
+import orjson
+from gunicorn.app.base import BaseApplication
+from gunicorn.workers.ggevent import GeventWorker
+
+from qwenapi.settings import Settings
+from workers import lifeline
+from workers.errors import ExitCode
+
+# systemd's protocol for handed-over sockets, which gunicorn speaks: they start at descriptor 3.
+FIRST_LISTEN_FD = 3
+KEEPALIVE_SECONDS = 75
+HUB_STALL_SECONDS = 60
+
+
+class FastSocket(gevent.socket.socket):
+    """A gevent socket whose sendall first tries one plain send: 1.2 µs where gevent's takes 4, and a token nearly always fits.
+
+    Measured: 8 to 13 % less CPU per token when paced, 18 to 35 % when saturated.
+    """
+
+    __slots__ = ()
+
+    def sendall(self, data: bytes, flags: int = 0) -> None:
+        try:
+            sent = self._sock.send(data, flags)
+        except BlockingIOError:
+            sent = 0
+        if sent < len(data):
+            super().sendall(memoryview(data)[sent:], flags)
+
+
+class FastWorker(GeventWorker):
+    """gunicorn's gevent worker, its connections FastSockets."""
+
+    def handle(self, listener: Any, client: Any, addr: Any) -> None:
+        if type(client) is gevent.socket.socket:
+            client.__class__ = FastSocket
+        super().handle(listener, client, addr)
+
+
+class HttpServer(BaseApplication):
+    """gunicorn's application object: its settings, and how a worker gets the Flask application."""
+
+    def __init__(self, settings: Settings, model_run_dir: Path) -> None:
+        self._settings = settings
+        self._model_run_dir = model_run_dir
+        super().__init__()
+
+    def load_config(self) -> None:
+        options = {
+            "worker_class": "qwenapi.server.FastWorker",
+            "workers": self._settings.api_server_count,
+            "worker_connections": 4000,
+            "keepalive": KEEPALIVE_SECONDS,
+            "timeout": HUB_STALL_SECONDS,
+            "graceful_timeout": int(self._settings.drain_timeout),
+            "backlog": 2048,
+            "max_requests": 0,
+            "preload_app": False,
+            "control_socket_disable": True,
+            "accesslog": None,
+            "loglevel": "warning",
+            "limit_request_line": 4094,
+            "limit_request_fields": 64,
+            "limit_request_field_size": 8190,
+            "worker_tmp_dir": "/dev/shm" if os.access("/dev/shm", os.W_OK) else None,
+            "proc_name": "qwenapi-http",
+            "post_fork": _post_fork,
+            "worker_abort": _worker_abort,
+        }
+        for name, value in options.items():
+            self.cfg.set(name, value)
+
+    def load(self) -> Any:
+        """Return the WSGI application; called in each worker, after gevent's patches."""
+        from qwenapi import logs
+        from qwenapi.app import create_app
+        from qwenapi.engine_client import EngineClient
+        from qwenapi.models import Models
+
+        logs.configure(self._settings)
+        models = Models(self._settings.served_names)
+        engine = EngineClient(self._model_run_dir, f"http-{self._settings.port}/{os.getpid()}", models.prepare)
+        engine.start()
+        return create_app(self._settings, engine, models)
+
+
+def main() -> None:
+    """Take over the listening socket and run until told to stop."""
+    listen_fd, lifeline_fd = (_move_up(int(fd)) for fd in sys.argv[1:3])
+    handover = orjson.loads(_read_line(lifeline_fd))
+    lifeline.hold(lifeline_fd)
+    os.dup2(listen_fd, FIRST_LISTEN_FD)
+    os.close(listen_fd)
+    os.environ.update(LISTEN_FDS="1", LISTEN_PID=str(os.getpid()))
+    # Tokenizers would start a thread pool of its own in every process; one request is never worth it.
+    os.environ["RAYON_NUM_THREADS"] = "1"
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    os.environ.pop("PROMETHEUS_MULTIPROC_DIR", None)
+    HttpServer(_settings(handover["settings"]), Path(handover["model_run_dir"])).run()
+
+
+def _settings(values: dict[str, Any]) -> Settings:
+    """Return the settings as they were before they became JSON, which knows no tuples."""
+    return Settings(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
+
+
+def _move_up(fd: int) -> int:
+    """Return the descriptor's duplicate above those that the hand-over will overwrite."""
+    moved = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 10)
+    os.close(fd)
+    return moved
+
+
+def _read_line(fd: int) -> bytes:
+    line = bytearray()
+    while not line.endswith(b"\n"):
+        byte = os.read(fd, 1)
+        if not byte:
+            sys.exit(ExitCode.INTERNAL)
+        line += byte
+    return bytes(line)
+
+
+def _post_fork(arbiter: Any, worker: Any) -> None:
+    faulthandler.enable()
+
+
+def _worker_abort(worker: Any) -> None:
+    # A hub that has stalled for HUB_STALL_SECONDS would drain for graceful_timeout after gunicorn's SIGABRT.
+    faulthandler.dump_traceback(all_threads=True)
+    os._exit(ExitCode.INTERNAL)
+
+
+if __name__ == "__main__":
+    main()

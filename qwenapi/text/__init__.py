@@ -1,0 +1,1 @@
+"""Text in, text out: templates, tokens, stops, strict JSON. Knows no Flask, socket or engine."""

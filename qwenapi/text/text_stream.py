@@ -1,0 +1,47 @@
+"""Token ids of one choice → the text its caller may see: detokenizer and stop strings in one."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from qwenapi.text.detokenizer import Detokenizer
+from qwenapi.text.stop_matcher import StopMatcher
+from qwenapi.text.tokenizer import Tokenizer
+
+
+class TextDelta(NamedTuple):
+    """New text, and whether a stop string has ended the choice."""
+
+    text: str
+    is_stopped: bool
+
+
+class TextStream:
+    """One choice. Its first `min_tokens` tokens are not searched for stops.
+
+    The id that stopped a choice in the engine (eos, stop_token_ids) is no text: leave it out.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        stops: Sequence[str] = (),
+        *,
+        skip_special_tokens: bool = True,
+        min_tokens: int = 0,
+    ) -> None:
+        self._detokenizer = Detokenizer(tokenizer, skip_special_tokens)
+        self._matcher = StopMatcher(stops)
+        self._num_unchecked = min_tokens
+
+    def push(self, ids: Sequence[int]) -> TextDelta:
+        """Return the text these ids release. After a stop it is empty."""
+        unchecked, checked = ids[: self._num_unchecked], ids[self._num_unchecked :]
+        self._num_unchecked -= len(unchecked)
+        text = self._detokenizer.push(unchecked) if unchecked else ""
+        text += self._matcher.push(self._detokenizer.push(checked))
+        return TextDelta(text, self._matcher.matched is not None)
+
+    def finish(self) -> TextDelta:
+        """Return what was held back; call once, when the choice has ended."""
+        text = self._matcher.push(self._detokenizer.finish())
+        return TextDelta(text + self._matcher.finish(), self._matcher.matched is not None)

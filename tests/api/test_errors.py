@@ -1,0 +1,83 @@
+import pytest
+
+from qwenapi import errors
+from qwenapi.errors import ApiError, BadRequest, ModelNotFound, QueueFull, render_openai
+
+
+def tree(root: type[ApiError]) -> list[type[ApiError]]:
+    return [root, *(leaf for child in root.__subclasses__() for leaf in tree(child))]
+
+
+@pytest.mark.parametrize(
+    ("name", "status", "kind", "code"),
+    [
+        ("ApiError", 500, "server_error", None),
+        ("BadRequest", 400, "invalid_request_error", None),
+        ("ContextLengthExceeded", 400, "invalid_request_error", "context_length_exceeded"),
+        ("NotFound", 404, "invalid_request_error", None),
+        ("ModelNotFound", 404, "invalid_request_error", "model_not_found"),
+        ("MethodNotAllowed", 405, "invalid_request_error", None),
+        ("LengthRequired", 411, "invalid_request_error", None),
+        ("PayloadTooLarge", 413, "invalid_request_error", None),
+        ("UnsupportedMediaType", 415, "invalid_request_error", None),
+        ("RateLimited", 429, "rate_limit_error", "rate_limit_exceeded"),
+        ("EngineUnavailable", 503, "server_error", "engine_unavailable"),
+        ("QueueFull", 503, "server_error", "queue_full"),
+        ("InternalError", 500, "server_error", "internal_error"),
+        ("EngineFailed", 500, "server_error", "engine_failed"),
+    ],
+)
+def test_each_error_knows_its_status_and_code(
+    name: str, status: int, kind: str, code: str | None
+) -> None:
+    error = getattr(errors, name)
+    assert (error.status, error.type, error.code) == (status, kind, code)
+
+
+def test_every_error_has_a_public_sentence() -> None:
+    assert all(error.sentence.endswith(".") for error in tree(ApiError))
+
+
+def test_a_callers_error_is_rendered_as_openai_renders_it() -> None:
+    error = BadRequest("'n' must be an integer from 1 to 8.", param="n")
+    assert render_openai(error, "r1") == (
+        {
+            "error": {
+                "message": "'n' must be an integer from 1 to 8.",
+                "type": "invalid_request_error",
+                "param": "n",
+                "code": None,
+            }
+        },
+        {},
+    )
+
+
+def test_a_failure_of_ours_names_the_request() -> None:
+    body, _ = render_openai(errors.EngineFailed(), "r1")
+    assert body["error"]["message"].endswith("(request r1)")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "header", "millis"), [(0.2, "1", "200"), (1, "1", "1000"), (2.5, "3", "2500")]
+)
+def test_waiting_is_told_in_seconds_and_milliseconds(
+    seconds: float, header: str, millis: str
+) -> None:
+    error = QueueFull(10, 10, retry_after=seconds)
+    assert render_openai(error, "r").headers == {
+        "Retry-After": header,
+        "retry-after-ms": millis,
+    }
+    assert (error.queue_size, error.max_queue_size) == (10, 10)
+
+
+def test_an_unknown_model_is_told_which_ones_are_served() -> None:
+    error = ModelNotFound("gpt" * 1000, ["Qwen3-8B", "MyCoder"])
+    assert "Served: 'Qwen3-8B', 'MyCoder'." in error.message
+    assert error.param == "model" and len(error.message) < 200
+
+
+def test_extra_headers_are_kept() -> None:
+    error = errors.MethodNotAllowed(headers={"Allow": "POST"})
+    assert render_openai(error, "r").headers == {"Allow": "POST"}

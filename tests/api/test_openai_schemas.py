@@ -1,0 +1,350 @@
+import math
+from typing import Any
+
+import pytest
+
+from qwenapi.api.openai.schemas import (
+    MAX_BIASES,
+    MAX_MESSAGES,
+    MAX_PARTS,
+    MAX_PROMPTS,
+    MAX_STOPS,
+    ChatRequest,
+    ChatSchema,
+    CompletionRequest,
+    CompletionSchema,
+)
+from qwenapi.errors import BadRequest
+from qwenapi.validation import load_request
+
+HELLO = [{"role": "user", "content": "hi"}]
+
+
+def chat(**body: Any) -> ChatRequest:
+    return load_request(ChatSchema(), {"messages": HELLO, **body})
+
+
+def completion(**body: Any) -> CompletionRequest:
+    return load_request(CompletionSchema(), {"prompt": "hi", **body})
+
+
+def refusal(ask: Any, **body: Any) -> tuple[str | None, str]:
+    with pytest.raises(BadRequest) as caught:
+        ask(**body)
+    return caught.value.param, caught.value.message
+
+
+def test_silence_leaves_every_choice_to_the_server() -> None:
+    request = chat()
+    assert request == ChatRequest(messages=({"role": "user", "content": "hi"},))
+    assert request.max_tokens is request.temperature is request.seed is request.logprobs is None
+    assert (request.n, request.stop, request.stream, request.enable_thinking) == (
+        1,
+        (),
+        False,
+        None,
+    )
+
+
+def test_null_is_silence() -> None:
+    names = [name for name in ChatSchema().fields if name != "messages"]
+    assert chat(**dict.fromkeys(names)) == chat()
+    names = [field.data_key or name for name, field in CompletionSchema().fields.items()]
+    names.remove("prompt")
+    assert completion(**dict.fromkeys(names)) == completion()
+
+
+def test_a_missing_prompt_is_missing_however_it_is_missing() -> None:
+    assert refusal(completion, prompt=None) == ("prompt", "'prompt' is required.")
+    assert refusal(completion, prompts=None)[0] == "prompts"
+
+
+def test_every_field_of_sampling_arrives() -> None:
+    request = chat(
+        model="m", max_tokens=5, max_completion_tokens=7, min_tokens=2, temperature=0, top_p=0.5,
+        top_k=-1, min_p=0.1, repetition_penalty=1.1, presence_penalty=-2, frequency_penalty=2,
+        logit_bias={"0": -100, "12": 1.5}, seed=-(2**63), n=8, stop=["a", "b"],
+        stop_token_ids=[1, 2], ignore_eos=True, skip_special_tokens=False, logprobs=True,
+        top_logprobs=20, priority=-3, stream=True, stream_options={"include_usage": True},
+        chat_template_kwargs={"enable_thinking": False},
+    )  # fmt: skip
+    assert request == ChatRequest(
+        messages=({"role": "user", "content": "hi"},), model="m", max_tokens=7, min_tokens=2,
+        temperature=0.0, top_p=0.5, top_k=-1, min_p=0.1, repetition_penalty=1.1,
+        presence_penalty=-2.0, frequency_penalty=2.0, logit_bias={0: -100.0, 12: 1.5},
+        seed=-(2**63), n=8, stop=("a", "b"), stop_token_ids=(1, 2), ignore_eos=True,
+        skip_special_tokens=False, logprobs=20, priority=-3, stream=True, include_usage=True,
+        enable_thinking=False,
+    )  # fmt: skip
+
+
+def test_a_value_never_shows_what_was_said() -> None:
+    assert "secret" not in repr(
+        chat(messages=[{"role": "user", "content": "secret"}], stop="secret")
+    )
+    assert "secret" not in repr(completion(prompt="secret"))
+
+
+INTEGERS = {
+    # field: (lowest, highest); None for no bound. T22: whatever lies outside is refused by name.
+    "max_tokens": (1, None),
+    "max_completion_tokens": (1, None),
+    "min_tokens": (0, 2**31 - 1),
+    "n": (1, 8),
+    "top_k": (-1, 2**31 - 1),
+    "seed": (-(2**63), 2**63 - 1),
+    "priority": (-(2**31), 2**31 - 1),
+    "top_logprobs": (0, 20),
+}
+NUMBERS = {
+    "temperature": (0, 2),
+    "top_p": (0, 1),
+    "min_p": (0, 1),
+    "presence_penalty": (-2, 2),
+    "frequency_penalty": (-2, 2),
+    "repetition_penalty": (0, 2),
+}
+NOT_NUMBERS = (True, False, "1", "", [], [1], {}, {"a": 1})
+INTEGER_PROBES = (-(2**63) - 1, -2, -1, 0, 1, 9, 21, 1000, 2**31, 2**63, 2**64, 10**31)
+NUMBER_PROBES = (-1e308, -2.01, -1, -0.01, 0, 0.5, 1, 1.01, 2, 2.01, 2**31, 2**63, 1e308)
+
+
+@pytest.mark.parametrize("name", INTEGERS)
+@pytest.mark.parametrize("value", [*INTEGER_PROBES, 1.0, 1.5, 1e308, -0.0, *NOT_NUMBERS])
+def test_integers_are_integers_within_bounds(name: str, value: Any) -> None:
+    low, high = INTEGERS[name]
+    body = {"logprobs": True, "max_tokens": 2**31} | {name: value}
+    is_good = type(value) is int and low <= value and (high is None or value <= high)
+    if is_good:
+        chat(**body)
+    else:
+        assert refusal(chat, **body)[0] == name
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+@pytest.mark.parametrize("value", [*NUMBER_PROBES, math.inf, -math.inf, math.nan, *NOT_NUMBERS])
+def test_numbers_are_finite_and_within_bounds(name: str, value: Any) -> None:
+    low, high = NUMBERS[name]
+    is_good = type(value) in (int, float) and low <= value <= high
+    if is_good and not (name == "repetition_penalty" and value == 0):
+        assert getattr(chat(**{name: value}), name) == value
+        assert isinstance(getattr(completion(**{name: value}), name), float)
+    else:
+        assert refusal(chat, **{name: value})[0] == name
+        assert refusal(completion, **{name: value})[0] == name
+
+
+def test_an_integer_too_large_for_a_double_is_refused_not_raised() -> None:
+    assert refusal(chat, temperature=10**400)[0] == "temperature"
+    assert refusal(chat, logit_bias={"1": 10**400})[0] == "logit_bias"
+
+
+@pytest.mark.parametrize("name", ["stream", "ignore_eos", "skip_special_tokens", "logprobs"])
+@pytest.mark.parametrize("value", [0, 1, "true", "false", [], {}, 1.0])
+def test_flags_are_true_or_false(name: str, value: Any) -> None:
+    assert refusal(chat, **{name: value})[0] == name
+
+
+@pytest.mark.parametrize("ask", [chat, completion])
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"user": "u"}, {"metadata": {"a": "b"}}, {"safety_identifier": "s"},
+        {"prompt_cache_key": "k"}, {"response_format": {"type": "text"}}, {"store": False},
+        {"service_tier": "auto"}, {"best_of": 1}, {"echo": False},
+    ],
+)  # fmt: skip
+def test_fields_that_change_no_output_are_accepted(ask: Any, body: dict[str, Any]) -> None:
+    assert ask(**body) == ask()
+
+
+@pytest.mark.parametrize(
+    "body",
+    [{"tools": []}, {"tool_choice": "none"}, {"tool_choice": "auto"},
+     {"parallel_tool_calls": True}, {"parallel_tool_calls": False}],
+)  # fmt: skip
+def test_asking_for_no_tools_is_accepted(body: dict[str, Any]) -> None:
+    assert chat(**body) == chat()
+
+
+@pytest.mark.parametrize(
+    ("ask", "body", "feature"),
+    [
+        (chat, {"response_format": {"type": "json_object"}}, "structured output"),
+        (chat, {"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
+        (chat, {"tool_choice": "required"}, "tools"),
+        (chat, {"store": True}, "stored completions"),
+        (chat, {"service_tier": "flex"}, "service tiers"),
+        (chat, {"best_of": 2}, "best_of"),
+        (chat, {"best_of": True}, "best_of"),
+        (completion, {"echo": True}, "echo"),
+        (completion, {"suffix": ""}, "a suffix"),
+        (completion, {"suffix": "x"}, "a suffix"),
+    ],
+)
+def test_features_that_do_not_exist_are_refused_as_such(
+    ask: Any, body: dict[str, Any], feature: str
+) -> None:
+    param, message = refusal(ask, **body)
+    assert param == next(iter(body))
+    assert message == f"'{param}' asks for {feature}, which this server does not support."
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["guided_json", "functions", "prompt_logprobs", "use_beam_search", "prompt", "Model", ""],
+)
+def test_unknown_fields_are_refused_by_name(name: str) -> None:
+    assert refusal(chat, **{name: 1})[0] == (name or None)
+
+
+@pytest.mark.parametrize(
+    ("ask", "body", "param"),
+    [
+        (chat, {"top_logprobs": 0}, "top_logprobs"),
+        (chat, {"top_logprobs": 2, "logprobs": False}, "top_logprobs"),
+        (chat, {"stream_options": {"include_usage": True}}, "stream_options"),
+        (chat, {"stream_options": {}, "stream": False}, "stream_options"),
+        (chat, {"stream": True, "stream_options": {"x": 1}}, "stream_options.x"),
+        (chat, {"stream": True, "stream_options": {"include_usage": 1}},
+         "stream_options.include_usage"),
+        (chat, {"stream": True, "stream_options": {"include_obfuscation": True}},
+         "stream_options.include_obfuscation"),
+        (chat, {"stream": True, "stream_options": []}, "stream_options"),
+        (chat, {"min_tokens": 6, "max_tokens": 5}, "min_tokens"),
+        (chat, {"chat_template_kwargs": {"enable_thinking": 1}},
+         "chat_template_kwargs.enable_thinking"),
+        (chat, {"chat_template_kwargs": {"tokenize": True}}, "chat_template_kwargs.tokenize"),
+        (chat, {"chat_template_kwargs": {"messages": []}}, "chat_template_kwargs.messages"),
+        (completion, {"chat_template_kwargs": {}}, "chat_template_kwargs"),
+        (completion, {"logprobs": True}, "logprobs"),
+        (completion, {"logprobs": 21}, "logprobs"),
+        (completion, {"top_logprobs": 1}, "top_logprobs"),
+    ],
+)  # fmt: skip
+def test_fields_that_contradict_are_refused(ask: Any, body: dict[str, Any], param: str) -> None:
+    assert refusal(ask, **body)[0] == param
+
+
+@pytest.mark.parametrize(
+    ("asked", "got"), [({"logprobs": True}, 0), ({"logprobs": False}, None), ({}, None),
+                       ({"logprobs": True, "top_logprobs": 3}, 3)],
+)  # fmt: skip
+def test_logprobs_of_a_chat_become_a_number(asked: dict[str, Any], got: int | None) -> None:
+    assert chat(**asked).logprobs == got
+
+
+@pytest.mark.parametrize(
+    ("stop", "got"), [("a", ("a",)), (["a", "b"], ("a", "b")), ([], ()), ("é" * 128, ("é" * 128,))]
+)
+def test_stops_are_one_or_several(stop: Any, got: tuple[str, ...]) -> None:
+    assert chat(stop=stop).stop == got
+
+
+@pytest.mark.parametrize(
+    "stop", ["", [""], ["a", ""], [1], 1, True, {}, [["a"]], ["a"] * (MAX_STOPS + 1), "é" * 129]
+)
+def test_other_stops_are_refused(stop: Any) -> None:
+    assert refusal(chat, stop=stop)[0] == "stop"
+
+
+@pytest.mark.parametrize("ids", [1, "1", [-1], [2**31], [1.0], [True], ["1"], {}, [1] * 129, [[1]]])
+def test_other_stop_token_ids_are_refused(ids: Any) -> None:
+    assert refusal(chat, stop_token_ids=ids)[0] == "stop_token_ids"
+
+
+@pytest.mark.parametrize(
+    "bias",
+    [[], "1", 1, {"a": 1}, {"-1": 1}, {"01": 1}, {" 1": 1}, {"1": "1"}, {"1": True}, {"1": 101},
+     {"1": -100.5}, {"1": None}, {"1": math.nan}, {"1.0": 1}, {"": 1}, {"١": 1}, {"9" * 11: 1},
+     {str(i): 1 for i in range(MAX_BIASES + 1)}],
+)  # fmt: skip
+def test_other_logit_biases_are_refused(bias: Any) -> None:
+    assert refusal(chat, logit_bias=bias)[0] == "logit_bias"
+
+
+@pytest.mark.parametrize("metadata", [{"a": 1}, [], "a", {str(i): "" for i in range(17)}])
+def test_other_metadata_is_refused(metadata: Any) -> None:
+    assert refusal(chat, metadata=metadata)[0] == "metadata"
+
+
+def test_messages_become_what_the_template_takes() -> None:
+    request = chat(
+        messages=[
+            {"role": "developer", "content": "d"},
+            {"role": "user", "content": [{"type": "text", "text": "a"},
+                                         {"type": "text", "text": "b"}], "name": "Ann"},
+            {"role": "assistant", "content": "c", "reasoning_content": "r", "refusal": None,
+             "tool_calls": [], "function_call": None, "audio": None, "annotations": []},
+            {"role": "user", "content": "", "name": None},
+        ]
+    )  # fmt: skip
+    assert request.messages == (
+        {"role": "system", "content": "d"},
+        {"role": "user", "content": "a\nb", "name": "Ann"},
+        {"role": "assistant", "content": "c", "reasoning_content": "r"},
+        {"role": "user", "content": ""},
+    )
+
+
+IMAGE = {"type": "image_url", "image_url": {"url": "http://x"}}
+
+
+@pytest.mark.parametrize(
+    ("messages", "param"),
+    [
+        (None, "messages"), ([], "messages"), ({}, "messages"), ("hi", "messages"),
+        (HELLO * (MAX_MESSAGES + 1), "messages"),
+        ([1], "messages[0]"), ([None], "messages[0]"),
+        ([*HELLO, {"content": "x"}], "messages[1].role"),
+        ([{"role": "root", "content": "x"}], "messages[0].role"),
+        ([{"role": ["user"], "content": "x"}], "messages[0].role"),
+        ([{"role": "tool", "content": "x", "tool_call_id": "1"}], "messages[0].role"),
+        ([{"role": "user"}], "messages[0].content"),
+        ([{"role": "user", "content": None}], "messages[0].content"),
+        ([{"role": "assistant", "content": None}], "messages[0].content"),
+        ([{"role": "user", "content": 1}], "messages[0].content"),
+        ([{"role": "user", "content": []}], "messages[0].content"),
+        ([{"role": "user", "content": [{"type": "text", "text": "x"}] * (MAX_PARTS + 1)}],
+         "messages[0].content"),
+        ([{"role": "user", "content": ["x"]}], "messages[0].content[0]"),
+        ([{"role": "user", "content": [IMAGE]}], "messages[0].content[0].type"),
+        ([{"role": "user", "content": [{"type": "text"}]}], "messages[0].content[0]"),
+        ([{"role": "user", "content": [{"type": "text", "text": 1}]}], "messages[0].content[0]"),
+        ([{"role": "user", "content": [{"type": "text", "text": "", "x": 1}]}],
+         "messages[0].content[0]"),
+        ([{"role": "user", "content": "x", "extra": 1}], "messages[0].extra"),
+        ([{"role": "user", "content": "x", "extra": None}], "messages[0].extra"),
+        ([{"role": "user", "content": "x", "name": 1}], "messages[0].name"),
+        ([{"role": "user", "content": "x", "reasoning_content": "r"}],
+         "messages[0].reasoning_content"),
+        ([{"role": "assistant", "content": "x", "tool_calls": [{}]}], "messages[0].tool_calls"),
+    ],
+)  # fmt: skip
+def test_other_messages_are_refused_by_place(messages: Any, param: str) -> None:
+    assert refusal(chat, messages=messages)[0] == param
+
+
+@pytest.mark.parametrize(
+    ("prompt", "got"),
+    [
+        ("a", ("a",)), ("", ("",)), (["a", "b"], ("a", "b")), ([1, 2], ((1, 2),)),
+        ([[1], [2, 3]], ((1,), (2, 3))), (["a"] * MAX_PROMPTS, ("a",) * MAX_PROMPTS),
+        (list(range(100)), (tuple(range(100)),)),
+    ],
+)  # fmt: skip
+def test_a_prompt_has_four_forms(prompt: Any, got: Any) -> None:
+    assert completion(prompt=prompt).prompts == got
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [None, [], [[]], 1, True, {}, [1, "a"], ["a", 1], [-1], [1.0], [True], [2**31], [[1], "a"],
+     [[1], []], [["a"]], ["a"] * (MAX_PROMPTS + 1), [[1]] * (MAX_PROMPTS + 1), [None]],
+)  # fmt: skip
+def test_other_prompts_are_refused(prompt: Any) -> None:
+    assert refusal(completion, prompt=prompt)[0] == "prompt"
+
+
+def test_logprobs_of_a_completion_are_a_number() -> None:
+    assert completion(logprobs=0).logprobs == 0 and completion(logprobs=20).logprobs == 20

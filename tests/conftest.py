@@ -1,0 +1,33 @@
+"""Servers that tests share."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.running_server import RunningServer
+
+
+@pytest.fixture
+def start_server(tmp_path: Path) -> Iterator[Callable[..., RunningServer]]:
+    """Start servers of a test's own; each must stop cleanly."""
+    servers: list[RunningServer] = []
+
+    def start(*flags: str, ready: bool = True, **options: object) -> RunningServer:
+        server = RunningServer(tmp_path / f"run{len(servers)}", *flags, **options)  # type: ignore[arg-type]
+        servers.append(server)
+        return server.wait_until_ready() if ready else server
+
+    yield start
+    for server in servers:
+        if server.process.poll() is None:
+            server.stop()
+
+
+@pytest.fixture(scope="session")
+def stub_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    """Return a server on the stub engine, 10 ms a step, shared by tests that leave it as they found it."""
+    server = RunningServer(tmp_path_factory.mktemp("stub"), "--stub", "--stub-step-seconds", "0.01")
+    server.wait_until_ready()
+    yield server
+    server.stop()

@@ -1,0 +1,334 @@
+"""The HTTP half through real gunicorn, against the stub engine."""
+
+import http.client
+import json
+import socket
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import openai
+import pytest
+
+from tests.running_server import content_of, sse_events, wait_for
+
+MESSAGES = [{"role": "user", "content": "你好，世界 🙂👨‍👩‍👧 ok"}]
+
+
+@pytest.fixture
+def client(stub_server):
+    with openai.OpenAI(base_url=stub_server.url + "/v1", api_key="dummy-key", max_retries=0) as client:
+        yield client
+
+
+def raw_request(server, body, path="/v1/chat/completions", headers=()):
+    """Return a socket on which the request has been sent and nothing been read."""
+    host, port = server.url.removeprefix("http://").split(":")
+    sock = socket.create_connection((host, int(port)), timeout=30)
+    payload = json.dumps(body).encode()
+    head = [f"POST {path} HTTP/1.1", "Host: x", "Content-Type: application/json", f"Content-Length: {len(payload)}"]
+    sock.sendall("\r\n".join([*head, *headers, "", ""]).encode() + payload)
+    return sock
+
+
+def test_the_openai_library_chats_whole_and_streamed_and_gets_the_same(client):
+    fields = {"model": "qwen-demo", "messages": MESSAGES, "max_tokens": 40, "seed": 7}
+    whole = client.chat.completions.create(**fields)
+    with client.chat.completions.create(stream=True, stream_options={"include_usage": True}, **fields) as stream:
+        chunks = list(stream)
+    assert whole.choices[0].finish_reason == "length"
+    assert whole.usage.completion_tokens == chunks[-1].usage.completion_tokens == 40
+    assert chunks[0].choices[0].delta.role == "assistant" and not chunks[0].choices[0].delta.content
+    text = "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
+    assert text == whole.choices[0].message.content
+    assert "🙂" in text and "\N{REPLACEMENT CHARACTER}" not in text.rstrip("\N{REPLACEMENT CHARACTER}")
+
+
+def test_the_openai_library_completes_several_prompts_with_several_choices(client):
+    whole = client.completions.create(model="qwen-demo", prompt=["ab cd", "你好 吗"], n=2, max_tokens=6, seed=1)
+    assert [choice.index for choice in whole.choices] == [0, 1, 2, 3]
+    with client.completions.create(
+        model="qwen-demo", prompt=["ab cd", "你好 吗"], n=2, max_tokens=6, seed=1, stream=True
+    ) as stream:
+        texts = [""] * 4
+        for chunk in stream:
+            texts[chunk.choices[0].index] += chunk.choices[0].text
+    assert texts == [choice.text for choice in whole.choices]
+
+
+def test_the_models_are_listed(client):
+    assert [model.id for model in client.models.list()] == ["qwen-demo"]
+
+
+def test_tokens_arrive_one_by_one(stub_server):
+    arrivals = []
+    with raw_request(stub_server, {"messages": MESSAGES, "stream": True, "max_tokens": 30}) as sock:
+        received = b""
+        while b"[DONE]" not in received:
+            received += sock.recv(65536)
+            arrivals.append(time.monotonic())
+    assert len(arrivals) >= 15, "the stream came in a few large pieces"
+    assert arrivals[-1] - arrivals[0] > 0.2
+
+
+def test_a_stop_string_ends_the_text_before_it_and_frees_the_engine(stub_server):
+    whole = stub_server.text("one two three four five", max_tokens=60, seed=0)
+    assert "three" in whole
+    answer = stub_server.chat("one two three four five", max_tokens=60, seed=0, stop=["nowhere", "three"]).json()
+    assert answer["choices"][0]["message"]["content"] == whole[: whole.index("three")]
+    assert answer["choices"][0]["finish_reason"] == "stop"
+    events = stub_server.stream("one two three four five", max_tokens=60, seed=0, stop="three")
+    assert content_of(events) == whole[: whole.index("three")]
+    stub_server.wait_until_idle()
+
+
+def test_one_choice_may_stop_while_the_others_go_on(stub_server):
+    fields = {"max_tokens": 24, "seed": 0, "n": 3}
+    plain = [c["message"]["content"] for c in stub_server.chat("ab cd ef gh", **fields).json()["choices"]]
+    stopped = stub_server.chat("ab cd ef gh", stop="ef", **fields).json()["choices"]
+    for before, after in zip(plain, stopped, strict=True):
+        assert after["message"]["content"] == before.split("ef")[0]
+    stub_server.wait_until_idle()
+
+
+def test_sixty_four_streams_at_once_each_equal_the_same_request_alone(stub_server):
+    prompts = [f"第{i}个问题：{'🙂' * (i % 5)} number {i}" for i in range(64)]
+    alone = [stub_server.text(prompt, max_tokens=24, seed=i) for i, prompt in enumerate(prompts)]
+    with ThreadPoolExecutor(64) as pool:
+        together = list(
+            pool.map(lambda i: content_of(stub_server.stream(prompts[i], max_tokens=24, seed=i)), range(64))
+        )
+    assert together == alone
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_leaves_is_noticed_within_a_tenth_of_a_second(stub_server, stream):
+    with raw_request(stub_server, {"messages": MESSAGES, "stream": stream, "max_tokens": 4000}):
+        wait_for(lambda: stub_server.row()["running"] == 1)
+    left = time.monotonic()
+    wait_for(lambda: stub_server.row()["running"] == 0, 5)
+    assert time.monotonic() - left < 0.1 + 0.05  # one step of the stub and one look at the page
+
+
+def test_a_queued_client_that_leaves_is_noticed_too(start_server):
+    server = start_server("--stub", "--stub-step-seconds", "0.01", "--max-running", "1", "--max-waiting", "5")
+    with raw_request(server, {"messages": MESSAGES, "max_tokens": 4000}):
+        wait_for(lambda: server.row()["running"] == 1)
+        with raw_request(server, {"messages": MESSAGES, "max_tokens": 4000}):
+            wait_for(lambda: server.row()["waiting"] == 1)
+        left = time.monotonic()
+        wait_for(lambda: server.row()["waiting"] == 0, 5)
+        assert time.monotonic() - left < 0.15
+        assert server.row()["running"] == 1
+    server.wait_until_idle()
+
+
+def test_two_hundred_random_disconnects_leave_nothing_behind(stub_server):
+    def leave(i):
+        with raw_request(stub_server, {"messages": MESSAGES, "stream": i % 2 == 0, "max_tokens": 2000}) as sock:
+            if i % 3:
+                time.sleep(0.003 * (i % 50))
+            if i % 5 == 0:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")  # reset, no farewell
+            elif i % 7 == 0:
+                sock.shutdown(socket.SHUT_WR)
+
+    with ThreadPoolExecutor(32) as pool:
+        list(pool.map(leave, range(200)))
+    stub_server.wait_until_idle(10)
+    assert stub_server.text("still there", max_tokens=3)
+
+
+def test_three_run_ten_wait_and_fifty_one_are_told_at_once(start_server):
+    server = start_server("--stub", "--stub-step-seconds", "0.02", "--max-running", "3", "--max-waiting", "10")
+
+    def ask(_):
+        started = time.monotonic()
+        answer = server.chat("hello there", max_tokens=40)
+        return answer.status_code, time.monotonic() - started, answer
+
+    with ThreadPoolExecutor(64) as pool:
+        answers = list(pool.map(ask, range(64)))
+    refused = [(seconds, answer) for status, seconds, answer in answers if status == 503]
+    assert sum(status == 200 for status, _, _ in answers) == 13
+    assert len(refused) == 51
+    for seconds, answer in refused:
+        assert 1 <= int(answer.headers["Retry-After"]) <= 120
+        assert answer.json()["error"]["code"] == "queue_full"
+    # 64 threads of the client share two cores with the server, so the bound is on the typical refusal
+    assert sorted(seconds for seconds, _ in refused)[25] < 0.5
+    with server_busy(server):
+        started = time.monotonic()
+        assert server.chat("one more", max_tokens=1).status_code == 503
+        assert time.monotonic() - started < 0.1
+    server.wait_until_idle()
+
+
+class server_busy:
+    """Hold all thirteen places of a server while inside."""
+
+    def __init__(self, server):
+        self._server = server
+
+    def __enter__(self):
+        body = {"messages": MESSAGES, "max_tokens": 4000}
+        self._sockets = [raw_request(self._server, body) for _ in range(13)]
+        wait_for(lambda: self._server.row()["running"] == 3 and self._server.row()["waiting"] == 10)
+
+    def __exit__(self, *_):
+        for sock in self._sockets:
+            sock.close()
+
+
+BAD_REQUESTS = [
+    ({"max_tokens": 0}, 400, "max_tokens"),
+    ({"temperature": -1}, 400, "temperature"),
+    ({"n": 1000}, 400, "n"),
+    ({"model": "gpt-4"}, 404, "model"),
+    ({"messages": []}, 400, "messages"),
+    ({"no_such_field": 1}, 400, "no_such_field"),
+    ({"top_p": "0.5"}, 400, "top_p"),
+    ({"seed": True}, 400, "seed"),
+    ({"logit_bias": {"99999999": 1}}, 400, "logit_bias"),
+    ({"stop": [""]}, 400, "stop"),
+    ({"tools": [{"type": "function"}]}, 400, "tools"),
+    ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, 400, "messages[0].content[0].type"),
+]
+
+
+@pytest.mark.parametrize(("fields", "status", "param"), BAD_REQUESTS)
+def test_a_bad_field_is_named_quickly_and_costs_the_engine_nothing(stub_server, fields, status, param):
+    steps = stub_server.row()["step"]
+    started = time.monotonic()
+    answer = stub_server.post("/v1/chat/completions", {"model": "qwen-demo", "messages": MESSAGES} | fields)
+    assert time.monotonic() - started < 0.05
+    assert answer.status_code == status
+    error = answer.json()["error"]
+    assert error["param"] == param and error["type"] == "invalid_request_error"
+    assert param.split("[")[0] in error["message"] or "not served" in error["message"]
+    assert stub_server.row()["step"] == steps
+
+
+BAD_BODIES = [
+    (b"{", "application/json", 400),
+    (b"", "application/json", 400),
+    (b"[]", "application/json", 400),
+    (b'{"messages": NaN}', "application/json", 400),
+    (b'{"n": 1, "n": 2}', "application/json", 400),
+    (b"[" * 200_000, "application/json", 400),
+    (b"\xff\xfe{\0}\0", "application/json", 400),
+    (b'{"messages": "\\ud800"}', "application/json", 400),
+    (b"a=b", "application/x-www-form-urlencoded", 415),
+    (b"x" * 5_000_000, "application/json", 413),
+]
+
+
+@pytest.mark.parametrize(("body", "content_type", "status"), BAD_BODIES)
+def test_a_bad_body_is_refused_quickly_in_openais_words(stub_server, body, content_type, status):
+    host = stub_server.url.removeprefix("http://")
+    connection = http.client.HTTPConnection(host, timeout=10)
+    started = time.monotonic()
+    connection.request("POST", "/v1/chat/completions", body, {"Content-Type": content_type})
+    answer = connection.getresponse()
+    error = json.loads(answer.read())["error"]
+    assert time.monotonic() - started < (0.5 if status == 413 else 0.05)
+    connection.close()
+    assert answer.status == status and error["type"] == "invalid_request_error"
+    assert answer.headers["X-Request-Id"]
+
+
+def test_a_chunked_body_is_refused_rather_than_cut(stub_server):
+    connection = http.client.HTTPConnection(stub_server.url.removeprefix("http://"), timeout=10)
+    connection.request("POST", "/v1/chat/completions", iter([b"{}"]), {"Content-Type": "application/json"})
+    assert connection.getresponse().status == 411
+    connection.close()
+
+
+def test_a_prompt_that_does_not_fit_is_refused_by_its_length_and_a_long_answer_is_cut_to_the_room(stub_server):
+    answer = stub_server.chat("word " * 10_000)
+    assert answer.status_code == 400
+    assert answer.json()["error"]["code"] == "context_length_exceeded"
+    answer = stub_server.chat("word " * 1990, max_tokens=100_000)
+    assert answer.status_code == 200
+    room = 8192 - answer.json()["usage"]["prompt_tokens"]
+    assert answer.headers["X-Clamped"] == f"max_tokens={room}"
+    assert answer.json()["usage"]["completion_tokens"] == room
+    assert answer.json()["choices"][0]["finish_reason"] == "length"
+
+
+def test_unknown_addresses_and_methods_are_answered_in_openais_words(stub_server):
+    assert stub_server.get("/nowhere").json()["error"]["type"] == "invalid_request_error"
+    answer = stub_server.get("/v1/chat/completions")
+    assert answer.status_code == 405 and "POST" in answer.headers["Allow"]
+
+
+def test_a_request_id_is_kept_when_it_is_one_and_replaced_when_it_is_not(stub_server):
+    body = {"messages": MESSAGES, "max_tokens": 1}
+    kept = stub_server.post("/v1/chat/completions", body, headers={"X-Request-Id": "my-id.1"})
+    assert kept.headers["X-Request-Id"] == "my-id.1"
+    replaced = stub_server.post("/v1/chat/completions", body, headers={"X-Request-Id": "a b\tc"})
+    assert len(replaced.headers["X-Request-Id"]) == 32
+
+
+def test_one_log_line_a_request_without_its_text(start_server):
+    server = start_server("--stub")
+    server.chat("a secret canary", max_tokens=2, user="canary user")
+    wait_for(lambda: "completion_tokens=2" in server.log)
+    server.stop()
+    assert "canary" not in server.log
+    assert sum("/v1/chat/completions" in line for line in server.log.splitlines()) == 1
+
+
+def test_a_silent_stream_gets_beats_that_are_plain_events(start_server):
+    server = start_server("--stub", "--stub-step-seconds", "17")
+    raw = server.chat("hi", max_tokens=2, stream=True).content
+    deltas = [event["choices"][0]["delta"] for event in sse_events(raw)[:-1]]
+    assert {} in deltas[1:-1], "no beat in 17 seconds of silence"
+    assert b"\n:" not in raw and b"event:" not in raw and b"id:" not in raw.replace(b'"id":', b"")
+
+
+def test_a_reader_that_does_not_read_holds_up_nobody(stub_server):
+    lazy = raw_request(stub_server, {"messages": MESSAGES, "stream": True, "max_tokens": 3000})
+    try:
+        wait_for(lambda: stub_server.row()["running"] == 1)
+        started = time.monotonic()
+        assert stub_server.text("hello", max_tokens=5)
+        assert time.monotonic() - started < 1
+    finally:
+        lazy.close()
+    stub_server.wait_until_idle()
+
+
+def test_requests_of_one_connection_follow_each_other(stub_server):
+    connection = http.client.HTTPConnection(stub_server.url.removeprefix("http://"), timeout=10)
+    for stream in (False, True, False):
+        body = json.dumps({"messages": MESSAGES, "max_tokens": 3, "stream": stream})
+        connection.request("POST", "/v1/chat/completions", body, {"Content-Type": "application/json"})
+        answer = connection.getresponse()
+        assert answer.status == 200 and answer.read()
+    connection.close()
+
+
+def test_many_threads_of_many_kinds_at_once(stub_server):
+    failures = []
+
+    def work(i):
+        try:
+            if i % 4 == 0:
+                assert stub_server.post("/v1/chat/completions", {"messages": 5}).status_code == 400
+            elif i % 4 == 1:
+                assert stub_server.stream(f"流 {i}", max_tokens=10)
+            elif i % 4 == 2:
+                assert stub_server.get("/health").status_code == 200
+            else:
+                raw_request(stub_server, {"messages": MESSAGES, "max_tokens": 500}).close()
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(80)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures
+    stub_server.wait_until_idle()

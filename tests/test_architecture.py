@@ -1,0 +1,324 @@
+"""The walls of the house: who may import whom, what nobody may call, how long things may be.
+
+Read from the syntax tree, so that no rule needs its module to be importable. Exceptions are listed
+at the top with their reason; a new one is a decision, not an edit.
+"""
+
+import ast
+import configparser
+import importlib.metadata
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = ("qwenapi", "workers")
+
+SHARED_WITH_HTTP = {"protocol", "connection", "page", "config", "errors", "checkpoint"}
+ALSO_ALLOWED = {
+    "qwenapi/cli.py": {"supervisor", "launcher"},  # it starts the processes
+    "qwenapi/server.py": {"lifeline"},  # it is a process, and ends with its supervisor
+}
+NOT_FOR_WORKERS = {"qwenapi", "flask", "gevent", "gunicorn", "marshmallow", "werkzeug"}
+HEAVY = {"torch", "transformers", "accelerate", "triton"}
+HEAVY_PLACES = ("workers/engine/", "workers/model/")
+PURE_NAMES = {"schemas.py", "render.py", "params.py"}
+NOT_PURE = {"flask", "gevent", "gunicorn", "requests", "socket", "subprocess", "threading"}
+NO_FLASK_PLACES = ("qwenapi/text/", "qwenapi/ledger/")
+UNSAFE_MODULES = {"pickle", "cPickle", "marshal", "shelve", "dill", "cloudpickle", "joblib"}
+UNSAFE_CALLS = {"eval", "exec", "torch.load", "torch.save", "yaml.load", "os.system", "os.popen"}
+IMPORT_TIME_WORK = re.compile(
+    r"os\.environ|os\.getenv|\.patch_all|socket\.socket$|socket\.create|subprocess\.|threading\.Thread"
+    r"|signal\.signal|^open$|\.read_text$|\.read_bytes$|\.mkdir$|time\.sleep"
+)
+
+MAX_FILE_LINES = 400
+MAX_FUNCTION_LINES = 60
+LONG_FILES: dict[str, str] = {}  # path: why it is better in one piece
+LONG_FUNCTIONS: dict[str, str] = {}  # path:name: why it is better in one piece
+
+
+@dataclass(frozen=True)
+class Import:
+    """One imported module, dotted and absolute, and whether importing the file imports it."""
+
+    module: str
+    is_at_import_time: bool
+    line: int
+
+    @property
+    def top(self) -> str:
+        return self.module.partition(".")[0]
+
+
+@cache
+def sources() -> dict[str, ast.Module]:
+    files = sorted(file for package in PACKAGES for file in (ROOT / package).rglob("*.py"))
+    return {
+        file.relative_to(ROOT).as_posix(): ast.parse(file.read_text(encoding="utf-8"))
+        for file in files
+    }
+
+
+def offences(found: Iterator[str]) -> None:
+    listed = list(found)
+    assert not listed, "\n" + "\n".join(listed)
+
+
+def imports(path: str) -> Iterator[Import]:
+    for node, is_lazy in walk(sources()[path]):
+        if isinstance(node, ast.Import):
+            for name in node.names:
+                yield Import(name.name, not is_lazy, node.lineno)
+        elif isinstance(node, ast.ImportFrom):
+            base = absolute(path, node)
+            for name in node.names:
+                yield Import(f"{base}.{name.name}", not is_lazy, node.lineno)
+
+
+def absolute(path: str, node: ast.ImportFrom) -> str:
+    if not node.level:
+        return node.module or ""
+    package = Path(path).parent.parts
+    parts = package[: len(package) - node.level + 1]
+    return ".".join((*parts, *filter(None, [node.module])))
+
+
+def walk(tree: ast.AST, is_lazy: bool = False) -> Iterator[tuple[ast.AST, bool]]:
+    """Yield every node, and whether it runs later than the import of its file."""
+    for node in ast.iter_child_nodes(tree):
+        yield node, is_lazy
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            for now in (*node.decorator_list, *node.args.defaults, *node.args.kw_defaults):
+                if now is not None:
+                    yield now, is_lazy
+                    yield from walk(now, is_lazy)
+            for later in node.body:
+                yield later, True
+                yield from walk(later, True)
+        else:
+            inner = isinstance(node, ast.Lambda) or is_type_checking(node) or is_main(node)
+            yield from walk(node, is_lazy or inner)
+
+
+def is_type_checking(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+
+
+def is_main(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and "__main__" in ast.unparse(node.test)
+
+
+def test_http_half_knows_only_the_shared_modules_of_workers():
+    def found() -> Iterator[str]:
+        for path in sources():
+            if path.startswith("qwenapi/"):
+                allowed = SHARED_WITH_HTTP | ALSO_ALLOWED.get(path, set())
+                for item in imports(path):
+                    parts = item.module.split(".")
+                    if parts[0] == "workers" and (len(parts) < 2 or parts[1] not in allowed):
+                        yield f"{path}:{item.line} imports {item.module}"
+
+    offences(found())
+
+
+def test_workers_know_nothing_of_http():
+    offences(
+        f"{path}:{item.line} imports {item.module}"
+        for path in sources()
+        if path.startswith("workers/")
+        for item in imports(path)
+        if item.top in NOT_FOR_WORKERS
+    )
+
+
+def test_torch_is_imported_only_where_tensors_are():
+    offences(
+        f"{path}:{item.line} imports {item.module}"
+        for path in sources()
+        if not path.startswith(HEAVY_PLACES)
+        for item in imports(path)
+        if item.top in HEAVY and (item.is_at_import_time or path.startswith("qwenapi/"))
+    )
+
+
+def test_engine_parts_are_reached_only_from_functions():
+    offences(
+        f"{path}:{item.line} imports {item.module} at import time"
+        for path in sources()
+        if not path.startswith(HEAVY_PLACES)
+        for item in imports(path)
+        if item.is_at_import_time and item.module.startswith(("workers.engine", "workers.model."))
+    )
+
+
+def test_interfaces_do_not_know_each_other():
+    def found() -> Iterator[str]:
+        for path in sources():
+            if path.startswith("qwenapi/api/") and path.count("/") > 2:
+                own = path.split("/")[2]
+                for item in imports(path):
+                    parts = item.module.split(".")
+                    if parts[:2] == ["qwenapi", "api"] and parts[2:3] not in ([], [own]):
+                        yield f"{path}:{item.line} imports {item.module}"
+
+    offences(found())
+
+
+def test_schemas_and_renderers_are_pure():
+    offences(
+        f"{path}:{item.line} imports {item.module}"
+        for path in sources()
+        if path.startswith("qwenapi/api/") and Path(path).name in PURE_NAMES
+        for item in imports(path)
+        if item.top in NOT_PURE
+    )
+
+
+def test_text_and_ledger_know_nothing_of_flask():
+    offences(
+        f"{path}:{item.line} imports {item.module}"
+        for path in sources()
+        if path.startswith(NO_FLASK_PLACES)
+        for item in imports(path)
+        if item.top in {"flask", "werkzeug", "gunicorn", "marshmallow"}
+    )
+
+
+def test_nothing_works_at_import_time():
+    def found() -> Iterator[str]:
+        for path, tree in sources().items():
+            for node, is_lazy in walk(tree):
+                what = node.func if isinstance(node, ast.Call) else node
+                is_work = isinstance(node, ast.Call | ast.Subscript)
+                if is_work and not is_lazy and IMPORT_TIME_WORK.search(ast.unparse(what)):
+                    yield f"{path}:{node.lineno} runs {ast.unparse(node)[:60]} at import time"
+
+    offences(found())
+
+
+def test_nothing_unsafe_is_imported_or_called():
+    def found() -> Iterator[str]:
+        for path, tree in sources().items():
+            for item in imports(path):
+                if item.top in UNSAFE_MODULES:
+                    yield f"{path}:{item.line} imports {item.module}"
+            for node in ast.walk(tree):
+                if isinstance(node, ast.Call) and is_unsafe(node):
+                    yield f"{path}:{node.lineno} calls {ast.unparse(node)[:60]}"
+
+    offences(found())
+
+
+def is_unsafe(call: ast.Call) -> bool:
+    name = ast.unparse(call.func)
+    words = {
+        word.arg for word in call.keywords if getattr(word.value, "value", None) is True
+    }  # keywords given as a literal True
+    return name in UNSAFE_CALLS or bool(words & {"shell", "trust_remote_code"})
+
+
+def test_files_are_short_enough_to_read_in_one_sitting():
+    def found() -> Iterator[str]:
+        for path in sources():
+            lines = len((ROOT / path).read_text(encoding="utf-8").splitlines())
+            if lines > MAX_FILE_LINES and path not in LONG_FILES:
+                yield f"{path} has {lines} lines: split it, or give the reason in LONG_FILES"
+
+    offences(found())
+
+
+def test_functions_are_short_enough_to_see_at_once():
+    def found() -> Iterator[str]:
+        for path, tree in sources().items():
+            for node in ast.walk(tree):
+                if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                    lines = (node.end_lineno or node.lineno) - node.lineno + 1
+                    if lines > MAX_FUNCTION_LINES and f"{path}:{node.name}" not in LONG_FUNCTIONS:
+                        yield f"{path}:{node.lineno} {node.name} has {lines} lines"
+
+    offences(found())
+
+
+def test_every_module_says_what_it_is_for():
+    offences(f"{path} has no docstring" for path, tree in sources().items() if no_docstring(tree))
+
+
+def no_docstring(tree: ast.Module) -> bool:
+    return bool(tree.body) and not ast.get_docstring(tree)
+
+
+def test_every_imported_package_is_declared():
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg", encoding="utf-8")
+    lines = setup["options"]["install_requires"]
+    for extra in setup["options.extras_require"].values():
+        lines += extra
+    declared = {normal(re.split(r"[\[<>=!~ ]", line)[0]) for line in lines.split()}
+    owners = importlib.metadata.packages_distributions()
+
+    def found() -> Iterator[str]:
+        for path in sources():
+            for item in imports(path):
+                if item.top in sys.stdlib_module_names or item.top in PACKAGES:
+                    continue
+                if not {normal(owner) for owner in owners.get(item.top, [])} & declared:
+                    yield f"{path}:{item.line} imports {item.module}, which setup.cfg does not name"
+
+    offences(found())
+
+
+def normal(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+@pytest.mark.parametrize("module", ["qwenapi.app", "qwenapi.cli", "qwenapi.config"])
+def test_http_half_starts_without_torch(module):
+    command = [sys.executable, "-X", "importtime", "-c", f"import {module}"]
+    shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert shown.returncode == 0, shown.stderr[-2000:]
+    loaded = {
+        line.rpartition("|")[2].strip().partition(".")[0] for line in shown.stderr.split("\n")
+    }
+    assert module.partition(".")[0] in loaded
+    assert not loaded & HEAVY
+
+
+def test_command_line_starts_without_the_http_stack():
+    command = [sys.executable, "-X", "importtime", "-c", "import qwenapi.cli"]
+    shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    loaded = {
+        line.rpartition("|")[2].strip().partition(".")[0] for line in shown.stderr.split("\n")
+    }
+    assert not loaded & {"flask", "gevent", "gunicorn", "marshmallow", "tokenizers", "rich"}
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import pickle",
+        "from workers.engine import engine",
+        "x = eval('1')",
+        "def f():\n import torch",
+    ],
+)
+def test_the_rules_above_can_fail(code, monkeypatch):
+    monkeypatch.setitem(sources(), "qwenapi/config.py", ast.parse(code))
+    rules = (
+        test_nothing_unsafe_is_imported_or_called,
+        test_http_half_knows_only_the_shared_modules_of_workers,
+        test_torch_is_imported_only_where_tensors_are,
+    )
+    failed = 0
+    for rule in rules:
+        try:
+            rule()
+        except AssertionError as error:
+            failed += "qwenapi/config.py" in str(error)
+    assert failed == 1

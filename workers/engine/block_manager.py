@@ -1,0 +1,167 @@
+"""Which blocks of the KV cache belong to whom, and which finished ones can be used again.
+
+Knows block ids and the tokens of full blocks. Refuses to know tensors, scheduling and requests.
+
+The prefix cache is one exact dict, (uid of the parent's content, the block's tokens, salt) → block:
+equality is decided by the tokens themselves, never by a hash alone. A uid names content, not a place,
+so a reused place never aliases. Block 0 is trash, where padding is read and written.
+"""
+
+from collections import OrderedDict
+from dataclasses import dataclass, field
+
+TRASH = 0
+_ROOT_UID = 0
+
+Key = tuple[int, tuple[int, ...], str]
+
+
+@dataclass(slots=True, eq=False)
+class Block:
+    """One place in the cache; `key` is set while its content can be found again."""
+
+    id: int
+    num_users: int = 0
+    key: Key | None = None
+    uid: int = _ROOT_UID
+
+
+@dataclass(slots=True, eq=False)
+class BlockTable:
+    """Everything one sequence holds on the device; a hybrid model's state slot would stand beside `ids`.
+
+    The first `num_known` blocks are full and offered to others; `last_uid` names their content.
+    """
+
+    ids: list[int] = field(default_factory=list)
+    num_known: int = 0
+    last_uid: int = _ROOT_UID
+
+
+class BlockManager:
+    """The owner of all blocks."""
+
+    def __init__(
+        self, num_blocks: int, block_size: int, enable_prefix_caching: bool = True
+    ) -> None:
+        assert num_blocks > 1 and block_size > 0
+        self.block_size = block_size
+        self._enabled = enable_prefix_caching
+        self._blocks = [Block(id) for id in range(num_blocks)]
+        self._blank = list(range(num_blocks - 1, TRASH, -1))
+        # Unused blocks with findable content, least recently used first.
+        self._reusable: OrderedDict[int, None] = OrderedDict()
+        self._known: dict[Key, Block] = {}
+        self._next_uid = _ROOT_UID + 1
+
+    @property
+    def num_blocks(self) -> int:
+        """The blocks sequences can have; trash is not one of them."""
+        return len(self._blocks) - 1
+
+    @property
+    def num_free(self) -> int:
+        return len(self._blank) + len(self._reusable)
+
+    def blocks_for(self, num_tokens: int) -> int:
+        return -(-num_tokens // self.block_size)
+
+    def match(self, token_ids: list[int], salt: str) -> BlockTable:
+        """Return a table of the known blocks these tokens begin with, now used by the caller too.
+
+        At least one token stays uncovered, because its logits have to be computed.
+        """
+        table = BlockTable()
+        size = self.block_size
+        limit = (len(token_ids) - 1) // size if self._enabled else 0
+        while len(table.ids) < limit:
+            start = len(table.ids) * size
+            block = self._known.get((table.last_uid, tuple(token_ids[start : start + size]), salt))
+            if block is None:
+                break
+            self._use(block)
+            table.ids.append(block.id)
+            table.last_uid = block.uid
+        table.num_known = len(table.ids)
+        return table
+
+    def extend(self, table: BlockTable, num_tokens: int) -> bool:
+        """Give a table room for `num_tokens` in all; return False, changing nothing, if blocks are short."""
+        missing = self.blocks_for(num_tokens) - len(table.ids)
+        if missing > self.num_free:
+            return False
+        for _ in range(missing):
+            block = self._blocks[self._take()]
+            block.num_users = 1
+            table.ids.append(block.id)
+        return True
+
+    def publish(
+        self, table: BlockTable, token_ids: list[int], num_computed: int, salt: str
+    ) -> None:
+        """Make a table's newly filled blocks findable; only tokens below `num_computed` are in the cache."""
+        if not self._enabled:
+            return
+        size = self.block_size
+        for index in range(table.num_known, num_computed // size):
+            tokens = tuple(token_ids[index * size : (index + 1) * size])
+            key = (table.last_uid, tokens, salt)
+            known = self._known.get(key)
+            if known is None:
+                known = self._blocks[table.ids[index]]
+                self._name(known, key)
+            # A twin computed at the same time keeps its block unnamed and continues the known chain.
+            table.last_uid = known.uid
+            table.num_known = index + 1
+
+    def free(self, table: BlockTable) -> None:
+        """Give up all blocks of a table, tail first, so that the longest prefixes survive longest."""
+        for id in reversed(table.ids):
+            block = self._blocks[id]
+            block.num_users -= 1
+            if block.num_users == 0:
+                if block.key is None:
+                    self._blank.append(id)
+                else:
+                    self._reusable[id] = None
+        table.ids.clear()
+        table.num_known, table.last_uid = 0, _ROOT_UID
+
+    def check_integrity(self, tables: list[BlockTable]) -> None:
+        """Raise AssertionError unless these tables, and nobody else, explain the state of every block."""
+        users = [0] * len(self._blocks)
+        for table in tables:
+            assert len(set(table.ids)) == len(table.ids), "a block occurs twice in one table"
+            for id in table.ids:
+                users[id] += 1
+        assert users[TRASH] == 0 and self._blocks[TRASH].key is None, "trash is in use"
+        blank = set(self._blank)
+        assert len(blank) == len(self._blank), "a block is blank twice"
+        for block in self._blocks[1:]:
+            assert block.num_users == users[block.id], f"block {block.id} counts wrong users"
+            assert (block.id in blank) == (block.num_users == 0 and block.key is None)
+            assert (block.id in self._reusable) == (block.num_users == 0 and block.key is not None)
+            assert block.key is None or self._known[block.key] is block
+        assert len(self._known) == sum(block.key is not None for block in self._blocks)
+
+    def _use(self, block: Block) -> None:
+        if block.num_users == 0:
+            del self._reusable[block.id]
+        block.num_users += 1
+
+    def _take(self) -> int:
+        """Return a blank block, forgetting the content unused for longest if there is none."""
+        if self._blank:
+            return self._blank.pop()
+        id, _ = self._reusable.popitem(last=False)
+        block = self._blocks[id]
+        assert block.key is not None
+        del self._known[block.key]
+        block.key = None
+        return id
+
+    def _name(self, block: Block, key: Key) -> None:
+        block.key = key
+        block.uid = self._next_uid
+        self._next_uid += 1
+        self._known[key] = block

@@ -1,0 +1,161 @@
+"""The real engine: a model in memory and the loop body that advances every request by one step.
+
+Knows how the parts fit together. Refuses to know sockets, admission and processes: `workers.worker`
+drives it through `workers.core.EngineCore`. An error inside a step is not caught: what the device and
+the blocks then hold is unknown, so the process has to end and be started again.
+"""
+
+import time
+from collections.abc import Callable, Hashable
+
+from workers.config import EngineConfig
+from workers.core import Gauges, StepOutput
+from workers.engine.block_manager import BlockManager
+from workers.engine.request import Request
+from workers.engine.sampler import Sample
+from workers.engine.scheduler import Scheduler
+from workers.engine.sequence import Sequence
+from workers.engine.start import start
+from workers.protocol import Chunk, Failed, Generate
+
+Key = Hashable
+Progress = Callable[[str, float], None]
+
+
+class Engine:
+    """An EngineCore over a transformers checkpoint."""
+
+    def __init__(
+        self,
+        config: EngineConfig,
+        progress: Progress,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.card, self._runner = start(config, progress)
+        card = self.card
+        self._blocks = BlockManager(card.num_blocks, card.block_size, config.enable_prefix_caching)
+        self._scheduler = Scheduler(self._blocks, card.max_num_seqs, card.max_num_batched_tokens)
+        self._clock = clock
+        self._requests: dict[Key, Request] = {}
+        self._num_added = 0
+        # What `add` found out and the next step reports.
+        self._pending = StepOutput()
+        self._prompt_tokens = self._cached_tokens = self._generated_tokens = 0
+
+    @property
+    def has_work(self) -> bool:
+        pending = self._pending
+        return self._scheduler.has_work or bool(pending.chunks or pending.failed)
+
+    def add(self, key: Key, request: Generate) -> None:
+        """Queue an admitted request; one that cannot run is answered by the next step."""
+        assert key not in self._requests
+        if not self._is_valid(request):
+            self._pending.failed.append((key, Failed(request.wid, "engine_error")))
+            return
+        self._num_added += 1
+        card = self.card
+        state = Request(key, request, self._num_added, card.eos_token_ids, card.max_model_len)
+        full = [sequence for sequence in state.sequences if sequence.is_finished]
+        self._pending.chunks += [(key, _last_chunk(sequence)) for sequence in full]
+        if state.is_finished:
+            self._pending.started.append(key)
+            self._pending.finished.append((key, state.finished()))
+            return
+        self._requests[key] = state
+        self._scheduler.add(state, self._clock())
+
+    def abort(self, key: Key, choices: tuple[int, ...] = ()) -> None:
+        """Forget these choices of a request (none named: all) and free what they hold."""
+        if not choices:
+            self._pending = _without(self._pending, key)
+        request = self._requests.get(key)
+        if request is not None:
+            self._scheduler.abort(request, choices or request.generate.choices)
+            if request.is_finished:
+                del self._requests[key]
+
+    def step(self) -> StepOutput:
+        """Compute one batch and return what it has to say."""
+        output, self._pending = self._pending, StepOutput()
+        for request in self._scheduler.expire(self._clock()):
+            del self._requests[request.key]
+            output.failed.append((request.key, Failed(request.generate.wid, "queue_timeout")))
+        batch = self._scheduler.schedule()
+        for request in batch.started:
+            output.started.append(request.key)
+            self._prompt_tokens += len(request.prompt_ids)
+            self._cached_tokens += request.cached_tokens or 0
+        if batch.rows:
+            for row, sample in self._runner.execute(batch):
+                self._scheduler.update(row, sample.token_id if sample else None)
+                if sample is not None:
+                    self._report(row.sequence, sample, output)
+        return output
+
+    def gauges(self) -> Gauges:
+        """Return the numbers to publish after a step."""
+        scheduler = self._scheduler
+        return Gauges(
+            running=scheduler.num_running,
+            waiting=scheduler.num_waiting,
+            waiting_tokens=scheduler.num_waiting_tokens,
+            free_blocks=self._blocks.num_free,
+            total_blocks=self._blocks.num_blocks,
+            prompt_tokens=self._prompt_tokens,
+            cached_tokens=self._cached_tokens,
+            generated_tokens=self._generated_tokens,
+            preemptions=scheduler.num_preemptions,
+        )
+
+    def check_integrity(self) -> None:
+        """Raise AssertionError if requests, sequences and blocks do not add up."""
+        self._scheduler.check_integrity()
+        assert all(not request.is_finished for request in self._requests.values())
+        if not self._requests:
+            assert self._blocks.num_free == self._blocks.num_blocks
+
+    def _is_valid(self, request: Generate) -> bool:
+        """Whether the model can compute the request; the worker should have rejected others."""
+        tokens = (request.prompt_ids, *request.resume)
+        return bool(request.prompt_ids) and all(
+            min(ids, default=0) >= 0 and max(ids, default=0) < self.card.vocab_size
+            for ids in tokens
+        )
+
+    def _report(self, sequence: Sequence, sample: Sample, output: StepOutput) -> None:
+        request = sequence.request
+        self._generated_tokens += 1
+        chunk = Chunk(
+            request.generate.wid,
+            sequence.choice,
+            sequence.num_output_tokens - 1,
+            (sample.token_id,),
+            sequence.finish_reason,
+            sequence.stop_token_id,
+            () if sample.logprob is None else (sample.logprob,),
+        )
+        output.chunks.append((request.key, chunk))
+        if sequence.is_finished and request.is_finished:
+            del self._requests[request.key]
+            output.finished.append((request.key, request.finished()))
+
+
+def _last_chunk(sequence: Sequence) -> Chunk:
+    """Return the end of a choice that has no room for another token."""
+    return Chunk(
+        sequence.request.generate.wid,
+        sequence.choice,
+        sequence.num_output_tokens,
+        (),
+        sequence.finish_reason,
+    )
+
+
+def _without(output: StepOutput, key: Key) -> StepOutput:
+    return StepOutput(
+        [other for other in output.started if other != key],
+        [item for item in output.chunks if item[0] != key],
+        [item for item in output.finished if item[0] != key],
+        [item for item in output.failed if item[0] != key],
+    )

@@ -1,0 +1,141 @@
+"""From a batch to its sampled tokens: lays rows out flat, plans their attention, runs the model.
+
+Knows sequences' tokens and block ids, and turns them into a few tensors per step. Refuses to know who
+runs next and what becomes of a token.
+
+    flat batch:  one token of each decoding row, shortest context first │ the spans of prompts
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from workers.engine.batch import Batch, Row
+from workers.engine.block_manager import TRASH
+from workers.engine.processors import SamplingRow
+from workers.engine.sampler import Sample, sample
+from workers.engine.sequence import Sequence
+from workers.model.attention import AttentionPlan, DecodeGroup, PrefillSpan
+from workers.model.decoder import Decoder
+
+# Rows of one group are padded to its longest. Up to this many blocks, one group is cheaper than two.
+_SMALL_BLOCKS = 8
+# Gathered keys and values of one group stay within this many tokens.
+_MAX_GROUP_TOKENS = 1 << 18
+
+
+class ModelRunner:
+    """The device half of a step."""
+
+    def __init__(
+        self, decoder: Decoder, num_kv_heads: int, num_blocks: int, block_size: int
+    ) -> None:
+        self._decoder = decoder
+        self._block_size = block_size
+        device = decoder.device
+        # Pages are ordered head-major: block b of head h is page h * num_blocks + b.
+        self._head_offsets = torch.arange(num_kv_heads, device=device)[:, None] * num_blocks
+
+    def execute(self, batch: Batch) -> list[tuple[Row, Sample | None]]:
+        """Compute a batch; return its rows, each with its next token if the row is complete."""
+        decodes = [row for row in batch.rows if row.num_tokens == 1]
+        decodes.sort(key=lambda row: row.sequence.num_computed)
+        prefills = [row for row in batch.rows if row.num_tokens > 1]
+        rows = decodes + prefills
+        token_ids, positions, slots, ends = self._flatten(rows)
+        sampled = [(row, end) for row, end in zip(rows, ends, strict=True) if row.is_sampled]
+        plan = AttentionPlan(
+            slots=self._tensor(slots),
+            decodes=tuple(self._decode_groups(decodes)),
+            prefills=tuple(self._prefill_spans(prefills, len(decodes))),
+        )
+        logits = self._decoder.forward(
+            self._tensor(token_ids),
+            self._tensor(positions),
+            plan,
+            self._tensor([end for _, end in sampled]),
+        )
+        samples = iter(
+            sample(logits, [_sampling_row(row.sequence) for row, _ in sampled]) if sampled else ()
+        )
+        return [(row, next(samples) if row.is_sampled else None) for row in rows]
+
+    def _flatten(self, rows: list[Row]) -> tuple[list[int], list[int], list[int], list[int]]:
+        """Return token ids, positions and cache slots of the flat batch, and each row's last index."""
+        token_ids: list[int] = []
+        positions: list[int] = []
+        slots: list[int] = []
+        ends: list[int] = []
+        size = self._block_size
+        for sequence, num_tokens in rows:
+            start, blocks = sequence.num_computed, sequence.table.ids
+            token_ids += sequence.token_ids[start : start + num_tokens]
+            positions += range(start, start + num_tokens)
+            slots += [
+                blocks[position // size] * size + position % size
+                for position in range(start, start + num_tokens)
+            ]
+            ends.append(len(token_ids) - 1)
+        return token_ids, positions, slots, ends
+
+    def _decode_groups(self, rows: list[Row]) -> Iterator[DecodeGroup]:
+        """Cut sorted rows into groups whose longest is at most twice as long as their shortest."""
+        lengths = [row.sequence.num_computed + 1 for row in rows]
+        stop = len(rows)
+        while stop > 0:
+            num_blocks = -(-lengths[stop - 1] // self._block_size)
+            shortest = 0 if num_blocks <= _SMALL_BLOCKS else num_blocks // 2 * self._block_size
+            most_rows = max(1, _MAX_GROUP_TOKENS // (num_blocks * self._block_size))
+            first = stop - 1
+            while first > 0 and lengths[first - 1] > shortest and stop - first < most_rows:
+                first -= 1
+            yield self._decode_group(rows, first, stop, lengths, num_blocks)
+            stop = first
+
+    def _decode_group(
+        self, rows: list[Row], first: int, stop: int, lengths: list[int], num_blocks: int
+    ) -> DecodeGroup:
+        tables = [_padded(row.sequence.table.ids, num_blocks) for row in rows[first:stop]]
+        width = num_blocks * self._block_size
+        mask = None
+        if stop - first > 1:
+            length = self._tensor(lengths[first:stop])
+            hidden = torch.arange(width, device=length.device) >= length[:, None]
+            mask = torch.zeros(hidden.shape, device=length.device)
+            mask = mask.masked_fill_(hidden, float("-inf"))[:, None]
+            longest = width
+        else:
+            longest = lengths[first]
+        return DecodeGroup(first, stop, self._pages(tables), longest, mask)
+
+    def _prefill_spans(self, rows: list[Row], first: int) -> Iterator[PrefillSpan]:
+        for sequence, num_tokens in rows:
+            length = sequence.num_computed + num_tokens
+            yield PrefillSpan(first, first + num_tokens, self._pages([sequence.table.ids]), length)
+            first += num_tokens
+
+    def _pages(self, tables: list[list[int]]) -> Tensor:
+        """Return the page numbers of equally long block tables for every head, head-major."""
+        return (self._head_offsets + self._tensor(tables).view(1, -1)).view(-1)
+
+    def _tensor(self, values: list[int] | list[list[int]]) -> Tensor:
+        return torch.tensor(values, dtype=torch.int64, device=self._head_offsets.device)
+
+
+def _padded(ids: list[int], num_blocks: int) -> list[int]:
+    # A table may already have blocks for later tokens of its prompt; they are not attended.
+    return ids[:num_blocks] + [TRASH] * (num_blocks - len(ids))
+
+
+def _sampling_row(sequence: Sequence) -> SamplingRow:
+    request = sequence.request
+    return SamplingRow(
+        params=request.params,
+        choice=sequence.choice,
+        position=len(sequence.token_ids),
+        num_output=sequence.num_output_tokens,
+        stop_ids=request.stop_ids,
+        prompt_set=request.prompt_set,
+        output_counts=sequence.output_counts or {},
+    )

@@ -1,0 +1,263 @@
+"""Who computes how many tokens in the next step.
+
+Knows sequences, one token budget and the block manager. Refuses to know tensors, sampling and the wire.
+
+    waiting ──admit──► running ──finish──► gone        a step: decodes, then prompts under way, then
+       ▲                  │                            new sequences, all from one token budget
+       └────preempt───────┘ (blocks freed, recomputed later)
+
+Rows come in the order (priority, arrival, choice); the last of that order is preempted first. A step
+that preempted admits nobody, so the blocks just taken are not given away again.
+"""
+
+import heapq
+from bisect import insort
+from collections import Counter
+from collections.abc import Collection
+from operator import attrgetter
+
+from workers.engine.batch import Batch, Row
+from workers.engine.block_manager import BlockManager, BlockTable
+from workers.engine.request import Request
+from workers.engine.sequence import Sequence, SequenceStatus
+from workers.engine.waiting_queue import WaitingQueue
+
+# Blocks kept free at admission, so that running rows can grow a little before anyone is preempted.
+_WATERMARK = 0.01
+
+_order = attrgetter("order")
+
+
+class Scheduler:
+    """The owner of every unfinished sequence."""
+
+    def __init__(
+        self, blocks: BlockManager, max_num_seqs: int, max_num_batched_tokens: int
+    ) -> None:
+        assert 0 < max_num_seqs <= max_num_batched_tokens
+        self.num_preemptions = 0
+        self._blocks = blocks
+        self._max_num_seqs = max_num_seqs
+        self._budget = max_num_batched_tokens
+        self._watermark = int(_WATERMARK * blocks.num_blocks)
+        self._waiting = WaitingQueue()
+        self._running: list[Sequence] = []
+        self._requests: set[Request] = set()
+        self._deadlines: list[tuple[float, int, Request]] = []
+        self._group_running: Counter[str] = Counter()
+        # Rows promised to started requests: all choices of one are admitted together or not at all.
+        self._num_promised_rows = 0
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self._requests)
+
+    @property
+    def num_running(self) -> int:
+        return len(self._running)
+
+    @property
+    def num_waiting(self) -> int:
+        return len(self._waiting) + sum(len(request.held) for request in self._requests)
+
+    @property
+    def num_waiting_tokens(self) -> int:
+        held = (sequence for request in self._requests for sequence in request.held)
+        return self._waiting.num_tokens + sum(sequence.num_uncomputed for sequence in held)
+
+    def add(self, request: Request, now: float) -> None:
+        """Queue the unfinished sequences of a request."""
+        self._requests.add(request)
+        deadline = now + request.generate.queue_timeout
+        heapq.heappush(self._deadlines, (deadline, request.arrival, request))
+        assert request.leader is not None
+        self._waiting.add(request.leader)
+
+    def expire(self, now: float) -> list[Request]:
+        """Drop and return the requests that have waited too long without ever running."""
+        expired = []
+        while self._deadlines and self._deadlines[0][0] <= now:
+            request = heapq.heappop(self._deadlines)[2]
+            if request in self._requests and not request.has_started:
+                self.abort(request, request.generate.choices)
+                expired.append(request)
+        return expired
+
+    def abort(self, request: Request, choices: Collection[int]) -> None:
+        """End choices of a request at once and free what they hold; without any left it is forgotten."""
+        for sequence in request.sequences:
+            if sequence.choice in choices and not sequence.is_finished:
+                self._end(sequence)
+        if request.held and request.leader is not None and request.leader.is_finished:
+            # It never reached the end of the prompt, or nobody would be held any more.
+            request.choose_leader()
+            self._waiting.add(request.leader)
+
+    def schedule(self) -> Batch:
+        """Choose the rows of the next step and give them their blocks."""
+        plan = _Plan(self._budget)
+        before = self.num_preemptions
+        self._continue_running(plan)
+        started = self._admit(plan) if self.num_preemptions == before else []
+        return Batch(tuple(Row(*row) for row in plan.rows.items()), tuple(started))
+
+    def update(self, row: Row, token_id: int | None) -> None:
+        """Take the result of a row: its tokens are in the cache, and `token_id` was sampled after them."""
+        sequence, request = row.sequence, row.sequence.request
+        sequence.num_computed += row.num_tokens
+        self._blocks.publish(
+            sequence.table, sequence.token_ids, sequence.num_computed, request.generate.cache_salt
+        )
+        if sequence is request.leader and sequence.num_computed >= sequence.num_prompt_tokens:
+            self._release_siblings(request)
+        if token_id is not None:
+            sequence.append(token_id)
+            if sequence.finish_reason is not None:
+                self._end(sequence)
+
+    def check_integrity(self) -> None:
+        """Raise AssertionError if sequences, rows and blocks do not add up."""
+        sequences = [sequence for request in self._requests for sequence in request.sequences]
+        self._blocks.check_integrity([sequence.table for sequence in sequences])
+        running = [s for s in sequences if s.status is SequenceStatus.RUNNING]
+        waiting = [s for s in sequences if s.status is SequenceStatus.WAITING]
+        assert sorted(running, key=_order) == self._running
+        assert sorted(waiting, key=_order) == list(self._waiting)
+        started = [request for request in self._requests if request.has_started]
+        assert self._num_promised_rows == sum(request.num_unfinished for request in started)
+        groups = Counter(request.generate.group for request in started)
+        assert +self._group_running == groups
+        assert all(not s.table.ids for s in sequences if s.status is not SequenceStatus.RUNNING)
+
+    def _continue_running(self, plan: "_Plan") -> None:
+        """Plan rows that run already: decodes first, so that a long prompt never stalls them."""
+        decodes = [sequence for sequence in self._running if sequence.num_uncomputed == 1]
+        prefills = [sequence for sequence in self._running if sequence.num_uncomputed > 1]
+        for sequence in decodes + prefills:
+            num_tokens = min(sequence.num_uncomputed, plan.num_left)
+            if num_tokens == 0:
+                break
+            if sequence.status is SequenceStatus.RUNNING and self._make_room(
+                sequence, num_tokens, plan
+            ):
+                plan.add(sequence, num_tokens)
+
+    def _make_room(self, sequence: Sequence, num_tokens: int, plan: "_Plan") -> bool:
+        """Extend a sequence's table, preempting from the end; return False if it was preempted itself."""
+        while not self._blocks.extend(sequence.table, sequence.num_computed + num_tokens):
+            victim = self._running[-1]
+            self._preempt(victim)
+            plan.discard(victim)
+            if victim is sequence:
+                return False
+        return True
+
+    def _preempt(self, sequence: Sequence) -> None:
+        """Send a sequence back; its full blocks stay findable, so recomputing is mostly a cache hit."""
+        self._running.remove(sequence)
+        self._blocks.free(sequence.table)
+        sequence.num_computed = 0
+        sequence.status = SequenceStatus.WAITING
+        self._waiting.add(sequence)
+        self.num_preemptions += 1
+
+    def _admit(self, plan: "_Plan") -> list[Request]:
+        """Let waiting sequences run while rows, budget and blocks last; return the newly started."""
+        started: list[Request] = []
+        owed = sum(self._blocks_owed(sequence) for sequence in self._running)
+        for sequence in self._waiting:
+            request = sequence.request
+            if plan.num_left == 0 or len(self._running) >= self._max_num_seqs:
+                break
+            if not request.has_started:
+                if self._is_group_full(request):
+                    continue
+                if not self._has_rows(request):
+                    break
+            table = self._find_room(sequence, owed)
+            if table is None:
+                break
+            if not request.has_started:
+                self._start(request, len(table.ids) * self._blocks.block_size)
+                started.append(request)
+            self._run(sequence, table, plan)
+            owed += self._blocks_owed(sequence)
+        return started
+
+    def _is_group_full(self, request: Request) -> bool:
+        generate = request.generate
+        return 0 < generate.max_running <= self._group_running[generate.group]
+
+    def _has_rows(self, request: Request) -> bool:
+        """Whether all choices find a row; a request of more choices than rows runs when alone."""
+        promised = self._num_promised_rows
+        return promised == 0 or promised + request.num_unfinished <= self._max_num_seqs
+
+    def _blocks_owed(self, sequence: Sequence) -> int:
+        """The blocks a running sequence still needs for the tokens it already has."""
+        return self._blocks.blocks_for(len(sequence.token_ids)) - len(sequence.table.ids)
+
+    def _find_room(self, sequence: Sequence, owed: int) -> BlockTable | None:
+        """Return a table of known blocks if the rest of the sequence fits beside what others are owed."""
+        blocks = self._blocks
+        table = blocks.match(sequence.token_ids, sequence.request.generate.cache_salt)
+        needed = blocks.blocks_for(len(sequence.token_ids)) - len(table.ids)
+        reserve = owed + (self._watermark if self._running else 0)
+        if needed + reserve <= blocks.num_free:
+            return table
+        blocks.free(table)
+        return None
+
+    def _start(self, request: Request, num_cached: int) -> None:
+        request.cached_tokens = min(num_cached, len(request.prompt_ids))
+        self._group_running[request.generate.group] += 1
+        self._num_promised_rows += request.num_unfinished
+
+    def _run(self, sequence: Sequence, table: BlockTable, plan: "_Plan") -> None:
+        self._waiting.remove(sequence)
+        sequence.table = table
+        sequence.num_computed = len(table.ids) * self._blocks.block_size
+        sequence.status = SequenceStatus.RUNNING
+        insort(self._running, sequence, key=_order)
+        num_tokens = min(sequence.num_uncomputed, plan.num_left)
+        has_room = self._blocks.extend(table, sequence.num_computed + num_tokens)
+        assert has_room
+        plan.add(sequence, num_tokens)
+
+    def _release_siblings(self, request: Request) -> None:
+        for sibling in request.held:
+            sibling.status = SequenceStatus.WAITING
+            self._waiting.add(sibling)
+
+    def _end(self, sequence: Sequence) -> None:
+        """Take a sequence out of wherever it is; with its last one, the request is gone."""
+        request = sequence.request
+        if sequence.status is SequenceStatus.RUNNING:
+            self._running.remove(sequence)
+        elif sequence.status is SequenceStatus.WAITING:
+            self._waiting.remove(sequence)
+        self._blocks.free(sequence.table)
+        sequence.status = SequenceStatus.FINISHED
+        self._num_promised_rows -= request.has_started
+        if request.is_finished:
+            self._leave(request)
+
+    def _leave(self, request: Request) -> None:
+        self._requests.remove(request)
+        if request.has_started:
+            self._group_running[request.generate.group] -= 1
+
+
+class _Plan:
+    """The rows chosen so far and what is left of the budget."""
+
+    def __init__(self, budget: int) -> None:
+        self.num_left = budget
+        self.rows: dict[Sequence, int] = {}
+
+    def add(self, sequence: Sequence, num_tokens: int) -> None:
+        self.rows[sequence] = num_tokens
+        self.num_left -= num_tokens
+
+    def discard(self, sequence: Sequence) -> None:
+        self.num_left += self.rows.pop(sequence, 0)

@@ -1,0 +1,78 @@
+"""One running generation: a choice of a request, its tokens and what it holds on the device.
+
+Knows how far it is computed and when it has to stop. Refuses to know other sequences and blocks' owners.
+"""
+
+from collections import Counter
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import TYPE_CHECKING
+
+from workers.engine.block_manager import BlockTable
+from workers.protocol import FinishReason
+
+if TYPE_CHECKING:
+    from workers.engine.request import Request
+
+
+class SequenceStatus(Enum):
+    HELD = "held"  # a sibling waiting for choice 0's prompt
+    WAITING = "waiting"
+    RUNNING = "running"
+    FINISHED = "finished"
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """One choice of a request. `token_ids` is the prompt followed by the output."""
+
+    request: "Request"
+    choice: int
+    token_ids: list[int]
+    max_len: int
+    num_computed: int = 0
+    table: BlockTable = field(default_factory=BlockTable)
+    status: SequenceStatus = SequenceStatus.WAITING
+    finish_reason: FinishReason | None = None
+    stop_token_id: int | None = None
+    output_counts: Counter[int] | None = None
+
+    def __post_init__(self) -> None:
+        if self.request.is_penalized:
+            self.output_counts = Counter(self.token_ids[self.num_prompt_tokens :])
+
+    @property
+    def order(self) -> tuple[int, int, int]:
+        """Who comes first: by priority, then by arrival, then by choice."""
+        return (self.request.priority, self.request.arrival, self.choice)
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        return len(self.request.prompt_ids)
+
+    @property
+    def num_output_tokens(self) -> int:
+        return len(self.token_ids) - len(self.request.prompt_ids)
+
+    @property
+    def num_uncomputed(self) -> int:
+        return len(self.token_ids) - self.num_computed
+
+    @property
+    def is_finished(self) -> bool:
+        return self.status is SequenceStatus.FINISHED
+
+    def append(self, token_id: int) -> None:
+        """Take a sampled token; it or a limit may give a reason to finish."""
+        self.token_ids.append(token_id)
+        if self.output_counts is not None:
+            self.output_counts[token_id] += 1
+        if token_id in self.request.stop_ids:
+            self.stop_token_id = token_id
+            self.finish_reason = "stop"
+        elif self.is_full:
+            self.finish_reason = "length"
+
+    @property
+    def is_full(self) -> bool:
+        return len(self.token_ids) >= self.max_len

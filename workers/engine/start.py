@@ -1,0 +1,134 @@
+"""How an engine comes up: checkpoint → model → cache → runner, and the card that describes them.
+
+Knows the order, which matters for memory: weights first, then a worst-case step, then the cache takes
+what is left. Refuses to know requests.
+"""
+
+import ctypes
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from transformers import PretrainedConfig, PreTrainedModel
+
+from workers.checkpoint import Checkpoint
+from workers.config import EngineConfig
+from workers.engine.model_runner import ModelRunner
+from workers.engine.processors import SamplingRow
+from workers.engine.sampler import sample
+from workers.model.attention import AttentionPlan, PrefillSpan
+from workers.model.capacity import (
+    Limits,
+    available_bytes,
+    block_size_of,
+    resolve_limits,
+    token_budget_of,
+)
+from workers.model.decoder import CacheShape, Decoder
+from workers.model.loader import choose_device, choose_dtype, load_config, load_weights
+from workers.protocol import ModelCard, SamplingParams
+
+# From glibc's malloc.h.
+_M_TRIM_THRESHOLD = -1
+_M_MMAP_THRESHOLD = -3
+_KEPT_BYTES = 1 << 30
+
+Progress = Callable[[str, float], None]
+
+
+def start(config: EngineConfig, progress: Progress) -> tuple[ModelCard, ModelRunner]:
+    """Load a model and give it a cache; raise ModelError or ConfigError if that cannot be done."""
+    device = choose_device(config.device)
+    dtype = choose_dtype(config.dtype, device)
+    checkpoint = Checkpoint.at(config.model)
+    model_config = load_config(checkpoint)
+    torch.set_num_threads(config.threads or _physical_cores())
+    _keep_freed_memory()
+    model = load_weights(checkpoint, model_config, dtype, device, progress)
+    shape = CacheShape.of(model_config, dtype)
+    decoder, limits = _build(config, model_config, model, shape, progress)
+    runner = ModelRunner(decoder, shape.num_kv_heads, limits.num_blocks, limits.block_size)
+    progress("ready", 1.0)
+    return _card(checkpoint, model_config, dtype, device, limits), runner
+
+
+def _build(
+    config: EngineConfig,
+    model_config: PretrainedConfig,
+    model: PreTrainedModel,
+    shape: CacheShape,
+    progress: Progress,
+) -> tuple[Decoder, Limits]:
+    """Return the decoder with a cache of the size that fits beside it."""
+    progress("merging weights", 0.0)
+    decoder = Decoder(model)
+    device = decoder.device
+    layers = decoder.layer_devices
+    if device.type == "cuda":
+        progress("measuring memory", 0.0)
+        _run_worst_step(decoder, shape, token_budget_of(config, device), config.max_num_seqs)
+    block_bytes = shape.token_bytes * block_size_of(config, device) * len(layers)
+    # Every layer has as many blocks, so the fullest device decides.
+    free_bytes = min(available_bytes(d) // layers.count(d) for d in set(layers)) * len(layers)
+    limits = resolve_limits(config, model_config, device, block_bytes, free_bytes)
+    progress("allocating cache", 0.0)
+    decoder.allocate_cache(shape, limits.num_blocks, limits.block_size)
+    return decoder, limits
+
+
+def _run_worst_step(decoder: Decoder, shape: CacheShape, num_tokens: int, num_rows: int) -> None:
+    """Make the allocator take what the largest step needs, so that the cache is sized beside it."""
+    decoder.allocate_cache(shape, 2, 16)
+    zeros = torch.zeros(num_tokens, dtype=torch.int64, device=decoder.device)
+    span = PrefillSpan(0, num_tokens, zeros[:0], num_tokens)
+    rows = zeros[: min(num_rows, num_tokens)]
+    positions = torch.arange(num_tokens, device=decoder.device)
+    logits = decoder.forward(zeros, positions, AttentionPlan(zeros, (), (span,)), rows)
+    sample(logits, [SamplingRow(SamplingParams(max_tokens=1, logprobs=1))] * len(rows))
+    decoder.allocate_cache(shape, 1, 1)
+
+
+def _card(
+    checkpoint: Checkpoint,
+    config: PretrainedConfig,
+    dtype: torch.dtype,
+    device: torch.device,
+    limits: Limits,
+) -> ModelCard:
+    return ModelCard(
+        model_dir=str(checkpoint.directory),
+        model_hash=checkpoint.model_hash,
+        tokenizer_sha256=checkpoint.tokenizer_sha256,
+        architecture=checkpoint.architecture,
+        max_model_len=limits.max_model_len,
+        vocab_size=config.vocab_size,
+        eos_token_ids=checkpoint.eos_token_ids,
+        generation_config=checkpoint.sampling_defaults,
+        dtype=str(dtype).removeprefix("torch."),
+        device=str(device),
+        block_size=limits.block_size,
+        num_blocks=limits.num_blocks,
+        max_num_seqs=limits.max_num_seqs,
+        max_num_batched_tokens=limits.max_num_batched_tokens,
+    )
+
+
+def _keep_freed_memory() -> None:
+    """Tell glibc to reuse freed memory instead of returning it to the kernel.
+
+    By default every tensor of some megabytes is mapped and zeroed anew: a third of a prefill step.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, _KEPT_BYTES)
+        mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
+
+
+def _physical_cores() -> int:
+    """Count the cores this process may use; threads beyond them only compete for the same units."""
+    siblings = set()
+    for cpu in os.sched_getaffinity(0):
+        file = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
+        siblings.add(file.read_text() if file.is_file() else str(cpu))
+    return len(siblings)

@@ -1,0 +1,38 @@
+"""The sequences that wait for blocks and a row, in the order in which they may have them.
+
+Knows order only. Refuses to know limits; the scheduler asks them.
+"""
+
+from bisect import bisect_left, insort
+from collections.abc import Iterator
+from operator import attrgetter
+
+from workers.engine.sequence import Sequence
+
+_order = attrgetter("order")
+
+
+class WaitingQueue:
+    """A list sorted by priority, arrival and choice: a preempted sequence finds its old place again."""
+
+    def __init__(self) -> None:
+        self._sequences: list[Sequence] = []
+
+    def __len__(self) -> int:
+        return len(self._sequences)
+
+    def __iter__(self) -> Iterator[Sequence]:
+        """Iterate over a copy, so that the visitor may remove what it admits."""
+        return iter(self._sequences.copy())
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(sequence.num_uncomputed for sequence in self._sequences)
+
+    def add(self, sequence: Sequence) -> None:
+        insort(self._sequences, sequence, key=_order)
+
+    def remove(self, sequence: Sequence) -> None:
+        index = bisect_left(self._sequences, sequence.order, key=_order)
+        assert self._sequences[index] is sequence
+        del self._sequences[index]

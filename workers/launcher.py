@@ -1,0 +1,144 @@
+"""Start an engine process on this machine, hear from it while it loads, and judge its heartbeat afterwards.
+
+The pipe between supervisor and engine carries one JSON object per message (never a pickle): progress, ready, fatal.
+"""
+
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from workers import lifeline
+from workers.config import EngineConfig
+from workers.page import SharedPage
+
+
+@dataclass(frozen=True)
+class WorkerSpec:
+    """Where an engine process belongs: its number, the run directory, the page of the model half."""
+
+    index: int
+    run_dir: Path
+    page_path: Path
+
+    @property
+    def name(self) -> str:
+        return f"engine-{self.index}"
+
+    @property
+    def socket_path(self) -> Path:
+        return self.run_dir / f"{self.name}.sock"
+
+
+class Report:
+    """The engine's end of the pipe to its supervisor."""
+
+    def __init__(self, pipe: Connection) -> None:
+        self._pipe = pipe
+
+    def hold_lifeline(self) -> None:
+        lifeline.hold(self._pipe.fileno())
+
+    def progress(self, what: str, fraction: float) -> None:
+        self._send(event="progress", what=what, fraction=fraction)
+
+    def ready(self) -> None:
+        self._send(event="ready")
+
+    def fatal(self, message: str) -> None:
+        self._send(event="fatal", message=message)
+
+    def _send(self, **event: Any) -> None:
+        self._pipe.send_bytes(msgspec.json.encode(event))
+
+
+class EngineChild:
+    """One engine process as its supervisor sees it (workers.supervisor.Child)."""
+
+    def __init__(
+        self,
+        config: EngineConfig,
+        spec: WorkerSpec,
+        page: SharedPage,
+        on_progress: Callable[[str, str, float], None] = lambda name, what, fraction: None,
+    ) -> None:
+        self.name = spec.name
+        self.failure: str | None = None
+        self._config = config
+        self._spec = spec
+        self._page = page
+        self._on_progress = on_progress
+        self._process: BaseProcess | None = None
+        self._pipe: Connection | None = None
+        self._is_ready = False
+
+    def start(self) -> None:
+        """Spawn the process: CUDA cannot be used in a forked child, and threads do not survive a fork."""
+        from workers import worker
+
+        self.failure, self._is_ready = None, False
+        context = multiprocessing.get_context("spawn")
+        self._pipe, theirs = context.Pipe(duplex=True)
+        self._process = context.Process(
+            target=worker.main, args=(self._config, self._spec, Report(theirs)), name=self.name
+        )
+        self._process.start()
+        theirs.close()
+
+    @property
+    def pid(self) -> int | None:
+        return self._process.pid if self._process else None
+
+    def poll(self) -> int | None:
+        """Return the exit code, negative for a signal, or None while the process runs."""
+        self._hear()
+        return self._process.exitcode if self._process else None
+
+    def is_ready(self) -> bool:
+        return self._is_ready
+
+    def hang(self) -> str | None:
+        """Return why the engine must be taken for hung, or None."""
+        row = self._page.read(self._spec.index)
+        age = time.monotonic_ns() - row["beat_ns"]
+        if row["pid"] != self.pid or age <= row["step_timeout_ns"]:
+            return None
+        return f"no sign of life for {age / 1e9:.1f} s in step {row['step']}"
+
+    def terminate(self) -> None:
+        self._signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        self._signal(signal.SIGKILL)
+
+    def dump(self) -> None:
+        """Ask a hung process for the stacks of its threads; a stopped one cannot answer."""
+        self._signal(signal.SIGABRT)
+
+    def _signal(self, number: int) -> None:
+        if self._process is not None and self._process.exitcode is None and self.pid:
+            os.kill(self.pid, number)
+
+    def _hear(self) -> None:
+        try:
+            while self._pipe is not None and self._pipe.poll():
+                self._on_event(msgspec.json.decode(self._pipe.recv_bytes()))
+        except (EOFError, OSError):
+            self._pipe = None
+
+    def _on_event(self, event: dict[str, Any]) -> None:
+        match event["event"]:
+            case "progress":
+                self._on_progress(self.name, event["what"], event["fraction"])
+            case "ready":
+                self._is_ready = True
+            case "fatal":
+                self.failure = event["message"]

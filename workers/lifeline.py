@@ -1,0 +1,27 @@
+"""Tie a process's life to its supervisor's: when the supervisor has gone, however it went, this process ends."""
+
+import ctypes
+import os
+import signal
+import threading
+
+_PR_SET_PDEATHSIG = 1
+
+
+def hold(fd: int) -> None:
+    """End this process with SIGKILL when its parent dies, or when the other end of the pipe `fd` closes.
+
+    PDEATHSIG acts at once but follows the thread that spawned us and misses a parent that died before this call; the
+    pipe misses nothing but a stopped parent.
+    """
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+    def watch() -> None:
+        try:
+            while os.read(fd, 4096):
+                pass
+        except OSError:
+            pass
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=watch, name="lifeline", daemon=True).start()

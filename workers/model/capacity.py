@@ -1,0 +1,104 @@
+"""How many blocks of KV cache fit, and how long a sequence may therefore be.
+
+Knows memory, of the machine or of its GPUs. Refuses to know what the blocks are used for.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import PretrainedConfig
+
+from workers.config import EngineConfig
+from workers.errors import ConfigError
+
+# Of a GPU's memory, the part an engine may fill.
+CUDA_UTILIZATION = 0.9
+CPU_CACHE_FRACTION = 0.25
+CPU_CACHE_BYTES = 4 << 30
+GIB = 1 << 30
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The sizes an engine runs with, zeros of its settings resolved."""
+
+    max_model_len: int
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    block_size: int
+    num_blocks: int
+
+
+def block_size_of(config: EngineConfig, device: torch.device) -> int:
+    return config.block_size or (32 if device.type == "cpu" else 64)
+
+
+def token_budget_of(config: EngineConfig, device: torch.device) -> int:
+    return config.max_num_batched_tokens or (512 if device.type == "cpu" else 8192)
+
+
+def context_length(model: PretrainedConfig) -> int:
+    """Return the longest sequence the model's positions are made for, stretched by yarn if it says so."""
+    rope = model.rope_parameters or {}
+    if rope.get("rope_type") != "yarn":
+        return int(model.max_position_embeddings)
+    original = rope.get("original_max_position_embeddings") or model.max_position_embeddings
+    return max(int(model.max_position_embeddings), int(original * rope.get("factor", 1.0)))
+
+
+def resolve_limits(
+    config: EngineConfig,
+    model: PretrainedConfig,
+    device: torch.device,
+    block_bytes: int,
+    free_bytes: int,
+) -> Limits:
+    """Return the limits for a cache in `free_bytes`; raise ConfigError if the settings cannot be met."""
+    block_size = block_size_of(config, device)
+    longest = context_length(model)
+    if config.max_model_len > longest:
+        raise ConfigError(
+            f"max_model_len = {config.max_model_len}, but the model ends at {longest}"
+        )
+    max_model_len = config.max_model_len or longest
+    budget = token_budget_of(config, device)
+    max_num_seqs = min(config.max_num_seqs, budget)
+    num_blocks = config.num_blocks or _num_blocks(
+        config, device, block_bytes, free_bytes, max_num_seqs * -(-max_model_len // block_size)
+    )
+    held = (num_blocks - 1) * block_size
+    if config.max_model_len > held or held <= 0:
+        raise ConfigError(
+            f"max_model_len = {max_model_len} needs more than the {num_blocks} blocks of {block_size} tokens"
+            " that fit; lower max_model_len, or raise num_blocks or kv_cache_gb"
+        )
+    return Limits(min(max_model_len, held), max_num_seqs, budget, block_size, num_blocks)
+
+
+def available_bytes(device: torch.device) -> int:
+    """Return the memory a cache may take now: on a GPU all but a reserve, else the machine's free memory."""
+    if device.type == "cpu":
+        return _available_ram()
+    free, total = torch.cuda.mem_get_info(device)
+    return max(0, int(free - (1 - CUDA_UTILIZATION) * total))
+
+
+def _num_blocks(
+    config: EngineConfig, device: torch.device, block_bytes: int, free_bytes: int, useful: int
+) -> int:
+    # One more than useful: block 0 is trash.
+    if config.kv_cache_gb:
+        return int(config.kv_cache_gb * GIB) // block_bytes
+    if device.type == "cpu":
+        return min(
+            int(min(CPU_CACHE_FRACTION * free_bytes, CPU_CACHE_BYTES)) // block_bytes, useful + 1
+        )
+    return min(free_bytes // block_bytes, useful + 1)
+
+
+def _available_ram() -> int:
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    raise ConfigError("/proc/meminfo has no MemAvailable; set num_blocks or kv_cache_gb")

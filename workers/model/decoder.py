@@ -1,0 +1,82 @@
+"""A whole causal model over paged keys and values: token ids in, logits of chosen tokens out.
+
+Takes the weights out of a transformers model layer by layer, so that memory never holds them twice.
+Layers may lie on several devices; hidden states follow them.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers import PretrainedConfig, PreTrainedModel
+
+from workers.model.attention import AttentionPlan, Pages
+from workers.model.fused import DecoderLayer, RMSNorm, Rope
+from workers.model.linear import Linear
+
+
+@dataclass(frozen=True)
+class CacheShape:
+    """The dimensions of one token's keys and values in one layer."""
+
+    num_kv_heads: int
+    head_dim: int
+    dtype: torch.dtype
+
+    @classmethod
+    def of(cls, config: PretrainedConfig, dtype: torch.dtype) -> "CacheShape":
+        head_dim = (
+            getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        )
+        return cls(config.num_key_value_heads, head_dim, dtype)
+
+    @property
+    def token_bytes(self) -> int:
+        return 2 * self.num_kv_heads * self.head_dim * self.dtype.itemsize
+
+    def pages(self, num_blocks: int, block_size: int, device: torch.device) -> Pages:
+        """Return empty pages of one layer."""
+        return Pages(self.num_kv_heads, num_blocks, block_size, self.head_dim, self.dtype, device)
+
+
+class Decoder:
+    """The model of one engine. Its cache is allocated when it is known how much memory is left."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        base: nn.Module = model.model  # type: ignore[assignment]
+        head: Tensor = model.lm_head.weight.detach()  # type: ignore[union-attr,operator]
+        self._embedding: Tensor = base.embed_tokens.weight.detach()  # type: ignore[union-attr,operator]
+        self._rotary: nn.Module = base.rotary_emb  # type: ignore[assignment]
+        self._layers = [DecoderLayer(layer) for layer in base.layers]  # type: ignore[union-attr]
+        self._pages: list[Pages] = []
+        self._norm = RMSNorm(base.norm)  # type: ignore[arg-type]
+        self._head_device = head.device
+        self._head = Linear(head)
+        self.device = self._embedding.device
+
+    @property
+    def layer_devices(self) -> list[torch.device]:
+        return [layer.device for layer in self._layers]
+
+    def allocate_cache(self, shape: CacheShape, num_blocks: int, block_size: int) -> None:
+        """Replace the cache by an empty one; the old one's memory is given back first."""
+        self._pages.clear()
+        self._pages += [
+            shape.pages(num_blocks, block_size, device) for device in self.layer_devices
+        ]
+
+    @torch.inference_mode()
+    def forward(
+        self, token_ids: Tensor, positions: Tensor, plan: AttentionPlan, rows: Tensor
+    ) -> Tensor:
+        """Return the logits `[len(rows), vocabulary]` of the tokens at `rows` of the flat batch."""
+        hidden = self._embedding[token_ids]
+        rope = Rope.compute(self._rotary, positions).to(self.device)
+        device = self.device
+        for layer, pages in zip(self._layers, self._pages, strict=True):
+            if layer.device != device:
+                device = layer.device
+                hidden, rope, plan = hidden.to(device), rope.to(device), plan.to(device)
+            hidden = layer(hidden, rope, pages, plan)
+        hidden = self._norm(hidden[rows.to(device)].to(self._norm.device))
+        return self._head(hidden.to(self._head_device))

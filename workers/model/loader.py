@@ -1,0 +1,192 @@
+"""From a model directory to a transformers model in memory, or a ModelError that says why not.
+
+Knows which architectures and options the engine computes correctly; anything else is refused here,
+before memory is spent. Code from a model directory is never run, pickles are never read.
+"""
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from safetensors import SafetensorError, safe_open
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers.utils import logging as transformers_logging
+
+from workers.checkpoint import Checkpoint
+from workers.errors import ModelError
+
+Progress = Callable[[str, float], None]
+
+ARCHITECTURES = ("Qwen2ForCausalLM", "Qwen3ForCausalLM", "Qwen3MoeForCausalLM")
+DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+
+# Their frequencies depend on the longest sequence of a batch, which would make rows depend on each other.
+_REFUSED_ROPE = ("dynamic", "longrope")
+
+_logger = logging.getLogger(__name__)
+
+
+def choose_device(name: str) -> torch.device:
+    """Return the device a setting names; `auto` is CUDA where there is one."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(name)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ModelError(f"device = {name!r}, but torch sees no CUDA device; use device = 'cpu'")
+    return device
+
+
+def choose_dtype(name: str, device: torch.device) -> torch.dtype:
+    """Return the dtype a setting names; `auto` is bfloat16 where the hardware multiplies it."""
+    if name == "auto":
+        fast = device.type == "cuda" or "avx512_bf16" in _cpu_flags()
+        return torch.bfloat16 if fast else torch.float32
+    if name not in DTYPES:
+        raise ModelError(f"dtype = {name!r} is not one of auto, {', '.join(DTYPES)}")
+    return DTYPES[name]
+
+
+def load_config(checkpoint: Checkpoint) -> PretrainedConfig:
+    """Return the configuration; raise ModelError if the engine would compute the model wrongly."""
+    file = checkpoint.directory / "config.json"
+    if checkpoint.architecture not in ARCHITECTURES:
+        known = ", ".join(ARCHITECTURES)
+        raise ModelError(f"{file}: architecture {checkpoint.architecture} is not one of {known}")
+    if "quantization_config" in checkpoint.config:
+        raise ModelError(f"{file}: quantization_config is not supported; use unquantized weights")
+    try:
+        config = AutoConfig.from_pretrained(checkpoint.directory, local_files_only=True)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"{file}: {error}") from error
+    _refuse_unsupported(config, file)
+    return config
+
+
+def load_weights(
+    checkpoint: Checkpoint,
+    config: PretrainedConfig,
+    dtype: torch.dtype,
+    device: torch.device,
+    progress: Progress,
+) -> PreTrainedModel:
+    """Return the transformers model with its weights on `device`, or spread over several GPUs."""
+    _refuse_damaged(checkpoint.weight_files)
+    try:
+        with _reporting(progress):
+            model, info = AutoModelForCausalLM.from_pretrained(
+                checkpoint.directory,
+                config=config,
+                dtype=dtype,
+                device_map=_device_map(checkpoint, device),
+                use_safetensors=True,
+                local_files_only=True,
+                output_loading_info=True,
+            )
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{checkpoint.directory}: weights cannot be loaded: {error}") from error
+    _refuse_partial(model, info, checkpoint)
+    return model.eval().requires_grad_(False)
+
+
+def _refuse_unsupported(config: PretrainedConfig, file: Path) -> None:
+    """Refuse what would be computed without complaint, but differently from transformers."""
+    windows = "sliding_attention" in (getattr(config, "layer_types", None) or ())
+    if windows or (config.model_type == "qwen3_moe" and config.sliding_window is not None):
+        raise ModelError(f"{file}: use_sliding_window is not supported; only full attention is")
+    rope = (config.rope_parameters or {}).get("rope_type", "default")
+    if rope in _REFUSED_ROPE:
+        raise ModelError(
+            f"{file}: rope_type {rope!r} is not supported; use 'yarn' for long contexts"
+        )
+    if config.hidden_act != "silu":
+        raise ModelError(f"{file}: hidden_act {config.hidden_act!r} is not supported, only 'silu'")
+
+
+def _refuse_damaged(files: tuple[Path, ...]) -> None:
+    """Refuse files shorter than their headers say, before memory is spent on the whole ones."""
+    for file in files:
+        try:
+            with safe_open(file, framework="pt"):
+                pass
+        except (OSError, SafetensorError) as error:
+            raise ModelError(f"{file}: damaged, {error}; complete the download") from error
+
+
+def _device_map(checkpoint: Checkpoint, device: torch.device) -> str | torch.device | None:
+    """Spread over all GPUs only what one cannot hold with room left for a cache."""
+    if device.type == "cpu":
+        return None
+    if device.index is None and torch.cuda.device_count() > 1:
+        free, _ = torch.cuda.mem_get_info(0)
+        if sum(file.stat().st_size for file in checkpoint.weight_files) > 0.8 * free:
+            return "auto"
+    return torch.device("cuda", device.index or 0)
+
+
+def _refuse_partial(model: PreTrainedModel, info: Any, checkpoint: Checkpoint) -> None:
+    """Refuse weights that transformers invented or left on a slower device."""
+    file, missing = checkpoint.weight_files[0], sorted(info["missing_keys"])
+    if missing:
+        raise ModelError(f"{file}: {len(missing)} weights are missing, the first is {missing[0]}")
+    if info["mismatched_keys"]:
+        raise ModelError(f"{file}: shapes differ from config.json: {info['mismatched_keys']}")
+    placed = set(getattr(model, "hf_device_map", {}).values())
+    if placed & {"cpu", "disk"}:
+        raise ModelError(f"{checkpoint.directory}: does not fit into the visible GPUs' memory")
+
+
+@contextmanager
+def _reporting(progress: Progress) -> Iterator[None]:
+    """Route transformers' progress bar over the weights to `progress` as fractions of 1."""
+
+    def hook(factory: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return _Bar(progress, *args, **kwargs)
+
+    previous = transformers_logging.set_tqdm_hook(hook)
+    try:
+        yield
+    finally:
+        transformers_logging.set_tqdm_hook(previous)
+
+
+class _Bar:
+    """What transformers uses of tqdm, reporting at most a hundred times."""
+
+    def __init__(self, progress: Progress, iterable: Any = (), *args: Any, **kwargs: Any) -> None:
+        self._progress = progress
+        self._items = list(iterable or ())
+
+    def __iter__(self) -> Iterator[Any]:
+        total = len(self._items)
+        stride = max(1, total // 100)
+        for index, item in enumerate(self._items):
+            if index % stride == 0:
+                self._progress("loading weights", index / total)
+            yield item
+        self._progress("loading weights", 1.0)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *args: object) -> None:
+        return None
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        return lambda *args, **kwargs: None
+
+
+def _cpu_flags() -> frozenset[str]:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("flags"):
+                return frozenset(line.split())
+    except OSError as error:
+        _logger.warning("cannot read /proc/cpuinfo, assuming no bfloat16 units: %s", error)
+    return frozenset()
