@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from qwenapi.disconnect import ClientWatcher
-from qwenapi.engine_client import Beat, EngineClient, Generation, Limits, Mailbox, NoEngine, Refused
+from qwenapi.engine_client import EngineClient, Limits, NoEngine, Refused
 from qwenapi.errors import (
     ApiError,
     ContextLengthExceeded,
@@ -19,6 +19,7 @@ from qwenapi.errors import (
     InternalError,
     QueueFull,
 )
+from qwenapi.generation import Beat, Generation, Mailbox
 from qwenapi.text.text_stream import TextStream
 from qwenapi.text.tokenizer import Tokenizer
 from workers.protocol import Chunk, Failed, Rejected, SamplingParams, TokenLogprob

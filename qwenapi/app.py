@@ -8,7 +8,7 @@ from flask import Flask, Response, g, request
 from werkzeug.exceptions import HTTPException
 
 from qwenapi.api import openai, ops
-from qwenapi.engine_client import Cancelled, EngineClient
+from qwenapi.engine_client import EngineClient
 from qwenapi.errors import (
     DIALECTS,
     ApiError,
@@ -18,6 +18,7 @@ from qwenapi.errors import (
     NotFound,
     PayloadTooLarge,
 )
+from qwenapi.generation import Cancelled
 from qwenapi.logs import RequestLog
 from qwenapi.models import Models
 from qwenapi.responses import json_response

@@ -8,6 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from qwenapi import __version__
+from qwenapi.bench import add_arguments as add_bench_arguments
+from qwenapi.bench import main as run_bench
 from qwenapi.config import load
 from qwenapi.flags import FlagParser, add_flags
 from qwenapi.run_dir import make_run_dir, model_run_dir, run_dir
@@ -59,6 +61,11 @@ def check(parsed: argparse.Namespace) -> int:
     return ExitCode.OK
 
 
+def bench(parsed: argparse.Namespace) -> int:
+    """Measure a running server: tokens per second, time to first token, gaps between tokens."""
+    return run_bench(parsed)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = FlagParser(prog="qwenapi", description=DESCRIPTION)
     parser.add_argument("--version", action="version", version=f"qwenapi {__version__}")
@@ -67,6 +74,9 @@ def _parser() -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=(run.__doc__ or "").strip(), description=run.__doc__)
         add_flags(command, name)
         command.set_defaults(run=run)
+    measure = commands.add_parser("bench", help=bench.__doc__, description=bench.__doc__)
+    add_bench_arguments(measure)
+    measure.set_defaults(run=bench)
     return parser
 
 
@@ -108,13 +118,19 @@ def _supervise(settings: Settings, folder: Path, groups: Sequence[Sequence[Child
 
     logging.basicConfig(level=settings.log_level.upper(), format="supervisor: %(message)s")
     supervisor = Supervisor(
-        groups, drain_timeout=settings.drain_timeout, on_ready=lambda: print(ready, flush=True)
+        groups, drain_timeout=settings.drain_timeout, on_ready=lambda: _say(ready)
     )
     code = supervisor.run()
     page_path(folder, ENGINE_LAYOUT).unlink(missing_ok=True)
     if supervisor.failure:
         print(f"qwenapi: {supervisor.failure}", file=sys.stderr)
     return code
+
+
+def _say(line: str) -> None:
+    # One write, so that nothing a child prints can come between the line and its end.
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
 
 
 def _progress() -> Callable[[str, str, float], None]:

@@ -1,7 +1,6 @@
 """The HTTP half's side of the wire: finds engines, chooses one for a request, hands out what comes back.
 
-Knows gevent: one greenlet reads each connection, requests wait in mailboxes. Refuses to know text, HTTP, Flask. A
-Generation keeps every id it was given and has received, so that a replay needs nothing but the Generation.
+Knows gevent: one greenlet reads each connection. Refuses to know text, HTTP, Flask.
 """
 
 import hashlib
@@ -15,15 +14,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import gevent
-from gevent import getcurrent, get_hub
+from gevent import get_hub
 
+from qwenapi.generation import Beat, Generation, Mailbox
 from workers.connection import Connection, ConnectionEnded, connect
 from workers.errors import PageError, ProtocolError
 from workers.page import ENGINE_LAYOUT, Phase, SharedPage
 from workers.protocol import (
     Abort,
     Accepted,
-    Chunk,
     Failed,
     Finished,
     FromEngine,
@@ -64,18 +63,6 @@ class Refused(EngineError):
         self.rejected = rejected
 
 
-class Cancelled(EngineError):
-    """The caller has gone; the engine has been told."""
-
-
-@dataclass(frozen=True)
-class Beat:
-    """Nothing has come for a while: time for a sign of life to the caller."""
-
-
-Event = Accepted | Rejected | Chunk | Finished | Failed | Beat
-
-
 @dataclass(frozen=True, kw_only=True)
 class Limits:
     """How many requests of one group may run and wait together (0 running: the engine's limit), and for how long (s)."""
@@ -84,104 +71,6 @@ class Limits:
     max_running: int = 0
     max_waiting: int = 0
     queue_timeout: float = 300.0
-
-
-class Mailbox:
-    """Events for the one greenlet that serves a caller, from all the generations it asked for."""
-
-    def __init__(self) -> None:
-        self._events: list[tuple[Generation, Event]] = []
-        self._waiter: gevent.Greenlet | None = None
-        self._hub = get_hub()
-        self._is_cancelled = False
-
-    def put(self, generation: "Generation", event: Event) -> None:
-        """Add an event and wake the greenlet that waits for one."""
-        self._events.append((generation, event))
-        self._wake()
-
-    def cancel(self) -> None:
-        """Let every `take`, now and later, raise Cancelled."""
-        self._is_cancelled = True
-        self._wake()
-
-    def take(self) -> list[tuple["Generation", Event]]:
-        """Wait for at least one event and return all there are; raise Cancelled when the caller has gone."""
-        while not self._events and not self._is_cancelled:
-            self._waiter = getcurrent()
-            try:
-                self._hub.switch()
-            finally:
-                self._waiter = None
-        if self._is_cancelled:
-            raise Cancelled
-        events, self._events = self._events, []
-        return events
-
-    def take_answer(self, generation: "Generation") -> Accepted | Rejected | Failed:
-        """Wait for the engine's answer to a request; everything else stays for `take`."""
-        others: list[tuple[Generation, Event]] = []
-        while True:
-            events = self.take()
-            for index, (sender, event) in enumerate(events):
-                if sender is generation and isinstance(event, Accepted | Rejected | Failed):
-                    self._events[:0] = others + events[index + 1 :]
-                    return event
-                others.append((sender, event))
-
-    def _wake(self) -> None:
-        if self._waiter is not None:
-            waiter, self._waiter = self._waiter, None
-            # Not switched to at once: whatever else the reader has for this caller then arrives in the same batch.
-            self._hub.loop.run_callback(waiter.switch)
-
-
-class Generation:
-    """One request under way: what was asked and what has come so far."""
-
-    def __init__(self, request: Generate, mailbox: Mailbox) -> None:
-        self.request = request
-        self.num_cached_tokens = 0
-        self.token_ids: dict[int, list[int]] = {choice: [] for choice in request.choices}
-        self.open_choices = set(request.choices)
-        self.is_over = False
-        self.last_event = time.monotonic()
-        self.link: EngineLink | None = None
-        self._mailbox = mailbox
-
-    def put(self, event: Event) -> None:
-        self.last_event = time.monotonic()
-        self._mailbox.put(self, event)
-
-    def receive(self, chunk: Chunk) -> None:
-        """Keep a chunk's ids; raise ProtocolError if any went missing before it."""
-        ids = self.token_ids[chunk.choice]
-        if chunk.position != len(ids):
-            raise ProtocolError(f"choice {chunk.choice}: token {chunk.position} after {len(ids)}")
-        ids.extend(chunk.token_ids)
-        self.put(chunk)
-
-    def close_choice(self, choice: int) -> None:
-        """Ask for no more tokens of a choice: its text has reached a stop string."""
-        self.open_choices.discard(choice)
-        if not self.open_choices:
-            self.close()
-        elif self.link is not None and not self.is_over:
-            self.link.send(Abort(self.request.wid, (choice,)))
-
-    def close(self) -> None:
-        """Be done with the request, whatever its state; the engine is told if it does not know yet."""
-        if self.link is not None:
-            self.link.forget(self)
-
-    @property
-    def completion_tokens(self) -> int:
-        return sum(len(ids) for ids in self.token_ids.values())
-
-    @property
-    def weight(self) -> int:
-        """Return the tokens this request may occupy."""
-        return len(self.request.prompt_ids) + len(self.request.choices) * self.request.params.max_tokens
 
 
 class EngineLink:

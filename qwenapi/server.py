@@ -7,6 +7,8 @@ loaded before the fork: each worker imports the application after gevent has pat
 import faulthandler
 import fcntl
 import os
+import signal
+import socket
 import sys
 from pathlib import Path
 from typing import Any
@@ -44,12 +46,37 @@ class FastSocket(gevent.socket.socket):
 
 
 class FastWorker(GeventWorker):
-    """gunicorn's gevent worker, its connections FastSockets."""
+    """gunicorn's gevent worker: its connections are FastSockets, and idle ones do not hold up its end.
+
+    A kept-alive connection between two requests would otherwise make a stopping worker wait for the whole keepalive.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._idle: set[Any] = set()
 
     def handle(self, listener: Any, client: Any, addr: Any) -> None:
         if type(client) is gevent.socket.socket:
             client.__class__ = FastSocket
-        super().handle(listener, client, addr)
+        self._idle.add(client)
+        try:
+            super().handle(listener, client, addr)
+        finally:
+            self._idle.discard(client)
+
+    def handle_request(self, listener_name: Any, req: Any, sock: Any, addr: Any) -> None:
+        self._idle.discard(sock)
+        try:
+            super().handle_request(listener_name, req, sock, addr)
+        finally:
+            self._idle.add(sock)
+            if not self.alive:
+                _stop_reading(sock)
+
+    def handle_exit(self, sig: Any, frame: Any) -> None:
+        super().handle_exit(sig, frame)
+        for sock in self._idle:
+            _stop_reading(sock)
 
 
 class HttpServer(BaseApplication):
@@ -61,7 +88,7 @@ class HttpServer(BaseApplication):
         super().__init__()
 
     def load_config(self) -> None:
-        options = {
+        options: dict[str, Any] = {
             "worker_class": "qwenapi.server.FastWorker",
             "workers": self._settings.api_server_count,
             "worker_connections": 4000,
@@ -114,6 +141,14 @@ def main() -> None:
     HttpServer(_settings(handover["settings"]), Path(handover["model_run_dir"])).run()
 
 
+def _stop_reading(sock: Any) -> None:
+    """Let the next read find the end of the stream; a request that has already arrived is still read."""
+    try:
+        sock.shutdown(socket.SHUT_RD)
+    except OSError:
+        pass
+
+
 def _settings(values: dict[str, Any]) -> Settings:
     """Return the settings as they were before they became JSON, which knows no tuples."""
     return Settings(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
@@ -138,6 +173,8 @@ def _read_line(fd: int) -> bytes:
 
 def _post_fork(arbiter: Any, worker: Any) -> None:
     faulthandler.enable()
+    # Until it has handlers of its own a worker would swallow SIGTERM in its arbiter's, and then never end.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _worker_abort(worker: Any) -> None:

@@ -20,7 +20,6 @@ from qwenapi.errors import BadRequest, LengthRequired, PayloadTooLarge, Unsuppor
 from qwenapi.text.errors import JsonError
 from qwenapi.text.strict_json import parse_object
 
-MAX_BODY_BYTES = 4 * 1024 * 1024
 MAX_SHOWN_CHARS = 64
 
 _UNKNOWN = "is not a field of this request"
@@ -152,14 +151,18 @@ def parse_json(raw: bytes) -> dict[str, Any]:
         raise BadRequest(str(error)) from error
 
 
-def read_body(incoming: Request, max_bytes: int = MAX_BODY_BYTES) -> bytes:
-    """Return the whole body; refuse by headers alone what is too large, encoded or no JSON."""
+def read_body(incoming: Request, max_bytes: int | None = None) -> bytes:
+    """Return the whole body; refuse by headers alone what is too large, encoded or no JSON.
+
+    The limit is the application's MAX_CONTENT_LENGTH where none is given.
+    """
     _check_encoding(incoming)
     length = incoming.content_length
     if length is None:
         raise LengthRequired
-    if length > max_bytes:
-        raise PayloadTooLarge(f"The body is larger than {max_bytes} bytes.")
+    limit = incoming.max_content_length if max_bytes is None else max_bytes
+    if limit is not None and length > limit:
+        raise PayloadTooLarge(f"The body is larger than {limit} bytes.")
     try:
         body = incoming.get_data(cache=False)
     except ClientDisconnected as error:
@@ -183,7 +186,7 @@ def load_request(schema: Schema, body: dict[str, Any]) -> Any:
         ) from error
 
 
-def accepts(schema_class: type[Schema], max_bytes: int = MAX_BODY_BYTES) -> Callable[..., Any]:
+def accepts(schema_class: type[Schema], max_bytes: int | None = None) -> Callable[..., Any]:
     """Give a view the checked value of its JSON body as first argument."""
     schema = schema_class()
 

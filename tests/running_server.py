@@ -106,12 +106,19 @@ class RunningServer:
                 process.kill()
             self.process.kill()
             raise AssertionError(f"did not stop within {timeout} s\n{self.log}") from None
-        assert self.process.stdout
         _, alive = psutil.wait_procs(processes, timeout=5)
         assert not alive, f"left running: {alive}"
-        self._reader.join(5)
-        self.process.stdout.close()
+        self.close()
         return code
+
+    def close(self) -> None:
+        """Take leave of the process; what has not ended by now is killed."""
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait(10)
+        self._reader.join(10)
+        assert self.process.stdout
+        self.process.stdout.close()
 
     def _read(self) -> None:
         assert self.process.stdout

@@ -1,4 +1,4 @@
-"""The host side of an engine step: which sequences run, where their blocks are, which tokens are chosen.
+"""The host side of an engine step: who runs, where blocks are, which tokens are chosen.
 
 Knows tokens and blocks. Refuses to know text, sockets and how a layer is computed.
 """

@@ -3,8 +3,8 @@
 Knows block ids and the tokens of full blocks. Refuses to know tensors, scheduling and requests.
 
 The prefix cache is one exact dict, (uid of the parent's content, the block's tokens, salt) → block:
-equality is decided by the tokens themselves, never by a hash alone. A uid names content, not a place,
-so a reused place never aliases. Block 0 is trash, where padding is read and written.
+equality is decided by the tokens themselves, never by a hash alone. A uid names content, not a
+place, so a reused place never aliases. Block 0 is trash, where padding is read and written.
 """
 
 from collections import OrderedDict
@@ -28,9 +28,10 @@ class Block:
 
 @dataclass(slots=True, eq=False)
 class BlockTable:
-    """Everything one sequence holds on the device; a hybrid model's state slot would stand beside `ids`.
+    """All that one sequence holds on the device.
 
-    The first `num_known` blocks are full and offered to others; `last_uid` names their content.
+    A hybrid model's state slot would stand beside `ids`. The first `num_known` blocks are full and
+    offered to others; `last_uid` names their content.
     """
 
     ids: list[int] = field(default_factory=list)
@@ -86,7 +87,7 @@ class BlockManager:
         return table
 
     def extend(self, table: BlockTable, num_tokens: int) -> bool:
-        """Give a table room for `num_tokens` in all; return False, changing nothing, if blocks are short."""
+        """Give a table room for `num_tokens`; return False, unchanged, if there are too few."""
         missing = self.blocks_for(num_tokens) - len(table.ids)
         if missing > self.num_free:
             return False
@@ -99,7 +100,7 @@ class BlockManager:
     def publish(
         self, table: BlockTable, token_ids: list[int], num_computed: int, salt: str
     ) -> None:
-        """Make a table's newly filled blocks findable; only tokens below `num_computed` are in the cache."""
+        """Make newly filled blocks findable; tokens below `num_computed` are in the cache."""
         if not self._enabled:
             return
         size = self.block_size
@@ -110,12 +111,12 @@ class BlockManager:
             if known is None:
                 known = self._blocks[table.ids[index]]
                 self._name(known, key)
-            # A twin computed at the same time keeps its block unnamed and continues the known chain.
+            # A twin computed at the same time stays unnamed and continues the known chain.
             table.last_uid = known.uid
             table.num_known = index + 1
 
     def free(self, table: BlockTable) -> None:
-        """Give up all blocks of a table, tail first, so that the longest prefixes survive longest."""
+        """Give up a table's blocks, tail first, so that prefixes survive longest."""
         for id in reversed(table.ids):
             block = self._blocks[id]
             block.num_users -= 1
@@ -128,7 +129,7 @@ class BlockManager:
         table.num_known, table.last_uid = 0, _ROOT_UID
 
     def check_integrity(self, tables: list[BlockTable]) -> None:
-        """Raise AssertionError unless these tables, and nobody else, explain the state of every block."""
+        """Raise AssertionError unless exactly these tables explain every block's state."""
         users = [0] * len(self._blocks)
         for table in tables:
             assert len(set(table.ids)) == len(table.ids), "a block occurs twice in one table"

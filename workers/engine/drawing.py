@@ -1,9 +1,9 @@
-"""Draw one token per row from tempered logits, under min_p, top_k and top_p, without sorting them all.
+"""Draw one token per row under min_p, top_k and top_p, without sorting all logits.
 
-A restricted row looks at a window of its largest logits. The window's width depends on the row's own
-parameters, and a row whose nucleus does not fit is drawn again from a wider one, so a row's token never
-depends on its neighbours. An unrestricted row needs noise only for tokens that could still win: those
-within MAX_GUMBEL of the best perturbed logit found so far.
+A restricted row looks at a window of its largest logits. The window's width depends on the row's
+own parameters, and a row whose nucleus does not fit is drawn again from a wider one, so a row's
+token never depends on its neighbours. An unrestricted row needs noise only for tokens that could
+still win: those within MAX_GUMBEL of the best perturbed logit found so far.
 """
 
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ _FIRST_GUESSES = 64
 
 @dataclass(frozen=True)
 class DrawParams:
-    """Per-row parameters as tensors `[rows]`; `top_k` 0 means none. `low` and `high` are noise keys."""
+    """Per-row tensors `[rows]`; `top_k` 0 means none, `low` and `high` are noise keys."""
 
     top_k: Tensor
     top_p: Tensor
@@ -37,7 +37,10 @@ class DrawParams:
 
 
 def draw_free(scaled: Tensor, params: DrawParams) -> Tensor:
-    """Draw from whole rows `[rows, vocabulary]`; exact, though most noise is never computed."""
+    """Draw rows without top_k and top_p; exact, though most noise is never computed."""
+    if bool((params.min_p > 0).any()):
+        floor = scaled.amax(-1, keepdim=True) + params.min_p[:, None].log()
+        scaled = scaled.masked_fill(scaled < floor, float("-inf"))
     low, high = params.low[:, None], params.high[:, None]
     guess = scaled.topk(min(_FIRST_GUESSES, scaled.shape[1]))
     best = (guess.values + gumbel(guess.indices, low, high)).amax(-1, keepdim=True)
@@ -49,7 +52,7 @@ def draw_free(scaled: Tensor, params: DrawParams) -> Tensor:
 
 
 def draw_restricted(scaled: Tensor, params: DrawParams, top_k: list[int]) -> Tensor:
-    """Draw rows that have a top_k, top_p or min_p; `top_k` repeats `params.top_k` on the host."""
+    """Draw rows that have a top_k or a top_p; `top_k` repeats `params.top_k` on the host."""
     tokens = torch.empty(scaled.shape[0], dtype=torch.int64, device=scaled.device)
     pending = list(range(scaled.shape[0]))
     tried = 0
@@ -78,7 +81,7 @@ def _window(top_k: int, tried: int, vocab_size: int) -> int:
 
 
 def _draw_window(scaled: Tensor, params: DrawParams, window: int) -> tuple[Tensor, Tensor]:
-    """Draw from the `window` largest logits; also return whether no allowed token lies beyond them."""
+    """Draw from the largest logits; also return whether no allowed token lies beyond them."""
     values, indices = scaled.topk(window)
     best = values[:, :1]
     floor = best + params.min_p[:, None].log()

@@ -1,8 +1,8 @@
 """The real engine: a model in memory and the loop body that advances every request by one step.
 
 Knows how the parts fit together. Refuses to know sockets, admission and processes: `workers.worker`
-drives it through `workers.core.EngineCore`. An error inside a step is not caught: what the device and
-the blocks then hold is unknown, so the process has to end and be started again.
+drives it through `workers.core.EngineCore`. An error inside a step is not caught: what the device
+and the blocks then hold is unknown, so the process has to end and be started again.
 """
 
 import time

@@ -1,7 +1,7 @@
 """From a batch to its sampled tokens: lays rows out flat, plans their attention, runs the model.
 
-Knows sequences' tokens and block ids, and turns them into a few tensors per step. Refuses to know who
-runs next and what becomes of a token.
+Knows sequences' tokens and block ids, and turns them into a few tensors per step. Refuses to know
+who runs next and what becomes of a token.
 
     flat batch:  one token of each decoding row, shortest context first │ the spans of prompts
 """
@@ -19,7 +19,7 @@ from workers.engine.sequence import Sequence
 from workers.model.attention import AttentionPlan, DecodeGroup, PrefillSpan
 from workers.model.decoder import Decoder
 
-# Rows of one group are padded to its longest. Up to this many blocks, one group is cheaper than two.
+# A group's rows are padded to its longest. Up to this many blocks, one group beats two.
 _SMALL_BLOCKS = 8
 # Gathered keys and values of one group stay within this many tokens.
 _MAX_GROUP_TOKENS = 1 << 18
@@ -62,7 +62,7 @@ class ModelRunner:
         return [(row, next(samples) if row.is_sampled else None) for row in rows]
 
     def _flatten(self, rows: list[Row]) -> tuple[list[int], list[int], list[int], list[int]]:
-        """Return token ids, positions and cache slots of the flat batch, and each row's last index."""
+        """Return the flat batch's token ids, positions and slots, and each row's last index."""
         token_ids: list[int] = []
         positions: list[int] = []
         slots: list[int] = []
@@ -102,7 +102,7 @@ class ModelRunner:
         if stop - first > 1:
             length = self._tensor(lengths[first:stop])
             hidden = torch.arange(width, device=length.device) >= length[:, None]
-            mask = torch.zeros(hidden.shape, device=length.device)
+            mask = torch.zeros(hidden.shape, dtype=self._decoder.dtype, device=length.device)
             mask = mask.masked_fill_(hidden, float("-inf"))[:, None]
             longest = width
         else:

@@ -1,11 +1,12 @@
 """What is done to logits before a temperature: bias, minimum length, penalties.
 
-Each processor collects its (row, token, value) triples over the whole batch and applies them at once,
-so that its cost is a few tensors per step and nothing for rows that do not use it.
+Each processor collects the cells it changes over the whole batch and applies them at
+once, so that its cost is a few tensors per step and nothing for rows that do not use it.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import repeat
 
 import torch
 from torch import Tensor
@@ -17,8 +18,8 @@ from workers.protocol import SamplingParams
 class SamplingRow:
     """What the sampler knows of one row. `position` is the absolute index of the token to be drawn.
 
-    `prompt_set` holds the prompt's distinct tokens, `output_counts` how often each was generated; both
-    stay empty for rows without penalties.
+    `prompt_set` holds the prompt's distinct tokens, `output_counts` how often each was generated;
+    both stay empty for rows without penalties.
     """
 
     params: SamplingParams
@@ -56,66 +57,74 @@ def process(logits: Tensor, rows: Sequence[SamplingRow]) -> None:
         _penalize_output(logits, touched)
 
 
+class _Cells:
+    """Cells of a logits tensor, collected row by row: their tokens, and one value for each."""
+
+    def __init__(self) -> None:
+        self._rows: list[int] = []
+        self._counts: list[int] = []
+        self._tokens: list[int] = []
+        self._values: list[float] = []
+
+    def add(self, row: int, tokens: Collection[int], values: Iterable[float]) -> None:
+        self._rows.append(row)
+        self._counts.append(len(tokens))
+        self._tokens += tokens
+        self._values += values
+
+    def tensors(self, like: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor] | None:
+        """Return an index into logits and the values there, or None without any cell."""
+        if not self._tokens:
+            return None
+        rows = torch.tensor(self._rows).repeat_interleave(torch.tensor(self._counts))
+        index = rows.to(like.device), torch.tensor(self._tokens, device=like.device)
+        return index, torch.tensor(self._values, dtype=like.dtype, device=like.device)
+
+
 Touched = list[tuple[int, SamplingRow]]
 
 
 def _add_bias(logits: Tensor, touched: Touched) -> None:
-    triples = [
-        (index, token, bias)
-        for index, row in touched
-        for token, bias in row.params.logit_bias.items()
-    ]
-    if triples:
-        rows, tokens, values = _tensors(triples, logits)
-        logits[rows, tokens] += values
+    cells = _Cells()
+    for index, row in touched:
+        if row.params.logit_bias:
+            cells.add(index, row.params.logit_bias.keys(), row.params.logit_bias.values())
+    if found := cells.tensors(logits):
+        where, bias = found
+        logits[where] += bias
 
 
 def _forbid_stops(logits: Tensor, touched: Touched) -> None:
-    triples = [
-        (index, token, 0.0)
-        for index, row in touched
-        if row.num_output < row.params.min_tokens
-        for token in row.stop_ids
-    ]
-    if triples:
-        rows, tokens, _ = _tensors(triples, logits)
-        logits[rows, tokens] = float("-inf")
+    cells = _Cells()
+    for index, row in touched:
+        if row.num_output < row.params.min_tokens:
+            cells.add(index, row.stop_ids, repeat(float("-inf"), len(row.stop_ids)))
+    if found := cells.tensors(logits):
+        where, forbidden = found
+        logits[where] = forbidden
 
 
 def _penalize_repetition(logits: Tensor, touched: Touched) -> None:
     """Divide positive and multiply negative logits of tokens seen in prompt or output."""
-    triples = [
-        (index, token, row.params.repetition_penalty)
-        for index, row in touched
-        if row.params.repetition_penalty != 1.0
-        for token in {*row.prompt_set, *row.output_counts}
-    ]
-    if triples:
-        rows, tokens, penalty = _tensors(triples, logits)
-        old = logits[rows, tokens]
-        logits[rows, tokens] = torch.where(old < 0, old * penalty, old / penalty)
+    cells = _Cells()
+    for index, row in touched:
+        if row.params.repetition_penalty != 1.0:
+            seen = {*row.prompt_set, *row.output_counts}
+            cells.add(index, seen, repeat(row.params.repetition_penalty, len(seen)))
+    if found := cells.tensors(logits):
+        where, penalty = found
+        old = logits[where]
+        logits[where] = torch.where(old < 0, old * penalty, old / penalty)
 
 
 def _penalize_output(logits: Tensor, touched: Touched) -> None:
     """Subtract presence once and frequency per occurrence in the output."""
-    triples = [
-        (index, token, row.params.presence_penalty + row.params.frequency_penalty * count)
-        for index, row in touched
-        if row.params.presence_penalty or row.params.frequency_penalty
-        for token, count in row.output_counts.items()
-    ]
-    if triples:
-        rows, tokens, values = _tensors(triples, logits)
-        logits[rows, tokens] -= values
-
-
-def _tensors(
-    triples: Iterable[tuple[int, int, float]], like: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    rows, tokens, values = zip(*triples, strict=True)
-    device = like.device
-    return (
-        torch.tensor(rows, device=device),
-        torch.tensor(tokens, device=device),
-        torch.tensor(values, dtype=like.dtype, device=device),
-    )
+    cells = _Cells()
+    for index, row in touched:
+        presence, frequency = row.params.presence_penalty, row.params.frequency_penalty
+        if presence or frequency:
+            counts = row.output_counts
+            cells.add(index, counts.keys(), (presence + frequency * n for n in counts.values()))
+    if found := cells.tensors(logits):
+        where, penalty = found
+        logits[where] -= penalty

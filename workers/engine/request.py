@@ -70,7 +70,7 @@ class Request:
         return [s for s in self.sequences if s.status is SequenceStatus.HELD]
 
     def choose_leader(self) -> None:
-        """Let the first unfinished sequence compute the prompt, and hold the others until it has."""
+        """Let the first unfinished sequence compute the prompt; hold the others until then."""
         unfinished = [sequence for sequence in self.sequences if not sequence.is_finished]
         self.leader = unfinished[0] if unfinished else None
         for sequence in unfinished:

@@ -1,8 +1,8 @@
 """From logits to tokens: raw log-probabilities, processors, then greedy or seeded choice per row.
 
 The order is fixed: raw logprobs → logit_bias → min_tokens → repetition → presence and frequency →
-temperature → min_p → top_k → top_p → Gumbel noise. A row's result depends only on its own logits and
-parameters. Refuses to know sequences, schedules and when a generation ends.
+temperature → min_p → top_k → top_p → Gumbel noise. A row's result depends only on its own logits
+and parameters. Refuses to know sequences, schedules and when a generation ends.
 """
 
 from collections.abc import Sequence
@@ -29,7 +29,7 @@ def sample(logits: Tensor, rows: Sequence[SamplingRow]) -> list[Sample]:
     """Return one sample per row of logits `[rows, vocabulary]`, which may be overwritten."""
     asking = [index for index, row in enumerate(rows) if row.params.logprobs is not None]
     if not asking and all(row.is_greedy and not row.is_processed for row in rows):
-        return [Sample(token) for token in logits.argmax(-1).tolist()]
+        return [Sample(token) for token in _best(logits).tolist()]
     logits = logits.float()
     raw = logits[asking].log_softmax(-1) if asking else None
     process(logits, rows)
@@ -51,7 +51,7 @@ def _choose(logits: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
     bound = [index for index, row in enumerate(rows) if not row.is_greedy and _is_restricted(row)]
     tokens = torch.empty(len(rows), dtype=torch.int64, device=logits.device)
     if greedy:
-        tokens[greedy] = _take(logits, greedy).argmax(-1)
+        tokens[greedy] = _best(_take(logits, greedy))
     if free:
         tokens[free] = draw_free(*_tempered(logits, rows, free))
     if bound:
@@ -60,9 +60,14 @@ def _choose(logits: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
     return tokens
 
 
+def _best(logits: Tensor) -> Tensor:
+    # The first of the largest, as argmax gives it, but on a CPU four times as fast in bfloat16.
+    return logits.max(-1).indices
+
+
 def _is_restricted(row: SamplingRow) -> bool:
-    params = row.params
-    return params.top_k > 0 or params.top_p < 1.0 or params.min_p > 0.0
+    """Whether the row's tokens have to be ranked; min_p alone is a threshold."""
+    return row.params.top_k > 0 or row.params.top_p < 1.0
 
 
 def _take(logits: Tensor, members: list[int]) -> Tensor:

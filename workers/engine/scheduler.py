@@ -1,13 +1,14 @@
 """Who computes how many tokens in the next step.
 
-Knows sequences, one token budget and the block manager. Refuses to know tensors, sampling and the wire.
+Knows sequences, one token budget and the block manager. Refuses to know tensors, sampling and the
+wire.
 
     waiting ──admit──► running ──finish──► gone        a step: decodes, then prompts under way, then
        ▲                  │                            new sequences, all from one token budget
        └────preempt───────┘ (blocks freed, recomputed later)
 
-Rows come in the order (priority, arrival, choice); the last of that order is preempted first. A step
-that preempted admits nobody, so the blocks just taken are not given away again.
+Rows come in the order (priority, arrival, choice); the last of that order is preempted first. A
+step that preempted admits nobody, so the blocks just taken are not given away again.
 """
 
 import heapq
@@ -84,7 +85,7 @@ class Scheduler:
         return expired
 
     def abort(self, request: Request, choices: Collection[int]) -> None:
-        """End choices of a request at once and free what they hold; without any left it is forgotten."""
+        """End choices of a request and free what they hold; without any left it is forgotten."""
         for sequence in request.sequences:
             if sequence.choice in choices and not sequence.is_finished:
                 self._end(sequence)
@@ -102,7 +103,7 @@ class Scheduler:
         return Batch(tuple(Row(*row) for row in plan.rows.items()), tuple(started))
 
     def update(self, row: Row, token_id: int | None) -> None:
-        """Take the result of a row: its tokens are in the cache, and `token_id` was sampled after them."""
+        """Take a row's result: its tokens are in the cache, and `token_id` follows them."""
         sequence, request = row.sequence, row.sequence.request
         sequence.num_computed += row.num_tokens
         self._blocks.publish(
@@ -143,7 +144,7 @@ class Scheduler:
                 plan.add(sequence, num_tokens)
 
     def _make_room(self, sequence: Sequence, num_tokens: int, plan: "_Plan") -> bool:
-        """Extend a sequence's table, preempting from the end; return False if it was preempted itself."""
+        """Extend a table, preempting from the end; return False if that hit the sequence itself."""
         while not self._blocks.extend(sequence.table, sequence.num_computed + num_tokens):
             victim = self._running[-1]
             self._preempt(victim)
@@ -153,7 +154,7 @@ class Scheduler:
         return True
 
     def _preempt(self, sequence: Sequence) -> None:
-        """Send a sequence back; its full blocks stay findable, so recomputing is mostly a cache hit."""
+        """Send a sequence back; its full blocks stay findable, so little is computed again."""
         self._running.remove(sequence)
         self._blocks.free(sequence.table)
         sequence.num_computed = 0
@@ -162,7 +163,7 @@ class Scheduler:
         self.num_preemptions += 1
 
     def _admit(self, plan: "_Plan") -> list[Request]:
-        """Let waiting sequences run while rows, budget and blocks last; return the newly started."""
+        """Let sequences run while rows, budget and blocks last; return what starts."""
         started: list[Request] = []
         owed = sum(self._blocks_owed(sequence) for sequence in self._running)
         for sequence in self._waiting:
@@ -198,7 +199,7 @@ class Scheduler:
         return self._blocks.blocks_for(len(sequence.token_ids)) - len(sequence.table.ids)
 
     def _find_room(self, sequence: Sequence, owed: int) -> BlockTable | None:
-        """Return a table of known blocks if the rest of the sequence fits beside what others are owed."""
+        """Return a table of known blocks if the rest fits beside what others are owed."""
         blocks = self._blocks
         table = blocks.match(sequence.token_ids, sequence.request.generate.cache_salt)
         needed = blocks.blocks_for(len(sequence.token_ids)) - len(table.ids)

@@ -1,6 +1,7 @@
 """One running generation: a choice of a request, its tokens and what it holds on the device.
 
-Knows how far it is computed and when it has to stop. Refuses to know other sequences and blocks' owners.
+Knows how far it is computed and when it has to stop. Refuses to know other sequences and blocks'
+owners.
 """
 
 from collections import Counter

@@ -1,7 +1,7 @@
 """How an engine comes up: checkpoint → model → cache → runner, and the card that describes them.
 
-Knows the order, which matters for memory: weights first, then a worst-case step, then the cache takes
-what is left. Refuses to know requests.
+Knows the order, which matters for memory: weights first, then a worst-case step, then the cache
+takes what is left. Refuses to know requests.
 """
 
 import ctypes

@@ -13,7 +13,7 @@ _order = attrgetter("order")
 
 
 class WaitingQueue:
-    """A list sorted by priority, arrival and choice: a preempted sequence finds its old place again."""
+    """Sorted by priority, arrival and choice: a preempted sequence finds its old place."""
 
     def __init__(self) -> None:
         self._sequences: list[Sequence] = []

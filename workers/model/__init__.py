@@ -1,4 +1,5 @@
 """The device side of an engine: weights, layers, attention and the tensors of the KV cache.
 
-Only this package and `workers.engine` import torch. Nothing here knows requests, sampling or the wire.
+Only this package and `workers.engine` import torch. Nothing here knows requests, sampling or the
+wire.
 """

@@ -39,7 +39,7 @@ def token_budget_of(config: EngineConfig, device: torch.device) -> int:
 
 
 def context_length(model: PretrainedConfig) -> int:
-    """Return the longest sequence the model's positions are made for, stretched by yarn if it says so."""
+    """Return the longest sequence the model's positions allow, stretched by yarn."""
     rope = model.rope_parameters or {}
     if rope.get("rope_type") != "yarn":
         return int(model.max_position_embeddings)
@@ -54,7 +54,7 @@ def resolve_limits(
     block_bytes: int,
     free_bytes: int,
 ) -> Limits:
-    """Return the limits for a cache in `free_bytes`; raise ConfigError if the settings cannot be met."""
+    """Return the limits for a cache in `free_bytes`; raise ConfigError if there are none."""
     block_size = block_size_of(config, device)
     longest = context_length(model)
     if config.max_model_len > longest:
@@ -70,14 +70,14 @@ def resolve_limits(
     held = (num_blocks - 1) * block_size
     if config.max_model_len > held or held <= 0:
         raise ConfigError(
-            f"max_model_len = {max_model_len} needs more than the {num_blocks} blocks of {block_size} tokens"
-            " that fit; lower max_model_len, or raise num_blocks or kv_cache_gb"
+            f"max_model_len = {max_model_len} needs more than the {num_blocks} blocks of"
+            f" {block_size} tokens that fit; lower it, or raise num_blocks or kv_cache_gb"
         )
     return Limits(min(max_model_len, held), max_num_seqs, budget, block_size, num_blocks)
 
 
 def available_bytes(device: torch.device) -> int:
-    """Return the memory a cache may take now: on a GPU all but a reserve, else the machine's free memory."""
+    """Return what a cache may choose from: a GPU's memory but for a reserve, or free RAM."""
     if device.type == "cpu":
         return _available_ram()
     free, total = torch.cuda.mem_get_info(device)

@@ -5,14 +5,16 @@ Layers may lie on several devices; hidden states follow them.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
-from workers.model.attention import AttentionPlan, Pages
+from workers.model.attention import AttentionPlan
 from workers.model.fused import DecoderLayer, RMSNorm, Rope
 from workers.model.linear import Linear
+from workers.model.pages import Pages
 
 
 @dataclass(frozen=True)
@@ -43,16 +45,17 @@ class Decoder:
     """The model of one engine. Its cache is allocated when it is known how much memory is left."""
 
     def __init__(self, model: PreTrainedModel) -> None:
-        base: nn.Module = model.model  # type: ignore[assignment]
-        head: Tensor = model.lm_head.weight.detach()  # type: ignore[union-attr,operator]
-        self._embedding: Tensor = base.embed_tokens.weight.detach()  # type: ignore[union-attr,operator]
-        self._rotary: nn.Module = base.rotary_emb  # type: ignore[assignment]
-        self._layers = [DecoderLayer(layer) for layer in base.layers]  # type: ignore[union-attr]
+        base: Any = model.model
+        head = model.lm_head.weight.detach()
+        self._embedding = base.embed_tokens.weight.detach()
+        self._rotary = base.rotary_emb
+        self._layers = [DecoderLayer(layer) for layer in base.layers]
         self._pages: list[Pages] = []
-        self._norm = RMSNorm(base.norm)  # type: ignore[arg-type]
+        self._norm = RMSNorm(base.norm)
         self._head_device = head.device
         self._head = Linear(head)
-        self.device = self._embedding.device
+        self.device: torch.device = self._embedding.device
+        self.dtype: torch.dtype = self._embedding.dtype
 
     @property
     def layer_devices(self) -> list[torch.device]:

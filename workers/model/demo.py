@@ -1,7 +1,7 @@
 """The embedded demo model: a tiny Qwen3 with random weights, made in seconds on first use, offline.
 
 Knows the recipe of its files and where they are cached. Refuses to know: how it is served.
-Its text is noise. Only a process that may import torch imports this module.
+Its text is noise. torch is imported only while the model is made.
 """
 
 import hashlib
@@ -10,16 +10,18 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-from safetensors.torch import save_file
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, trainers
 from tokenizers.pre_tokenizers import ByteLevel, Sequence, Split
 from tokenizers.processors import ByteLevel as ByteLevelProcessor
-from transformers import GenerationConfig, Qwen3Config, Qwen3ForCausalLM
 
 from workers.errors import ConfigError
 from workers.model import demo_corpus
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import Qwen3ForCausalLM
 
 _SEED = 20250101
 _WEIGHT_STD = 0.08
@@ -166,6 +168,9 @@ def _write_tokenizer_config(directory: Path) -> None:
 
 
 def _write_model(directory: Path, tokenizer: Tokenizer) -> None:
+    from safetensors.torch import save_file
+    from transformers import GenerationConfig, Qwen3Config, Qwen3ForCausalLM
+
     end, pad = (tokenizer.token_to_id(text) for text in ("<|im_end|>", "<|endoftext|>"))
     config = Qwen3Config(
         architectures=["Qwen3ForCausalLM"],
@@ -195,8 +200,10 @@ def _write_model(directory: Path, tokenizer: Tokenizer) -> None:
     save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
 
 
-def _weights(model: Qwen3ForCausalLM) -> dict[str, torch.Tensor]:
+def _weights(model: "Qwen3ForCausalLM") -> "dict[str, torch.Tensor]":
     """Return seeded weights by name, the output layer not among them: it is the embedding."""
+    import torch
+
     noise = torch.Generator().manual_seed(_SEED)
     return {
         name: torch.ones_like(parameter)

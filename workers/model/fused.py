@@ -1,17 +1,19 @@
 """The layers of a Qwen decoder, computed from the weights of transformers' modules.
 
-Knows the arithmetic between two residual additions: merged projections, norms, rotary embedding, MLP.
-Refuses to know where keys and values are kept; that is behind `Pages` of attention.py.
+Knows the arithmetic between two residual additions: merged projections, norms, rotary embedding,
+MLP. Modules of transformers are Any here: which attributes they have is what the parity tests
+guard. Refuses to know where keys and values are kept; that is behind Pages.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from workers.model.attention import AttentionPlan, Pages, attend
-from workers.model.linear import Linear, merge, take
+from workers.model.attention import AttentionPlan, attend
+from workers.model.linear import merge, take
+from workers.model.pages import Pages
 
 
 class Rope(NamedTuple):
@@ -24,7 +26,7 @@ class Rope(NamedTuple):
     sin: Tensor
 
     @classmethod
-    def compute(cls, rotary: nn.Module, positions: Tensor) -> "Rope":
+    def compute(cls, rotary: Any, positions: Tensor) -> "Rope":
         """Return the angles transformers' rotary module gives for these positions."""
         like = torch.empty(0, dtype=torch.float32, device=positions.device)
         cos, sin = rotary(like, positions[None])
@@ -44,10 +46,10 @@ class Rope(NamedTuple):
 class RMSNorm:
     """Root mean square norm over the last dimension, computed in float32."""
 
-    def __init__(self, module: nn.Module) -> None:
-        self._weight = _weight(module).float()
-        self._eps = float(module.variance_epsilon)  # type: ignore[arg-type]
-        self.device = self._weight.device
+    def __init__(self, module: Any) -> None:
+        self._weight = module.weight.detach().float()
+        self._eps = float(module.variance_epsilon)
+        self.device: torch.device = self._weight.device
 
     def __call__(self, x: Tensor) -> Tensor:
         return normalize(x, self._weight, self._eps).to(x.dtype)
@@ -71,15 +73,15 @@ class FusedAttention:
     Qwen2 has a bias and no head norms, Qwen3 the reverse; both are told from the module itself.
     """
 
-    def __init__(self, module: nn.Module) -> None:
-        self._head_dim: int = module.head_dim  # type: ignore[assignment]
-        self._scale = float(module.scaling)  # type: ignore[arg-type]
-        self._num_kv_heads = module.k_proj.weight.shape[0] // self._head_dim  # type: ignore
-        self._num_heads = module.q_proj.weight.shape[0] // self._head_dim  # type: ignore
+    def __init__(self, module: Any) -> None:
+        self._head_dim = int(module.head_dim)
+        self._scale = float(module.scaling)
+        self._num_heads = module.q_proj.weight.shape[0] // self._head_dim
+        self._num_kv_heads = module.k_proj.weight.shape[0] // self._head_dim
         self._head_norm = self._merge_head_norms(module)
-        self._eps = float(module.q_norm.variance_epsilon) if self._head_norm is not None else 0.0  # type: ignore
-        self._qkv = merge([module.q_proj, module.k_proj, module.v_proj])  # type: ignore[list-item]
-        self._out: Linear = take(module.o_proj)  # type: ignore[arg-type]
+        self._eps = 0.0 if self._head_norm is None else float(module.q_norm.variance_epsilon)
+        self._qkv = merge([module.q_proj, module.k_proj, module.v_proj])
+        self._out = take(module.o_proj)
 
     def __call__(self, hidden: Tensor, rope: Rope, pages: Pages, plan: AttentionPlan) -> Tensor:
         tokens = hidden.shape[0]
@@ -89,29 +91,33 @@ class FusedAttention:
         query, key = rotated[:, : self._num_heads], rotated[:, self._num_heads :]
         value = heads[:, num_rotated:]
         pages.write(plan.slots, key, value)
-        context = attend(query, key, value, pages, plan, self._scale)
+        context = attend(query, key, value, pages, plan)
         return self._out(context.view(tokens, -1))
 
     def _normalize_and_rotate(self, heads: Tensor, rope: Rope) -> Tensor:
+        """Return float32 queries and keys; the queries are scaled for the softmax."""
         if self._head_norm is None:
-            return rope.rotate(heads.to(torch.float32, copy=True))
-        return rope.rotate(normalize(heads, self._head_norm, self._eps))
+            heads = heads.to(torch.float32, copy=True)
+            heads[:, : self._num_heads].mul_(self._scale)
+        else:
+            heads = normalize(heads, self._head_norm, self._eps)
+        return rope.rotate(heads)
 
-    def _merge_head_norms(self, module: nn.Module) -> Tensor | None:
-        """Return one float32 weight `[heads + kv_heads, head_dim]` for queries and keys."""
+    def _merge_head_norms(self, module: Any) -> Tensor | None:
+        """Return one float32 weight `[heads + kv_heads, head_dim]`, with the queries' scale."""
         if not hasattr(module, "q_norm"):
             return None
-        query = _weight(module.q_norm).float().expand(self._num_heads, -1)  # type: ignore[arg-type]
-        key = _weight(module.k_norm).float().expand(self._num_kv_heads, -1)  # type: ignore[arg-type]
-        return torch.cat((query, key))
+        query = module.q_norm.weight.detach().float().expand(self._num_heads, -1)
+        key = module.k_norm.weight.detach().float().expand(self._num_kv_heads, -1)
+        return torch.cat((query * self._scale, key))
 
 
 class FusedMLP:
     """SwiGLU with one projection for gate and up."""
 
-    def __init__(self, module: nn.Module) -> None:
-        self._gate_up = merge([module.gate_proj, module.up_proj])  # type: ignore[list-item]
-        self._down = take(module.down_proj)  # type: ignore[arg-type]
+    def __init__(self, module: Any) -> None:
+        self._gate_up = merge([module.gate_proj, module.up_proj])
+        self._down = take(module.down_proj)
 
     def __call__(self, hidden: Tensor) -> Tensor:
         gate, up = self._gate_up(hidden).chunk(2, dim=-1)
@@ -121,7 +127,7 @@ class FusedMLP:
 class Experts:
     """A mixture-of-experts block, as transformers computes it."""
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: Any) -> None:
         self._module = module
 
     def __call__(self, hidden: Tensor) -> Tensor:
@@ -131,20 +137,14 @@ class Experts:
 class DecoderLayer:
     """Attention and MLP with their norms and residual additions."""
 
-    def __init__(self, module: nn.Module) -> None:
-        self._input_norm = RMSNorm(module.input_layernorm)  # type: ignore[arg-type]
+    def __init__(self, module: Any) -> None:
+        self._input_norm = RMSNorm(module.input_layernorm)
         self.device = self._input_norm.device
-        self._post_norm = RMSNorm(module.post_attention_layernorm)  # type: ignore[arg-type]
-        self._attention = FusedAttention(module.self_attn)  # type: ignore[arg-type]
+        self._post_norm = RMSNorm(module.post_attention_layernorm)
+        self._attention = FusedAttention(module.self_attn)
         dense = hasattr(module.mlp, "gate_proj")
-        self._mlp: FusedMLP | Experts = (FusedMLP if dense else Experts)(module.mlp)  # type: ignore
+        self._mlp = FusedMLP(module.mlp) if dense else Experts(module.mlp)
 
     def __call__(self, hidden: Tensor, rope: Rope, pages: Pages, plan: AttentionPlan) -> Tensor:
         hidden = hidden + self._attention(self._input_norm(hidden), rope, pages, plan)
         return hidden.add_(self._mlp(self._post_norm(hidden)))
-
-
-def _weight(module: nn.Module) -> Tensor:
-    weight = module.weight
-    assert isinstance(weight, Tensor)
-    return weight.detach()

@@ -1,7 +1,7 @@
 """One matrix multiplication with a fixed weight, in the fastest form its device and dtype offer.
 
-On a CPU in bfloat16 the weight is kept in oneDNN's own blocked layout: `F.linear` would repack it at
-every call, which costs 1.5 times the whole product at 1 to 32 rows.
+On a CPU in bfloat16 the weight is kept in oneDNN's own blocked layout: `F.linear` would repack it
+at every call, which costs 1.5 times the whole product at 1 to 32 rows.
 """
 
 import torch
@@ -42,8 +42,8 @@ def take(part: torch.nn.Linear) -> Linear:
 def release(parts: list[torch.nn.Linear]) -> None:
     """Drop the weights of modules, so that memory never holds a layer twice."""
     for part in parts:
-        part.weight = None  # type: ignore[assignment]
-        part.bias = None
+        part.register_parameter("weight", None)
+        part.register_parameter("bias", None)
 
 
 def _is_packable(weight: Tensor) -> bool:

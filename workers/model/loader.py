@@ -27,7 +27,7 @@ DTYPES = {
     "float16": torch.float16,
 }
 
-# Their frequencies depend on the longest sequence of a batch, which would make rows depend on each other.
+# Their frequencies depend on a batch's longest sequence, so rows would depend on each other.
 _REFUSED_ROPE = ("dynamic", "longrope")
 
 _logger = logging.getLogger(__name__)
@@ -80,7 +80,7 @@ def load_weights(
     _refuse_damaged(checkpoint.weight_files)
     try:
         with _reporting(progress):
-            model, info = AutoModelForCausalLM.from_pretrained(
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
                 checkpoint.directory,
                 config=config,
                 dtype=dtype,
@@ -91,8 +91,10 @@ def load_weights(
             )
     except (OSError, ValueError) as error:
         raise ModelError(f"{checkpoint.directory}: weights cannot be loaded: {error}") from error
-    _refuse_partial(model, info, checkpoint)
-    return model.eval().requires_grad_(False)
+    model: PreTrainedModel = loaded[0]
+    _refuse_partial(model, loaded[1], checkpoint)
+    model.eval().requires_grad_(False)
+    return model
 
 
 def _refuse_unsupported(config: PretrainedConfig, file: Path) -> None:

@@ -22,8 +22,9 @@ from qwenapi.api.openai.schemas import (
     Prompt,
     SamplingRequest,
 )
-from qwenapi.engine_client import Cancelled, Limits, random_seed
+from qwenapi.engine_client import Limits, random_seed
 from qwenapi.errors import ApiError, BadRequest, EngineUnavailable
+from qwenapi.generation import Cancelled
 from qwenapi.responses import json_response
 from qwenapi.services import services
 from qwenapi.settings import Settings

@@ -1,0 +1,225 @@
+"""The sampler against plain references that sort; rows do not see each other."""
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from workers.engine.noise import MAX_GUMBEL, gumbel, row_key
+from workers.engine.processors import SamplingRow
+from workers.engine.sampler import sample
+from workers.protocol import SamplingParams
+
+VOCAB = 700
+
+
+def logits_of(rows: int, seed: int = 0, vocab: int = VOCAB, spread: float = 3.0) -> torch.Tensor:
+    return torch.randn(rows, vocab, generator=torch.Generator().manual_seed(seed)) * spread
+
+
+def row(position: int = 0, choice: int = 0, **params) -> SamplingRow:
+    own = {name: params.pop(name) for name in list(params) if name in SamplingRow.__slots__}
+    merged = SamplingParams(**({"max_tokens": 9} | params))
+    return SamplingRow(merged, choice=choice, position=position, **own)
+
+
+def allowed(logits: torch.Tensor, *, top_k=0, top_p=1.0, min_p=0.0) -> set[int]:
+    """Sort everything, and cut it as transformers does, min_p first."""
+    probs, order = logits.softmax(-1).sort(descending=True)
+    keep = probs >= min_p * probs[0]
+    if top_k:
+        keep[top_k:] = False
+    probs = probs * keep
+    probs = probs / probs.sum()
+    keep &= probs.cumsum(-1) - probs < top_p
+    keep[0] = True
+    return set(order[keep].tolist())
+
+
+def gumbel_argmax(logits: torch.Tensor, tokens: set[int], seed: int, position: int) -> int:
+    low, high = (torch.tensor([word], dtype=torch.int32) for word in row_key(seed, 0, position))
+    candidates = torch.tensor(sorted(tokens))
+    noise = gumbel(candidates, low, high)
+    return int(candidates[(logits[candidates] + noise).argmax()])
+
+
+def test_temperature_0_is_the_best_token():
+    logits = logits_of(5)
+    samples = sample(logits.clone(), [row(temperature=0.0) for _ in range(5)])
+    assert [s.token_id for s in samples] == logits.argmax(-1).tolist()
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        {"top_k": 1},
+        {"top_k": 20},
+        {"top_k": 600},
+        {"top_k": 5000},
+        {"top_p": 0.0},
+        {"top_p": 0.3},
+        {"top_p": 0.9},
+        {"top_p": 0.999},
+        {"min_p": 0.05},
+        {"min_p": 1e-4},
+        {"top_k": 50, "top_p": 0.8},
+        {"top_k": 50, "top_p": 0.9, "min_p": 0.02},
+        {"top_p": 0.95, "min_p": 0.01},
+        {},
+    ],
+)
+@pytest.mark.parametrize("spread", [0.1, 3.0])
+def test_restrictions_equal_a_full_sort(params, spread):
+    logits = logits_of(1, seed=3, spread=spread)[0]
+    tokens = allowed(logits, **params)
+    for position in range(40):
+        [drawn] = sample(logits[None].clone(), [row(position, seed=5, **params)])
+        assert drawn.token_id == gumbel_argmax(logits, tokens, 5, position)
+
+
+def test_a_nucleus_wider_than_every_window_is_still_exact():
+    logits = logits_of(1, vocab=9000, spread=0.01)[0]
+    tokens = allowed(logits, top_p=0.9)
+    assert len(tokens) > 2048
+    [drawn] = sample(logits[None].clone(), [row(top_p=0.9, seed=1)])
+    assert drawn.token_id == gumbel_argmax(logits, tokens, 1, 0)
+
+
+def test_temperature_divides():
+    logits = logits_of(1)[0]
+    for temperature in (0.3, 2.5):
+        [drawn] = sample(logits[None].clone(), [row(temperature=temperature, seed=8)])
+        assert drawn.token_id == gumbel_argmax(logits / temperature, set(range(VOCAB)), 8, 0)
+
+
+def test_bias_forces_and_forbids():
+    logits = logits_of(2)
+    best = int(logits[1].argmax())
+    rows = [
+        row(temperature=0.0, logit_bias={17: 100.0}),
+        row(temperature=0.0, logit_bias={best: -100.0}),
+    ]
+    samples = sample(logits.clone(), rows)
+    assert samples[0].token_id == 17
+    assert samples[1].token_id == int(logits[1].topk(2).indices[1])
+
+
+def test_stops_are_masked_until_min_tokens():
+    logits = logits_of(1)
+    best = int(logits.argmax())
+    for num_output, expected in ((2, False), (3, True)):
+        stopping = row(
+            temperature=0.0, min_tokens=3, num_output=num_output, stop_ids=frozenset([best])
+        )
+        [drawn] = sample(logits.clone(), [stopping])
+        assert (drawn.token_id == best) is expected
+
+
+def test_penalties_follow_their_formulas():
+    logits = logits_of(1)[0]
+    order = logits.argsort(descending=True).tolist()
+    counts = {token: index + 1 for index, token in enumerate(order[:4])}
+    penalized = row(
+        temperature=0.0,
+        repetition_penalty=1.5,
+        presence_penalty=0.4,
+        frequency_penalty=0.3,
+        prompt_set=tuple(order[2:8]),
+        output_counts=counts,
+    )
+    expected = logits.clone()
+    for token in {*order[2:8], *counts}:
+        expected[token] = expected[token] * 1.5 if expected[token] < 0 else expected[token] / 1.5
+    for token, count in counts.items():
+        expected[token] -= 0.4 + 0.3 * count
+    processed = logits[None].clone()
+    [drawn] = sample(processed, [penalized])
+    torch.testing.assert_close(processed[0], expected)
+    assert drawn.token_id == int(expected.argmax())
+
+
+def test_logprobs_are_of_the_raw_logits():
+    logits = logits_of(3)
+    raw = logits.log_softmax(-1)
+    rows = [
+        row(temperature=0.0, logprobs=0, logit_bias={4: 100.0}),
+        row(temperature=0.7),
+        row(temperature=0.7, logprobs=20),
+    ]
+    first, second, third = sample(logits.clone(), rows)
+    assert first.logprob.token_id == 4 and first.logprob.top_ids == ()
+    assert first.logprob.logprob == pytest.approx(float(raw[0, 4]), abs=1e-5)
+    assert second.logprob is None
+    assert list(third.logprob.top_ids) == raw[2].topk(20).indices.tolist()
+    assert third.logprob.top_logprobs == pytest.approx(raw[2].topk(20).values.tolist(), abs=1e-5)
+
+
+@pytest.mark.parametrize("params", [{}, {"top_k": 8}, {"top_p": 0.9999}])
+def test_frequencies_equal_probabilities(params):
+    logits = torch.tensor([2.0, 1.0, 0.5, 0.0, -1.0, -3.0])
+    draws = 20_000
+    rows = [row(position, seed=77, **params) for position in range(draws)]
+    tokens = torch.tensor([s.token_id for s in sample(logits.expand(draws, -1).clone(), rows)])
+    expected = logits.softmax(-1) * draws
+    observed = tokens.bincount(minlength=6)
+    # 5 degrees of freedom: 20.5 is exceeded once in a thousand seeds.
+    assert float(((observed - expected) ** 2 / expected).sum()) < 20.5
+
+
+def test_noise_is_bounded_and_depends_on_every_part_of_its_key():
+    tokens = torch.arange(200_000)
+    keys = [row_key(s, c, p) for s, c, p in ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1))]
+    assert len(set(keys)) == 4
+    noise = [
+        gumbel(tokens, *(torch.tensor(word, dtype=torch.int32) for word in key)) for key in keys
+    ]
+    for one in noise:
+        assert float(one.max()) < MAX_GUMBEL
+        assert float(one.mean()) == pytest.approx(0.5772, abs=0.01)
+        assert float(one.var()) == pytest.approx(1.6449, abs=0.03)
+    correlation = torch.corrcoef(torch.stack(noise)) - torch.eye(4)
+    assert float(correlation.abs().max()) < 0.01
+
+
+def test_the_noise_is_the_documented_hash():
+    def murmur(x: int) -> int:
+        x = (x ^ x >> 16) * 0x85EBCA6B & 0xFFFFFFFF
+        x = (x ^ x >> 13) * 0xC2B2AE35 & 0xFFFFFFFF
+        return x ^ x >> 16
+
+    low, high = row_key(123456789, 2, 40)
+    for token in (0, 1, 151_935):
+        bits = murmur((token * 0x9E3779B1 + low) & 0xFFFFFFFF)
+        bits = murmur(bits ^ high & 0xFFFFFFFF)
+        uniform = torch.tensor((bits >> 8) + 0.5, dtype=torch.float32) * 2.0**-24
+        words = (torch.tensor(word, dtype=torch.int32) for word in (low, high))
+        assert torch.equal(gumbel(torch.tensor(token), *words), -(-(-uniform).log1p()).log())
+
+
+ROWS = st.builds(
+    row,
+    position=st.integers(0, 9),
+    choice=st.integers(0, 2),
+    seed=st.integers(-(2**63), 2**63 - 1),
+    temperature=st.sampled_from([0.0, 0.2, 1.0, 1.9]),
+    top_k=st.sampled_from([0, 0, 1, 5, 40, 300, 2000]),
+    top_p=st.sampled_from([1.0, 1.0, 0.0, 0.5, 0.97]),
+    min_p=st.sampled_from([0.0, 0.0, 0.1]),
+    repetition_penalty=st.sampled_from([1.0, 1.0, 1.2]),
+    frequency_penalty=st.sampled_from([0.0, 0.7]),
+    logprobs=st.sampled_from([None, None, 0, 5]),
+    logit_bias=st.sampled_from([{}, {}, {3: 2.0}]),
+    prompt_set=st.just((1, 2, 3)),
+    output_counts=st.just({5: 2, 6: 1}),
+)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(st.lists(ROWS, min_size=2, max_size=12), st.integers(0, 50), st.booleans())
+def test_a_row_is_independent_of_the_others(rows, seed, halved):
+    logits = logits_of(len(rows), seed, vocab=2500)
+    if halved:
+        logits = logits.bfloat16()  # many equal values
+    together = sample(logits.clone(), rows)
+    for index, one in enumerate(rows):
+        assert sample(logits[index : index + 1].clone(), [one]) == [together[index]]
