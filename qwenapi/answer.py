@@ -1,7 +1,7 @@
 """One caller's answer on its way: tokens of all its choices in, text out.
 
-Knows engines by EngineClient and text by TextStream; refuses to know any dialect. Whatever ends an answer, `close` frees
-what it holds in the engines; calling it twice does no harm.
+Knows engines by EngineClient and text by TextStream; refuses to know any dialect. Whatever ends an
+answer, `close` frees what it holds in the engines; calling it twice does no harm.
 """
 
 import itertools
@@ -27,7 +27,9 @@ from workers.protocol import Chunk, Failed, Rejected, SamplingParams, TokenLogpr
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """What to ask of the engines for one caller: prompts, each with its parameters, and how their text ends."""
+    """What to ask of the engines for one caller: prompts, each with its parameters, and how their
+    text ends.
+    """
 
     prompts: Sequence[tuple[Sequence[int], SamplingParams]]
     request_id: str
@@ -51,17 +53,22 @@ class Delta:
 class Answer:
     """All choices of all prompts of one request; choice c of prompt p has the index p × n + c."""
 
-    def __init__(self, engine: EngineClient, tokenizer: Tokenizer, environ: Mapping[str, Any]) -> None:
+    def __init__(
+        self, engine: EngineClient, tokenizer: Tokenizer, environ: Mapping[str, Any]
+    ) -> None:
         self._engine = engine
         self._tokenizer = tokenizer
         self._mailbox = Mailbox()
         self._streams: dict[tuple[Generation, int], tuple[int, TextStream]] = {}
         self._generations: list[Generation] = []
-        # While queued and between tokens nothing is written, so only this sees a caller that leaves.
+        # While queued and between tokens nothing is written, so only this sees a caller that
+        # leaves.
         self._watcher = ClientWatcher(environ, self._mailbox.cancel)
 
     def ask(self, question: Question) -> None:
-        """Return when every prompt was accepted; raise the ApiError that says why not, or Cancelled."""
+        """Return when every prompt was accepted; raise the ApiError that says why not, or
+        Cancelled.
+        """
         indexes = itertools.count()
         try:
             for prompt_ids, params in question.prompts:
@@ -76,14 +83,18 @@ class Answer:
                 )
                 self._generations.append(generation)
                 for choice in generation.request.choices:
-                    self._streams[generation, choice] = (next(indexes), self._text_stream(question, params))
+                    self._streams[generation, choice] = (
+                        next(indexes),
+                        self._text_stream(question, params),
+                    )
         except Refused as refused:
             raise refusal(refused.rejected) from refused
         except NoEngine as error:
             raise EngineUnavailable(retry_after=1) from error
 
     def deltas(self) -> Iterator[list[Delta]]:
-        """Yield what has come since the last time, an empty list as a sign of life, until all choices have ended.
+        """Yield what has come since the last time, an empty list as a sign of life, until all
+        choices have ended.
 
         Raises ApiError when an engine fails, Cancelled when the caller has gone.
         """
@@ -159,5 +170,7 @@ def refusal(rejected: Rejected) -> ApiError:
 def failure(failed: Failed) -> ApiError:
     """Return what a caller is told of a request that failed after it was accepted."""
     if failed.reason == "queue_timeout":
-        return EngineUnavailable("The request waited too long for its turn. Wait, then try again.", retry_after=5)
+        return EngineUnavailable(
+            "The request waited too long for its turn. Wait, then try again.", retry_after=5
+        )
     return EngineFailed()

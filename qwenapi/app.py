@@ -30,7 +30,11 @@ log = logging.getLogger(__name__)
 # nginx's code for a client that left before its answer; only the log reads it.
 CLIENT_CLOSED_REQUEST = 499
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
-_HTTP_ERRORS: dict[int | None, type[ApiError]] = {404: NotFound, 405: MethodNotAllowed, 413: PayloadTooLarge}
+_HTTP_ERRORS: dict[int | None, type[ApiError]] = {
+    404: NotFound,
+    405: MethodNotAllowed,
+    413: PayloadTooLarge,
+}
 
 
 def create_app(settings: Settings, engine: EngineClient, models: Models) -> Flask:
@@ -59,7 +63,8 @@ def _begin() -> None:
 def _end(response: Response) -> Response:
     response.headers["X-Request-Id"] = g.request_id
     line, status = g.log, response.status_code
-    # Closed when the last byte is out or the caller has gone: only then is a stream's line complete.
+    # Closed when the last byte is out or the caller has gone: only then is a stream's line
+    # complete.
     response.call_on_close(lambda: line.write(status))
     return response
 
@@ -71,7 +76,9 @@ def _on_api_error(error: ApiError) -> Response:
 
 
 def _on_http_error(error: HTTPException) -> Response:
-    known = _HTTP_ERRORS.get(error.code, BadRequest if (error.code or 500) < 500 else InternalError)()
+    known = _HTTP_ERRORS.get(
+        error.code, BadRequest if (error.code or 500) < 500 else InternalError
+    )()
     if error.code == 405 and (allowed := getattr(error, "valid_methods", None)):
         known.extra_headers["Allow"] = ", ".join(sorted(allowed))
     return _on_api_error(known)

@@ -1,7 +1,7 @@
 """`qwenapi bench`: closed-loop load on any OpenAI-compatible server, and what its callers feel.
 
-A number of callers each send the next request when the last has ended. Threads and plain sockets: the
-client must not be what is measured. Knows nothing of the server but its HTTP.
+A number of callers each send the next request when the last has ended. Threads and plain sockets:
+the client must not be what is measured. Knows nothing of the server but its HTTP.
 """
 
 import argparse
@@ -25,7 +25,9 @@ TIMEOUT_SECONDS = 600
 
 @dataclass(frozen=True)
 class Load:
-    """What every caller asks for. Chat prompts are of about, completion prompts of exactly `prompt_tokens` tokens."""
+    """What every caller asks for. Chat prompts are of about, completion prompts of exactly
+    `prompt_tokens` tokens.
+    """
 
     url: str
     model: str
@@ -108,7 +110,9 @@ def run(load: Load, concurrency: int, num_requests: int, first_seed: int = 0) ->
 
 
 def percentile(values: Sequence[float], share: float) -> float:
-    """Return the nearest-rank percentile: the value that `share` of the sorted values do not exceed."""
+    """Return the nearest-rank percentile: the value that `share` of the sorted values do not
+    exceed.
+    """
     ordered = sorted(values)
     return ordered[min(int(len(ordered) * share), len(ordered) - 1)] if ordered else 0.0
 
@@ -118,7 +122,18 @@ def table(results: Sequence[Result]) -> "Table":
     from rich.table import Table
 
     shown = Table(box=None, title="tokens/s are of output; TTFT and gaps between tokens in ms")
-    for name in ("streams", "sent", "failed", "tokens/s", "TTFT p50", "p95", "p99", "gap p50", "p95", "p99"):
+    for name in (
+        "streams",
+        "sent",
+        "failed",
+        "tokens/s",
+        "TTFT p50",
+        "p95",
+        "p99",
+        "gap p50",
+        "p95",
+        "p99",
+    ):
         shown.add_column(name, justify="right", no_wrap=True)
     for result in results:
         ttft, gap = result.ttft_ms, result.gap_ms
@@ -178,7 +193,9 @@ def main(parsed: argparse.Namespace) -> int:
         console.print(f"failed: {error}")
     if parsed.json:
         with open(parsed.json, "w", encoding="utf-8") as out:
-            json.dump({"load": asdict(load) | {"api_key": ""}, "results": list(map(asdict, results))}, out)
+            json.dump(
+                {"load": asdict(load) | {"api_key": ""}, "results": list(map(asdict, results))}, out
+            )
     return int(any(result.num_failed for result in results))
 
 
@@ -187,7 +204,9 @@ def _ask(load: Load, seed: int) -> Sample:
     try:
         arrivals, output_tokens = _stream(load, seed)
     except (OSError, http.client.HTTPException, ValueError) as error:
-        return Sample(time.perf_counter() - started, 0.0, (), 0, f"{type(error).__name__}: {error}"[:200])
+        return Sample(
+            time.perf_counter() - started, 0.0, (), 0, f"{type(error).__name__}: {error}"[:200]
+        )
     if not arrivals:
         return Sample(time.perf_counter() - started, 0.0, (), 0, "no text arrived")
     gaps = tuple(later - earlier for earlier, later in zip(arrivals, arrivals[1:], strict=False))
@@ -255,7 +274,10 @@ def _summary(samples: Sequence[Sample], concurrency: int, seconds: float) -> Res
 
 
 def _percentiles(seconds: Sequence[float]) -> dict[str, float]:
-    return {name: round(1000 * percentile(seconds, p), 1) for name, p in (("p50", 0.5), ("p95", 0.95), ("p99", 0.99))}
+    return {
+        name: round(1000 * percentile(seconds, p), 1)
+        for name, p in (("p50", 0.5), ("p95", 0.95), ("p99", 0.99))
+    }
 
 
 def _first_model(url: str, api_key: str) -> str:

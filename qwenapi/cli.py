@@ -1,4 +1,6 @@
-"""The command line: parses, loads settings, and runs what the command names; imports only what that needs."""
+"""The command line: parses, loads settings, and runs what the command names; imports only what that
+needs.
+"""
 
 import argparse
 import logging
@@ -21,7 +23,7 @@ DESCRIPTION = "Serve Qwen models behind the HTTP interfaces your callers already
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code; a mistake of the operator's is one line on stderr."""
+    """Run one command, return its exit code; a mistake of the operator's is one line on stderr."""
     parsed = _parser().parse_args(arguments)
     try:
         code: int = parsed.run(parsed)
@@ -71,7 +73,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"qwenapi {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     for name, run in {"serve": serve, "http": http, "model": model, "check": check}.items():
-        command = commands.add_parser(name, help=(run.__doc__ or "").strip(), description=run.__doc__)
+        command = commands.add_parser(
+            name, help=(run.__doc__ or "").strip(), description=run.__doc__
+        )
         add_flags(command, name)
         command.set_defaults(run=run)
     measure = commands.add_parser("bench", help=bench.__doc__, description=bench.__doc__)
@@ -109,10 +113,15 @@ def _engines(settings: Settings, folder: Path) -> list[Child]:
     # More OpenMP threads than cores fight for them; several engines share what there is.
     cores = psutil.cpu_count(logical=False) or psutil.cpu_count() or 1
     config = replace(settings.engine_config(), threads=settings.threads or max(1, cores // count))
-    return [EngineChild(config, WorkerSpec(i, folder, page.path), page, _progress()) for i in range(count)]
+    return [
+        EngineChild(config, WorkerSpec(i, folder, page.path), page, _progress())
+        for i in range(count)
+    ]
 
 
-def _supervise(settings: Settings, folder: Path, groups: Sequence[Sequence[Child]], ready: str) -> int:
+def _supervise(
+    settings: Settings, folder: Path, groups: Sequence[Sequence[Child]], ready: str
+) -> int:
     from workers.page import ENGINE_LAYOUT, page_path
     from workers.supervisor import Supervisor
 
@@ -134,7 +143,9 @@ def _say(line: str) -> None:
 
 
 def _progress() -> Callable[[str, str, float], None]:
-    """Return a reporter of loading: one growing line on a terminal, a line for each quarter elsewhere."""
+    """Return a reporter of loading: one growing line on a terminal, a line for each quarter
+    elsewhere.
+    """
     seen: set[tuple[str, int]] = set()
 
     def report(name: str, what: str, fraction: float) -> None:

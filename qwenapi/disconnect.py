@@ -1,7 +1,8 @@
-"""Notice a caller who has gone, at once: while queued, between tokens, and before anything was written.
+"""Notice a caller who has gone, at once: while queued, between tokens, and before anything was
+written.
 
-A WSGI application learns of a closed connection only at its next write. A greenlet that waits for the socket to become
-readable learns of it within a millisecond, also through nginx.
+A WSGI application learns of a closed connection only at its next write. A greenlet that waits for
+the socket to become readable learns of it within a millisecond, also through nginx.
 """
 
 import socket
@@ -30,6 +31,7 @@ class ClientWatcher:
             data = sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
         except OSError:
             data = b""
-        # Bytes mean that the caller has already sent its next request: it is there, and nothing more can be seen.
+        # Bytes mean that the caller has already sent its next request: it is there, and nothing
+        # more can be seen.
         if not data:
             self._on_gone()

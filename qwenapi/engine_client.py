@@ -1,4 +1,5 @@
-"""The HTTP half's side of the wire: finds engines, chooses one for a request, hands out what comes back.
+"""The HTTP half's side of the wire: finds engines, chooses one for a request, hands out what comes
+back.
 
 Knows gevent: one greenlet reads each connection. Refuses to know text, HTTP, Flask.
 """
@@ -9,7 +10,7 @@ import logging
 import os
 import secrets
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,7 +43,8 @@ log = logging.getLogger(__name__)
 DISCOVERY_SECONDS = 0.5
 PING_SECONDS = 2.0
 BEAT_SECONDS = 15.0
-# A prefix's favourite engine is left when it has this many more tokens in flight than the least loaded one.
+# A prefix's favourite engine is left when it has this many more tokens in flight than the least
+# loaded one.
 AFFINITY_SLACK_TOKENS = 8192
 AFFINITY_PREFIX_TOKENS = 256
 
@@ -65,7 +67,9 @@ class Refused(EngineError):
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """How many requests of one group may run and wait together (0 running: the engine's limit), and for how long (s)."""
+    """How many requests of one group may run and wait together (0 running: the engine's limit), and
+    for how long (s).
+    """
 
     group: str = ""
     max_running: int = 0
@@ -105,11 +109,14 @@ class EngineLink:
             pass  # the reader greenlet sees the same end and answers for every generation
 
     def read(self) -> None:
-        """Deliver what arrives until the connection ends; raise ConnectionEnded or ProtocolError then."""
+        """Deliver what arrives until the connection ends; raise ConnectionEnded or ProtocolError
+        then.
+        """
         while True:
             for message in self._connection.receive():
                 self._deliver(message)
-            # Every frame that has arrived is delivered before any request runs: that is what makes writes coalesce.
+            # Every frame that has arrived is delivered before any request runs: that is what makes
+            # writes coalesce.
             gevent.sleep(0)
 
     def end(self) -> None:
@@ -128,7 +135,11 @@ class EngineLink:
             return time.monotonic() - self.last_pong < 2 * PING_SECONDS
         row = self._page.read(self.hello.engine_index)
         is_fresh = time.monotonic_ns() - row["beat_ns"] <= row["step_timeout_ns"]
-        return row["generation"] == self.hello.generation and row["phase"] != Phase.DRAINING and is_fresh
+        return (
+            row["generation"] == self.hello.generation
+            and row["phase"] != Phase.DRAINING
+            and is_fresh
+        )
 
     def generations(self) -> Iterator[Generation]:
         return iter(list(self._generations.values()))
@@ -137,10 +148,7 @@ class EngineLink:
         if isinstance(message, Step):
             self._deliver_step(message)
         elif isinstance(message, Accepted | Rejected):
-            if generation := self._generations.get(message.wid):
-                if isinstance(message, Rejected):
-                    self._over(generation)
-                generation.put(message)
+            self._deliver_answer(message)
         elif isinstance(message, Ping):
             self.send(Pong(message.nonce))
         elif isinstance(message, Pong):
@@ -149,17 +157,25 @@ class EngineLink:
             raise ProtocolError("a second hello")
 
     def _deliver_step(self, step: Step) -> None:
-        # Ids that are not known belong to requests whose caller has gone; what was on its way is dropped here.
+        # Ids that are not known belong to requests whose caller has gone; what was on its way is
+        # dropped here.
         generations = self._generations
         for chunk in step.chunks:
             if generation := generations.get(chunk.wid):
                 generation.receive(chunk)
-        for ending in (*step.finished, *step.failed):
+        endings: list[Finished | Failed] = [*step.finished, *step.failed]
+        for ending in endings:
             if generation := generations.get(ending.wid):
                 if isinstance(ending, Finished):
                     generation.num_cached_tokens = ending.cached_tokens
                 self._over(generation)
                 generation.put(ending)
+
+    def _deliver_answer(self, answer: Accepted | Rejected) -> None:
+        if generation := self._generations.get(answer.wid):
+            if isinstance(answer, Rejected):
+                self._over(generation)
+            generation.put(answer)
 
     def _over(self, generation: Generation) -> None:
         generation.is_over = True
@@ -170,7 +186,9 @@ class EngineClient:
     """All engines of one model half, found by the sockets in its run directory."""
 
     def __init__(self, run_dir: Path, name: str, prepare: Callable[[ModelCard], None]) -> None:
-        """`prepare` is called in a thread with the card of each engine before requests can reach it."""
+        """`prepare` is called in a thread with the card of each engine before requests can reach
+        it.
+        """
         self._run_dir = run_dir
         self._name = name
         self._prepare = prepare
@@ -200,7 +218,7 @@ class EngineClient:
 
     def submit(
         self,
-        prompt_ids: list[int],
+        prompt_ids: Sequence[int],
         params: SamplingParams,
         *,
         request_id: str,
@@ -212,7 +230,8 @@ class EngineClient:
     ) -> Generation:
         """Return the generation once an engine has accepted it; its events go to `mailbox`.
 
-        Raises NoEngine, Refused (the last refusal), or Cancelled when the mailbox was cancelled meanwhile.
+        Raises NoEngine, Refused (the last refusal), or Cancelled when the mailbox was cancelled
+        meanwhile.
         """
         refused: Rejected | None = None
         for link in self._candidates(prompt_ids, limits):
@@ -245,14 +264,18 @@ class EngineClient:
             raise Refused(refused)
         raise NoEngine
 
-    def _candidates(self, prompt_ids: list[int], limits: Limits) -> list[EngineLink]:
-        """Return the engines to try, best first: a limited group has one, others prefer the one that knows the prefix."""
-        links = [link for link in self._links.values() if link.is_alive()] or list(self._links.values())
+    def _candidates(self, prompt_ids: Sequence[int], limits: Limits) -> list[EngineLink]:
+        """Return the engines to try, best first: a limited group has one, others prefer the one
+        that knows the prefix.
+        """
+        links = [link for link in self._links.values() if link.is_alive()] or list(
+            self._links.values()
+        )
         if len(links) < 2:
             return links
         if limits.max_running:
             return sorted(links, key=lambda link: _rank(limits.group, link), reverse=True)[:1]
-        prefix = repr(prompt_ids[:AFFINITY_PREFIX_TOKENS])
+        prefix = repr(tuple(prompt_ids[:AFFINITY_PREFIX_TOKENS]))
         by_load = sorted(links, key=lambda link: link.num_tokens_in_flight)
         favourite = max(links, key=lambda link: _rank(prefix, link))
         if favourite.num_tokens_in_flight - by_load[0].num_tokens_in_flight > AFFINITY_SLACK_TOKENS:
@@ -289,7 +312,9 @@ class EngineClient:
             link.end()
 
     def _keep_time(self) -> None:
-        """Ping engines, and tell generations nothing was heard of that their callers should get a sign of life."""
+        """Ping engines, and tell generations nothing was heard of that their callers should get a
+        sign of life.
+        """
         for tick in itertools.count():
             gevent.sleep(1)
             now = time.monotonic()
@@ -307,13 +332,19 @@ def random_seed() -> int:
 
 
 def _rank(key: str, link: EngineLink) -> bytes:
-    """Rendezvous hashing: the engine with the highest rank for a key stays the same when others come and go."""
+    """Rendezvous hashing: the engine with the highest rank for a key stays the same when others
+    come and go.
+    """
     return hashlib.blake2b(f"{link.hello.engine_index} {key}".encode(), digest_size=8).digest()
 
 
 def _open_page(hello: Hello) -> SharedPage | None:
     try:
-        return SharedPage.open(Path(hello.page_path), ENGINE_LAYOUT) if os.path.exists(hello.page_path) else None
+        return (
+            SharedPage.open(Path(hello.page_path), ENGINE_LAYOUT)
+            if os.path.exists(hello.page_path)
+            else None
+        )
     except PageError as error:
         log.warning("readiness follows pings alone: %s", error)
         return None

@@ -38,7 +38,7 @@ class Mailbox:
     """Events for the one greenlet that serves a caller, from all the generations it asked for."""
 
     def __init__(self) -> None:
-        self._events: list[tuple["Generation", Event]] = []
+        self._events: list[tuple[Generation, Event]] = []
         self._waiter: Greenlet | None = None
         self._hub = get_hub()
         self._is_cancelled = False
@@ -54,7 +54,9 @@ class Mailbox:
         self._wake()
 
     def take(self) -> list[tuple["Generation", Event]]:
-        """Wait for at least one event and return all there are; raise Cancelled when the caller has gone."""
+        """Wait for at least one event and return all there are; raise Cancelled when the caller has
+        gone.
+        """
         while not self._events and not self._is_cancelled:
             self._waiter = getcurrent()
             try:
@@ -68,7 +70,7 @@ class Mailbox:
 
     def take_answer(self, generation: "Generation") -> Accepted | Rejected | Failed:
         """Wait for the engine's answer to a request; everything else stays for `take`."""
-        others: list[tuple["Generation", Event]] = []
+        others: list[tuple[Generation, Event]] = []
         while True:
             events = self.take()
             for index, (sender, event) in enumerate(events):
@@ -80,7 +82,8 @@ class Mailbox:
     def _wake(self) -> None:
         if self._waiter is not None:
             waiter, self._waiter = self._waiter, None
-            # Not switched to at once: whatever else the reader has for this caller then arrives in the same batch.
+            # Not switched to at once: whatever else the reader has for this caller then arrives in
+            # the same batch.
             self._hub.loop.run_callback(waiter.switch)
 
 
@@ -118,7 +121,7 @@ class Generation:
             self.link.send(Abort(self.request.wid, (choice,)))
 
     def close(self) -> None:
-        """Be done with the request, whatever its state; the engine is told if it does not know yet."""
+        """Be done with the request, whatever its state; tell the engine if it does not know yet."""
         if self.link is not None:
             self.link.forget(self)
 
@@ -129,4 +132,7 @@ class Generation:
     @property
     def weight(self) -> int:
         """Return the tokens this request may occupy."""
-        return len(self.request.prompt_ids) + len(self.request.choices) * self.request.params.max_tokens
+        return (
+            len(self.request.prompt_ids)
+            + len(self.request.choices) * self.request.params.max_tokens
+        )

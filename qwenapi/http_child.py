@@ -1,7 +1,8 @@
-"""The HTTP server as its supervisor sees it: a gunicorn arbiter on a socket that the supervisor owns.
+"""The HTTP server as its supervisor sees it: a gunicorn arbiter on a socket that the supervisor
+owns.
 
-The socket outlives every arbiter, so a restart refuses nobody: callers wait in its backlog. Settings travel as one JSON
-line over the pipe that also ties the server's life to the supervisor's.
+The socket outlives every arbiter, so a restart refuses nobody: callers wait in its backlog.
+Settings travel as one JSON line over the pipe that also ties the server's life to the supervisor's.
 """
 
 import http.client
@@ -60,7 +61,9 @@ class HttpChild:
         return self._process.poll() if self._process else None
 
     def is_ready(self) -> bool:
-        """Return whether a request would be served now; once true, it is not asked again for this process."""
+        """Return whether a request would be served now; once true, it is not asked again for this
+        process.
+        """
         self._was_ready = self._was_ready or self._probe()
         return self._was_ready
 
@@ -99,11 +102,15 @@ class HttpChild:
 def listen(host: str, port: int) -> socket.socket:
     """Return a listening TCP socket; raise ConfigError saying why the address cannot be had."""
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM
+        )[0]
         sock = socket.socket(family, kind, protocol)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind(address)
     except OSError as error:
-        raise ConfigError(f"cannot listen on {host}:{port}: {error.strerror}; choose another --host or --port") from error
+        raise ConfigError(
+            f"cannot listen on {host}:{port}: {error.strerror}; choose another --host or --port"
+        ) from error
     sock.listen(BACKLOG)
     return sock

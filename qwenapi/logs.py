@@ -16,7 +16,7 @@ _requests = structlog.get_logger("qwenapi.requests")
 
 
 def configure(settings: Settings) -> None:
-    """Send the lines of qwenapi and of its libraries to stderr in the shape the settings ask for."""
+    """Send the lines of qwenapi and its libraries to stderr in the shape the settings ask for."""
     shared: list[structlog.typing.Processor] = [
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=False),
@@ -27,7 +27,8 @@ def configure(settings: Settings) -> None:
     else:
         renderer = structlog.dev.ConsoleRenderer(colors=False, pad_event_to=0)
     formatter = structlog.stdlib.ProcessorFormatter(
-        foreign_pre_chain=shared, processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer]
+        foreign_pre_chain=shared,
+        processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
     )
     handler = logging.StreamHandler()
     handler.setFormatter(formatter)
@@ -40,7 +41,9 @@ def configure(settings: Settings) -> None:
 
 
 class RequestLog:
-    """What the one line of a request says; views add to it, `write` is called once, whatever the ending."""
+    """What the one line of a request says; views add to it, `write` is called once, whatever the
+    ending.
+    """
 
     def __init__(self, is_on: bool, request_id: str, method: str, route: str) -> None:
         self._is_on = is_on
@@ -52,7 +55,12 @@ class RequestLog:
 
     def write(self, status: int) -> None:
         if self._is_on:
-            _requests.info("request", status=status, seconds=round(time.monotonic() - self._started, 4), **self._facts)
+            _requests.info(
+                "request",
+                status=status,
+                seconds=round(time.monotonic() - self._started, 4),
+                **self._facts,
+            )
 
 
 def _to_json(event: Mapping[str, Any], **_: Any) -> str:

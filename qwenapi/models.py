@@ -30,13 +30,15 @@ class Models:
             raise ModelNotFound(name, self.names)
 
     def prepare(self, card: ModelCard) -> None:
-        """Load the tokenizer of an engine's model; called in a thread, before requests can reach the engine."""
+        """Load the tokenizer of an engine's model; called in a thread, before requests can reach
+        the engine.
+        """
         key = (card.model_dir, card.tokenizer_sha256)
         if key not in self._tokenizers:
             self._tokenizers[key] = Tokenizer(card.model_dir)
 
     def tokenizer(self, card: ModelCard | None) -> Tokenizer:
-        """Return the tokenizer of a connected engine; raise EngineUnavailable when there is none."""
+        """Return the tokenizer of a connected engine; raise EngineUnavailable if there is none."""
         if card is None:
             raise EngineUnavailable(retry_after=1)
         return self._tokenizers[card.model_dir, card.tokenizer_sha256]

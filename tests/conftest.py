@@ -27,8 +27,12 @@ def start_server(tmp_path: Path) -> Iterator[Callable[..., RunningServer]]:
 
 @pytest.fixture(scope="session")
 def stub_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
-    """Return a server on the stub engine, 5 ms a step, shared by tests that leave it as they found it."""
-    server = RunningServer(tmp_path_factory.mktemp("stub"), "--stub", "--stub-step-seconds", "0.005")
+    """Return a server on the stub engine, 5 ms a step, shared by tests that leave it as they found
+    it.
+    """
+    server = RunningServer(
+        tmp_path_factory.mktemp("stub"), "--stub", "--stub-step-seconds", "0.005"
+    )
     try:
         yield server.wait_until_ready()
         assert server.stop() == 0

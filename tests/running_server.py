@@ -20,9 +20,15 @@ READY = re.compile(r"^ready: (\S+)", re.MULTILINE)
 
 
 class RunningServer:
-    """`qwenapi COMMAND FLAGS` with a run directory of its own and, where it listens, any free port."""
+    """`qwenapi COMMAND FLAGS` with a run directory of its own and any free port."""
 
-    def __init__(self, run_dir: Path, *flags: str, command: str = "serve", environ: dict[str, str] | None = None):
+    def __init__(
+        self,
+        run_dir: Path,
+        *flags: str,
+        command: str = "serve",
+        environ: dict[str, str] | None = None,
+    ):
         self.run_dir = run_dir
         port = () if command == "model" or "--port" in flags else ("--port", "0")
         self.process = subprocess.Popen(
@@ -42,7 +48,11 @@ class RunningServer:
         return "".join(self._lines)
 
     def wait_until_ready(self, timeout: float = 120) -> "RunningServer":
-        wait_for(lambda: READY.search(self.log) or self.process.poll() is not None, timeout, lambda: self.log)
+        wait_for(
+            lambda: READY.search(self.log) or self.process.poll() is not None,
+            timeout,
+            lambda: self.log,
+        )
         assert READY.search(self.log), self.log
         return self
 
@@ -59,7 +69,9 @@ class RunningServer:
         return requests.get(self.url + path, timeout=60)
 
     def chat(self, content: str, **fields: Any) -> requests.Response:
-        return self.post("/v1/chat/completions", {"messages": [{"role": "user", "content": content}], **fields})
+        return self.post(
+            "/v1/chat/completions", {"messages": [{"role": "user", "content": content}], **fields}
+        )
 
     def text(self, content: str, **fields: Any) -> str:
         answer = self.chat(content, **fields)
@@ -84,19 +96,25 @@ class RunningServer:
 
         def is_idle() -> bool:
             row = self.row()
-            return row["running"] == row["waiting"] == 0 and row["free_blocks"] == row["total_blocks"]
+            return (
+                row["running"] == row["waiting"] == 0 and row["free_blocks"] == row["total_blocks"]
+            )
 
         wait_for(is_idle, timeout, lambda: f"{self.row()}")
 
     def http_workers(self) -> list[psutil.Process]:
-        arbiters = [p for p in psutil.Process(self.process.pid).children() if "qwenapi.server" in " ".join(p.cmdline())]
+        arbiters = [
+            p
+            for p in psutil.Process(self.process.pid).children()
+            if "qwenapi.server" in " ".join(p.cmdline())
+        ]
         return [worker for arbiter in arbiters for worker in arbiter.children()]
 
     def tree(self) -> list[psutil.Process]:
         return psutil.Process(self.process.pid).children(recursive=True)
 
     def stop(self, timeout: float = 30) -> int:
-        """Send SIGTERM and return the exit code; kill whatever is left after the timeout and fail."""
+        """Send SIGTERM and return the exit code; after the timeout kill what is left and fail."""
         processes = self.tree() if self.process.poll() is None else []
         self.process.send_signal(signal.SIGTERM)
         try:
@@ -138,7 +156,9 @@ def sse_events(raw: bytes) -> list[Any]:
 
 
 def content_of(events: list[dict[str, Any]], index: int = 0) -> str:
-    choices = [choice for event in events for choice in event["choices"] if choice["index"] == index]
+    choices = [
+        choice for event in events for choice in event["choices"] if choice["index"] == index
+    ]
     return "".join(choice["delta"].get("content", "") for choice in choices)
 
 

@@ -1,4 +1,5 @@
 """The model server: processes that speak tokens.
 
-Nothing in this package imports qwenapi, flask, gevent or marshmallow; only `engine/` and `model/` import torch.
+Nothing in this package imports qwenapi, flask, gevent or marshmallow; only `engine/` and `model/`
+import torch.
 """

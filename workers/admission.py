@@ -1,7 +1,8 @@
 """Whether a request may enter: decided in the socket thread, before any HTTP header goes out.
 
-Knows counts, never the queue itself: the engine loop publishes how far it is and the decision takes microseconds.
-A group's requests are limited together (running + waiting); the engine's own limits hold for all.
+Knows counts, never the queue itself: the engine loop publishes how far it is and the decision takes
+microseconds. A group's requests are limited together (running + waiting); the engine's own limits
+hold for all.
 """
 
 import threading
@@ -64,7 +65,7 @@ class Admission:
                 self._finish_times.append(time.monotonic())
 
     def publish(self, gauges: Gauges) -> None:
-        """Take the loop's numbers; an empty queue ends a busy period, and with it the prediction."""
+        """Take the loop's numbers; an empty queue ends a busy period and with it the prediction."""
         with self._lock:
             self._gauges = gauges
             if not gauges.waiting:
@@ -83,7 +84,7 @@ class Admission:
         is_valid = (
             key not in self._admitted
             and prompt
-            and 0 <= min(prompt)
+            and min(prompt) >= 0
             and max(prompt) < card.vocab_size
             and 1 <= len(request.choices) <= min(MAX_CHOICES, card.max_num_seqs)
             and request.params.max_tokens >= 1
@@ -99,7 +100,10 @@ class Admission:
         waiting = len(self._admitted) - self._card.max_num_seqs
         if waiting >= self._max_waiting:
             return self._rejected(request, "queue_full", waiting, self._max_waiting)
-        if self._admitted and self._num_prompt_tokens + len(request.prompt_ids) > self._max_prompt_tokens:
+        if (
+            self._admitted
+            and self._num_prompt_tokens + len(request.prompt_ids) > self._max_prompt_tokens
+        ):
             return self._rejected(request, "overloaded", waiting, self._max_waiting)
         return None
 
@@ -110,14 +114,22 @@ class Admission:
         return None
 
     def _predicted_wait(self) -> float | None:
-        """Return the seconds a new request would wait: those waiting now at the rate requests finish."""
+        """Return the seconds a new request would wait: those waiting now at the rate requests
+        finish.
+        """
         if len(self._finish_times) < MIN_FINISHED:
             return None
         seconds = max(self._finish_times[-1] - self._finish_times[0], 1e-6)
         return self._gauges.waiting * seconds / (len(self._finish_times) - 1)
 
-    def _rejected(self, request: Generate, reason: RejectReason, size: int = 0, limit: int = 0) -> Rejected:
+    def _rejected(
+        self, request: Generate, reason: RejectReason, size: int = 0, limit: int = 0
+    ) -> Rejected:
         retry_after = min(MAX_RETRY_AFTER, max(1, round(self._predicted_wait() or 1)))
         return Rejected(
-            wid=request.wid, reason=reason, queue_size=max(size, 0), max_queue_size=limit, retry_after=retry_after
+            wid=request.wid,
+            reason=reason,
+            queue_size=max(size, 0),
+            max_queue_size=limit,
+            retry_after=retry_after,
         )

@@ -1,4 +1,5 @@
-"""What a model directory says about itself, read without torch: config, stop ids, sampling defaults, identity.
+"""What a model directory says about itself, read without torch: config, stop ids, sampling
+defaults, identity.
 
 Knows the files' names and shapes; refuses to know how weights become a model.
 """
@@ -17,7 +18,9 @@ SAMPLING_DEFAULTS = ("temperature", "top_p", "top_k", "min_p", "repetition_penal
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """An existing model directory; each property reads its file on first use and raises ModelError naming it."""
+    """An existing model directory; each property reads its file on first use and raises ModelError
+    naming it.
+    """
 
     directory: Path
 
@@ -25,7 +28,9 @@ class Checkpoint:
     def at(cls, path: str | Path) -> "Checkpoint":
         directory = Path(path).absolute()
         if not directory.is_dir():
-            raise ModelError(f"{directory}: no such model directory; --model takes a directory with config.json")
+            raise ModelError(
+                f"{directory}: no such model directory; --model takes a directory with config.json"
+            )
         return cls(directory)
 
     @cached_property
@@ -38,7 +43,8 @@ class Checkpoint:
 
     @property
     def architecture(self) -> str:
-        return (self.config.get("architectures") or ["none"])[0]
+        architectures = self.config.get("architectures") or ["none"]
+        return str(architectures[0])
 
     @property
     def vocab_size(self) -> int:
@@ -50,7 +56,9 @@ class Checkpoint:
 
     @property
     def eos_token_ids(self) -> tuple[int, ...]:
-        """Return the ids that end an answer: generation_config.json's, and config.json's if it has others."""
+        """Return the ids that end an answer: generation_config.json's, and config.json's if it has
+        others.
+        """
         ids: list[int] = []
         for source in (self.generation_config, self.config):
             eos = source.get("eos_token_id")
@@ -59,8 +67,12 @@ class Checkpoint:
 
     @property
     def sampling_defaults(self) -> dict[str, float]:
-        """Return the sampling fields generation_config.json sets; `do_sample: false` means greedy."""
-        found = {k: float(v) for k in SAMPLING_DEFAULTS if isinstance(v := self.generation_config.get(k), int | float)}
+        """Return the sampling fields of generation_config.json; `do_sample: false` means greedy."""
+        found = {
+            k: float(v)
+            for k in SAMPLING_DEFAULTS
+            if isinstance(v := self.generation_config.get(k), int | float)
+        }
         return {"temperature": 0.0} if self.generation_config.get("do_sample") is False else found
 
     @cached_property
@@ -68,11 +80,16 @@ class Checkpoint:
         """Return the safetensors files, sorted; those an index names must all be there."""
         index = self.directory / "model.safetensors.index.json"
         if index.exists():
-            files = [self.directory / name for name in set(self._json(index.name).get("weight_map", {}).values())]
+            files = [
+                self.directory / name
+                for name in set(self._json(index.name).get("weight_map", {}).values())
+            ]
         else:
             files = list(self.directory.glob("*.safetensors"))
         if not files:
-            raise ModelError(f"{self.directory}: no *.safetensors files; other weight formats are not loaded")
+            raise ModelError(
+                f"{self.directory}: no *.safetensors files; other weight formats are not loaded"
+            )
         for file in files:
             if not file.is_file():
                 raise ModelError(f"{file}: named by {index.name}, but missing")
@@ -84,7 +101,9 @@ class Checkpoint:
 
     @property
     def model_hash(self) -> str:
-        """Return a cheap identity: config.json and every weight file's name, size and safetensors header."""
+        """Return a cheap identity: config.json and every weight file's name, size and safetensors
+        header.
+        """
         digest = hashlib.sha256(self._bytes("config.json"))
         for file in self.weight_files:
             digest.update(f"{file.name} {file.stat().st_size}".encode())
@@ -94,7 +113,10 @@ class Checkpoint:
     def _positive_int(self, field: str) -> int:
         value = self.config.get(field)
         if not isinstance(value, int) or value < 1:
-            raise ModelError(f"{self.directory / 'config.json'}: {field} must be a positive integer, not {value!r}")
+            raise ModelError(
+                f"{self.directory / 'config.json'}: {field} must be a positive integer,"
+                f" not {value!r}"
+            )
         return value
 
     def _json(self, name: str, *, optional: bool = False) -> dict[str, Any]:

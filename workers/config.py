@@ -1,4 +1,6 @@
-"""Settings of one engine process, frozen. Where they come from (flags, environment, profile) is qwenapi.config's business."""
+"""Settings of one engine process, frozen. Where they come from (flags, environment, profile) is
+qwenapi.config's business.
+"""
 
 from dataclasses import dataclass
 
@@ -7,9 +9,10 @@ from dataclasses import dataclass
 class EngineConfig:
     """What an engine needs to start.
 
-    `model` is a directory of safetensors, config.json and tokenizer.json. Zeros mean "choose": max_model_len from the
-    model's config, max_num_batched_tokens 8192 on CUDA and 512 on CPU, block_size 64 and 32, num_blocks from free memory,
-    threads from the physical cores. `step_timeout` is in seconds.
+    `model` is a directory of safetensors, config.json and tokenizer.json. Zeros mean "choose":
+    max_model_len from the model's config, max_num_batched_tokens 8192 on CUDA and 512 on CPU,
+    block_size 64 and 32, num_blocks from free memory, threads from the physical cores.
+    `step_timeout` is in seconds.
     """
 
     model: str

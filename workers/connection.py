@@ -1,7 +1,7 @@
 """Frames on a Unix socket: the handshake and both sides' way of sending.
 
-The HTTP half blocks (its sockets are gevent's), the engine never does: what a peer does not take waits in a bounded
-Outbox, and a peer that lets it fill is dropped.
+The HTTP half blocks (its sockets are gevent's), the engine never does: what a peer does not take
+waits in a bounded Outbox, and a peer that lets it fill is dropped.
 """
 
 import socket
@@ -15,6 +15,7 @@ from workers.protocol import (
     PROTOCOL_VERSION_MIN,
     Attach,
     FrameReader,
+    FromEngine,
     Hello,
     Message,
     encode,
@@ -32,7 +33,7 @@ class ConnectionEnded(Exception):
 
 
 class Connection:
-    """The HTTP half's end of a connection to one engine. Sends block; several greenlets may send."""
+    """The HTTP half's end of a connection to one engine. Sends block; any greenlet may send."""
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
@@ -47,8 +48,10 @@ class Connection:
             except OSError as error:
                 raise ConnectionEnded(str(error)) from error
 
-    def receive(self) -> list[Message]:
-        """Wait for bytes and return all messages they complete, possibly none; raise ConnectionEnded at the end."""
+    def receive(self) -> list[FromEngine]:
+        """Wait for bytes and return all messages they complete, possibly none; raise
+        ConnectionEnded at the end.
+        """
         try:
             data = self._sock.recv(READ_BYTES)
         except OSError as error:
@@ -58,7 +61,8 @@ class Connection:
         return self._reader.feed(data)
 
     def close(self) -> None:
-        # shutdown first: a greenlet blocked in recv() wakes with an end of stream instead of waiting for ever.
+        # shutdown first: a greenlet blocked in recv() wakes with an end of stream instead of
+        # waiting for ever.
         try:
             self._sock.shutdown(socket.SHUT_RDWR)
         except OSError:
@@ -69,8 +73,9 @@ class Connection:
 def connect(path: str, name: str) -> tuple[Connection, Hello]:
     """Connect to the engine that listens at `path` and shake hands.
 
-    Raises OSError when nobody listens, ConnectionEnded or ProtocolError when the handshake fails. A connect may land in
-    the backlog of a dying process: only the Hello proves that somebody is there.
+    Raises OSError when nobody listens, ConnectionEnded or ProtocolError when the handshake fails. A
+    connect may land in the backlog of a dying process: only the Hello proves that somebody is
+    there.
     """
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
@@ -78,14 +83,16 @@ def connect(path: str, name: str) -> tuple[Connection, Hello]:
         sock.connect(path)
         connection = Connection(sock)
         connection.send(Attach(PROTOCOL_VERSION_MIN, PROTOCOL_VERSION, name))
-        messages: list[Message] = []
+        messages: list[FromEngine] = []
         while not messages:
             messages = connection.receive()
         hello = messages.pop(0)
         if not isinstance(hello, Hello) or messages:
             raise ProtocolError(f"expected hello from {path}, got {type(hello).__name__}")
         if not PROTOCOL_VERSION_MIN <= hello.version <= PROTOCOL_VERSION:
-            raise ProtocolError(f"{path} speaks protocol {hello.version}, this side {PROTOCOL_VERSION}")
+            raise ProtocolError(
+                f"{path} speaks protocol {hello.version}, this side {PROTOCOL_VERSION}"
+            )
     except BaseException:
         sock.close()
         raise
@@ -107,11 +114,14 @@ def agree_version(attach: Attach) -> int:
 def peer_uid(sock: socket.socket) -> int:
     """Return the user id of the process at the other end of a Unix socket (SO_PEERCRED)."""
     credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
-    return _UCRED.unpack(credentials)[1]
+    _pid, uid, _gid = _UCRED.unpack(credentials)
+    return int(uid)
 
 
 class Outbox:
-    """Bytes on their way to one peer over a non-blocking socket; any thread may send, none ever waits for the peer."""
+    """Bytes on their way to one peer over a non-blocking socket; any thread may send, none ever
+    waits for the peer.
+    """
 
     def __init__(self, sock: socket.socket, limit: int = OUTBOX_BYTES) -> None:
         self._sock = sock
@@ -121,13 +131,16 @@ class Outbox:
         self.num_waiting_bytes = 0
 
     def send(self, frame: bytes) -> bool:
-        """Write what the peer takes now and keep the rest; False: the peer has gone or is too far behind, drop it."""
+        """Write what the peer takes now and keep the rest; False: the peer has gone or is too far
+        behind, drop it.
+        """
         with self._lock:
             if self.num_waiting_bytes + len(frame) > self._limit:
                 return False
             self._waiting.append(memoryview(frame))
             self.num_waiting_bytes += len(frame)
-            # When an earlier frame still waits the socket is full, and flush() will be called when it has emptied.
+            # When an earlier frame still waits the socket is full, and flush() will be called when
+            # it has emptied.
             return len(self._waiting) > 1 or self._write()
 
     def flush(self) -> bool:

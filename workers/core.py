@@ -1,16 +1,17 @@
 """The seam between a worker process and what generates tokens in it: the real engine, or the stub.
 
-A core is driven by one thread, the engine loop. It knows keys, never connections; it is told of a request only after
-admission, and answers for each exactly once: with a Finished, a Failed, or nothing after `abort`.
+A core is driven by one thread, the engine loop. It knows keys, never connections; it is told of a
+request only after admission, and answers for each exactly once: with a Finished, a Failed, or
+nothing after `abort`.
 """
 
-from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from workers.protocol import Chunk, Failed, Finished, Generate, ModelCard
 
-Key = Hashable
+# A connection's number and a wire id on it; to a core it is only a name.
+Key = tuple[int, int]
 
 
 @dataclass
@@ -25,7 +26,9 @@ class StepOutput:
 
 @dataclass(frozen=True)
 class Gauges:
-    """Numbers of this moment (running, waiting: sequences; blocks; tokens) and counters since the start."""
+    """Numbers of this moment (running, waiting: sequences; blocks; tokens) and counters since the
+    start.
+    """
 
     running: int = 0
     waiting: int = 0
@@ -51,7 +54,9 @@ class EngineCore(Protocol):
         """Queue an admitted request under a key no other live request has."""
 
     def abort(self, key: Key, choices: tuple[int, ...] = ()) -> None:
-        """Forget these choices of a request (none named: all) and free what they hold; unknown ones are ignored."""
+        """Forget these choices of a request (none named: all) and free what they hold; unknown ones
+        are ignored.
+        """
 
     def step(self) -> StepOutput:
         """Advance every running sequence by at least one token where the budget allows it."""

@@ -1,10 +1,10 @@
 """Errors of the model server and the exit codes its processes end with.
 
-    WorkerError
-    ├── ConfigError      the operator must change something   exit 78
-    │   └── ModelError   the model directory cannot be served exit 78
-    ├── ProtocolError    the peer broke the wire contract     closes one connection
-    └── PageError        the shared page cannot be used
+WorkerError
+├── ConfigError      the operator must change something   exit 78
+│   └── ModelError   the model directory cannot be served exit 78
+├── ProtocolError    the peer broke the wire contract     closes one connection
+└── PageError        the shared page cannot be used
 """
 
 from enum import IntEnum

@@ -1,6 +1,8 @@
-"""Start an engine process on this machine, hear from it while it loads, and judge its heartbeat afterwards.
+"""Start an engine process on this machine, hear from it while it loads, and judge its heartbeat
+afterwards.
 
-The pipe between supervisor and engine carries one JSON object per message (never a pickle): progress, ready, fatal.
+The pipe between supervisor and engine carries one JSON object per message (never a pickle):
+progress, ready, fatal.
 """
 
 import multiprocessing
@@ -23,7 +25,7 @@ from workers.page import SharedPage
 
 @dataclass(frozen=True)
 class WorkerSpec:
-    """Where an engine process belongs: its number, the run directory, the page of the model half."""
+    """Where an engine process belongs: its number, run directory and the model half's page."""
 
     index: int
     run_dir: Path
@@ -81,7 +83,9 @@ class EngineChild:
         self._is_ready = False
 
     def start(self) -> None:
-        """Spawn the process: CUDA cannot be used in a forked child, and threads do not survive a fork."""
+        """Spawn the process: CUDA cannot be used in a forked child, and threads do not survive a
+        fork.
+        """
         from workers import worker
 
         self.failure, self._is_ready = None, False

@@ -1,4 +1,6 @@
-"""Tie a process's life to its supervisor's: when the supervisor has gone, however it went, this process ends."""
+"""Tie a process's life to its supervisor's: when the supervisor has gone, however it went, this
+process ends.
+"""
 
 import ctypes
 import os
@@ -9,10 +11,11 @@ _PR_SET_PDEATHSIG = 1
 
 
 def hold(fd: int) -> None:
-    """End this process with SIGKILL when its parent dies, or when the other end of the pipe `fd` closes.
+    """End this process with SIGKILL when its parent dies, or when the other end of the pipe `fd`
+    closes.
 
-    PDEATHSIG acts at once but follows the thread that spawned us and misses a parent that died before this call; the
-    pipe misses nothing but a stopped parent.
+    PDEATHSIG acts at once but follows the thread that spawned us and misses a parent that died
+    before this call; the pipe misses nothing but a stopped parent.
     """
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 

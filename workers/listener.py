@@ -1,8 +1,9 @@
-"""The socket thread of an engine process: accepts HTTP processes, reads their frames, writes what they take.
+"""The socket thread of an engine process: accepts HTTP processes, reads their frames, writes what
+they take.
 
-Knows connections by number, and tells a Handler what arrives. The engine loop sends through it from its own thread; no
-call here ever waits for a peer. A connection that ends, breaks the contract, or does not take its bytes is closed, and
-the handler is told once.
+Knows connections by number, and tells a Handler what arrives. The engine loop sends through it from
+its own thread; no call here ever waits for a peer. A connection that ends, breaks the contract, or
+does not take its bytes is closed, and the handler is told once.
 """
 
 import logging
@@ -16,7 +17,7 @@ from typing import Protocol
 
 from workers.connection import READ_BYTES, Outbox, agree_version, peer_uid
 from workers.errors import ConfigError, ProtocolError
-from workers.protocol import Attach, FrameReader, Hello, Message, Ping, Pong, encode
+from workers.protocol import Attach, FrameReader, Hello, Message, Pong, encode
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +68,9 @@ class Listener:
         self._thread.start()
 
     def send(self, connection_id: int, message: Message) -> None:
-        """Send from any thread; a peer that has gone is ignored, one that is too far behind is dropped."""
+        """Send from any thread; a peer that has gone is ignored, one that is too far behind is
+        dropped.
+        """
         peer = self._peers.get(connection_id)
         if peer is None:
             return
@@ -78,12 +81,15 @@ class Listener:
         os.eventfd_write(self._wake_fd, 1)
 
     def close(self) -> None:
-        """Stop listening and end all connections after what they have yet to take was offered once more."""
+        """Stop listening and end all connections after what they have yet to take was offered once
+        more.
+        """
         if self._is_closing:
             return
         self._is_closing = True
         os.eventfd_write(self._wake_fd, 1)
         self._thread.join(timeout=5)
+        os.close(self._wake_fd)
 
     def _run(self) -> None:
         while not self._is_closing:
@@ -98,7 +104,6 @@ class Listener:
             self._drop(peer, "engine stops")
         self._selector.close()
         self._sock.close()
-        os.close(self._wake_fd)
 
     def _accept(self) -> None:
         sock, _ = self._sock.accept()
@@ -172,7 +177,9 @@ def _listen(path: Path) -> socket.socket:
     if path.exists():
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
             if probe.connect_ex(str(path)) == 0:
-                raise ConfigError(f"{path}: another engine listens here; stop it or choose another --run-dir")
+                raise ConfigError(
+                    f"{path}: another engine listens here; stop it or choose another --run-dir"
+                )
         path.unlink()
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     umask = os.umask(0o117)

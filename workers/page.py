@@ -1,9 +1,10 @@
 """Shared pages: an mmapped file of fixed slots, each leased by one process, read by all.
 
-The file is allocated with posix_fallocate, so a full tmpfs is an error at creation and never a SIGBUS. A slot is leased
-with an open-file-description lock: the kernel releases it on any death, and the next owner continues its counters.
-(`fcntl.lockf` leases would vanish when their owner opens and closes the file again; multiprocessing.shared_memory
-unlinks a segment when an unrelated reader exits, on Python 3.11.) All values are int64, written by their owner only.
+The file is allocated with posix_fallocate, so a full tmpfs is an error at creation and never a
+SIGBUS. A slot is leased with an open-file-description lock: the kernel releases it on any death,
+and the next owner continues its counters. (`fcntl.lockf` leases would vanish when their owner opens
+and closes the file again; multiprocessing.shared_memory unlinks a segment when an unrelated reader
+exits, on Python 3.11.) All values are int64, written by their owner only.
 
     header  magic, layout hash, slots, fields      4 × int64
     slot 0  field 0, field 1, …                    len(fields) × int64
@@ -90,14 +91,16 @@ class SharedPage:
 
     @classmethod
     def create(cls, path: Path, layout: Layout, num_slots: int) -> "SharedPage":
-        """Open the page, making it when missing; counters of an existing page of this layout go on."""
+        """Open the page, making it if missing; counters of an existing one of this layout go on."""
         size = INT_BYTES * (HEADER_INTS + num_slots * len(layout.fields))
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o660)
         try:
             if os.fstat(fd).st_size != size:
                 os.ftruncate(fd, 0)
                 os.posix_fallocate(fd, 0, size)
-                os.pwrite(fd, struct.pack("=4q", MAGIC, layout.hash, num_slots, len(layout.fields)), 0)
+                os.pwrite(
+                    fd, struct.pack("=4q", MAGIC, layout.hash, num_slots, len(layout.fields)), 0
+                )
         except OSError as error:
             os.close(fd)
             raise PageError(f"{path}: cannot allocate {size} bytes: {error.strerror}") from error
@@ -114,7 +117,9 @@ class SharedPage:
     def lease(self, slot: int) -> "Slot":
         """Become the only writer of a slot until this process ends or closes the page."""
         start = INT_BYTES * (HEADER_INTS + slot * len(self.layout.fields))
-        lock = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, start, INT_BYTES * len(self.layout.fields), 0)
+        lock = _FLOCK.pack(
+            fcntl.F_WRLCK, os.SEEK_SET, start, INT_BYTES * len(self.layout.fields), 0
+        )
         try:
             fcntl.fcntl(self._fd, fcntl.F_OFD_SETLK, lock)
         except OSError as error:
@@ -122,7 +127,9 @@ class SharedPage:
         return Slot(self, slot)
 
     def read(self, slot: int) -> dict[str, int]:
-        """Return the fields of a slot. Each value is whole; several need not be of the same instant."""
+        """Return the fields of a slot. Each value is whole; several need not be of the same
+        instant.
+        """
         start = HEADER_INTS + slot * len(self.layout.fields)
         values = self._ints[start : start + len(self.layout.fields)].tolist()
         return dict(zip(self.layout.fields, values, strict=True))
@@ -136,7 +143,9 @@ class SharedPage:
         magic, layout_hash, num_slots, num_fields = self._ints[:HEADER_INTS].tolist()
         if magic != MAGIC or layout_hash != self.layout.hash:
             self.close()
-            raise PageError(f"{self.path}: not a page of this version's layout {self.layout.name!r}")
+            raise PageError(
+                f"{self.path}: not a page of this version's layout {self.layout.name!r}"
+            )
         if size != INT_BYTES * (HEADER_INTS + num_slots * num_fields):
             self.close()
             raise PageError(f"{self.path}: truncated")
@@ -179,5 +188,7 @@ def _is_tmpfs(path: Path) -> bool:
     """Return whether the path's own mount, the longest one in the mount table, is a tmpfs."""
     mounts = [line.split() for line in Path("/proc/self/mounts").read_text().splitlines()]
     path = path.resolve()
-    mount = max((m for m in mounts if path.is_relative_to(m[1])), key=lambda m: len(m[1]), default=None)
+    mount = max(
+        (m for m in mounts if path.is_relative_to(m[1])), key=lambda m: len(m[1]), default=None
+    )
     return mount is not None and mount[2] in ("tmpfs", "ramfs")

@@ -1,21 +1,22 @@
 """The wire contract between the HTTP half and an engine: frozen messages, ids in and ids out.
 
-Knows: which messages exist, how one becomes bytes and comes back. Refuses to know: sockets, text, HTTP, torch.
-A frame is a big-endian uint32 length followed by one msgpack array whose first element is the message's tag.
-A field added with a default at the end of a message keeps older peers working (version N speaks N-1).
+Knows: which messages exist, how one becomes bytes and comes back. Refuses to know: sockets, text,
+HTTP, torch. A frame is a big-endian uint32 length followed by one msgpack array whose first element
+is the message's tag. A field added with a default at the end of a message keeps older peers working
+(version N speaks N-1).
 
     HTTP process                                   engine process
       Attach ──────────────────────────────────────►
       ◄────────────────────────────────────── Hello     version, generation, model card, limits
       Generate ────────────────────────────────────►
       ◄─────────────────────── Accepted │ Rejected      decided before any HTTP header goes out
-      ◄───────────────────────── Step, Step, Step …     one frame per engine step and connection
-      Abort ───────────────────────────────────────►    (or the connection ends: the same for all its requests)
-      Ping ⇄ Pong                                       both ways; the engine's Pong comes from its loop
+      ◄───────────────────────── Step, Step, Step …     one frame per step and connection
+      Abort ───────────────────────────────────────►    (or the connection ends: the same for all)
+      Ping ⇄ Pong                                       both ways; the engine's Pong is its loop's
 """
 
 import struct
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -41,8 +42,9 @@ class Message(msgspec.Struct, frozen=True, array_like=True, gc=False):
 class SamplingParams(msgspec.Struct, frozen=True, array_like=True, gc=False, kw_only=True):
     """How tokens of one request are chosen; every field neutral by default.
 
-    `seed` is always set by the HTTP half (a random one when the caller gave none), so that a replay draws the same noise.
-    `logprobs`: None = none, 0 = the chosen token's, k = also the k most likely alternatives (at most 20).
+    `seed` is always set by the HTTP half (a random one when the caller gave none), so that a replay
+    draws the same noise. `logprobs`: None = none, 0 = the chosen token's, k = also the k most
+    likely alternatives (at most 20).
     """
 
     max_tokens: int
@@ -62,9 +64,11 @@ class SamplingParams(msgspec.Struct, frozen=True, array_like=True, gc=False, kw_
 
 
 class ModelCard(msgspec.Struct, frozen=True, array_like=True, gc=False, kw_only=True):
-    """What an engine serves. `model_dir` is absolute: the HTTP half reads tokenizer and template from it.
+    """What an engine serves. `model_dir` is absolute: the HTTP half reads tokenizer and template
+    from it.
 
-    `generation_config` holds the sampling defaults of generation_config.json (temperature, top_k, …) as floats.
+    `generation_config` holds the sampling defaults of generation_config.json (temperature, top_k,
+    …) as floats.
     """
 
     model_dir: str
@@ -83,18 +87,21 @@ class ModelCard(msgspec.Struct, frozen=True, array_like=True, gc=False, kw_only=
     max_num_batched_tokens: int
 
 
-class Attach(Message, tag="attach"):
-    """First frame of the HTTP process: which protocol versions it speaks, and its name for the engine's log."""
+class Attach(Message, frozen=True, tag="attach"):
+    """First frame of the HTTP process: which protocol versions it speaks, and its name for the
+    engine's log.
+    """
 
     version_min: int
     version_max: int
     name: str
 
 
-class Hello(Message, tag="hello"):
+class Hello(Message, frozen=True, tag="hello"):
     """First frame of the engine. Nothing counts as running before it has arrived.
 
-    `generation` differs after every start of the engine process; `page_path` is where its heartbeat and gauges are.
+    `generation` differs after every start of the engine process; `page_path` is where its heartbeat
+    and gauges are.
     """
 
     version: int
@@ -104,14 +111,14 @@ class Hello(Message, tag="hello"):
     card: ModelCard
 
 
-class Generate(Message, tag="generate", kw_only=True):
+class Generate(Message, frozen=True, tag="generate", kw_only=True):
     """Ask for one answer with one or more choices.
 
-    `wid` is the wire id of this attempt (see `wire_id`). `choices` names the choice indexes to produce: 0…n-1 for a new
-    request, the unfinished ones for a replay, when `resume` holds the ids each of them already has.
-    `group` is a set of requests that share `max_running` and `max_waiting` (0 = the engine's own limits).
-    `cache_salt` separates prefix caches: blocks are shared only between requests of equal salt.
-    `queue_timeout` is in seconds.
+    `wid` is the wire id of this attempt (see `wire_id`). `choices` names the choice indexes to
+    produce: 0…n-1 for a new request, the unfinished ones for a replay, when `resume` holds the ids
+    each of them already has. `group` is a set of requests that share `max_running` and
+    `max_waiting` (0 = the engine's own limits). `cache_salt` separates prefix caches: blocks are
+    shared only between requests of equal salt. `queue_timeout` is in seconds.
     """
 
     wid: int
@@ -133,8 +140,9 @@ class Generate(Message, tag="generate", kw_only=True):
         return self.wid & 0xFF
 
 
-class Abort(Message, tag="abort"):
-    """The caller has gone, or has enough: free the request, or some of its choices, within one step.
+class Abort(Message, frozen=True, tag="abort"):
+    """The caller has gone, or has enough: free the request, or some of its choices, within one
+    step.
 
     Unknown ids are ignored. A request without any choice left is gone without a word.
     """
@@ -143,21 +151,21 @@ class Abort(Message, tag="abort"):
     choices: tuple[int, ...] = ()
 
 
-class Ping(Message, tag="ping"):
+class Ping(Message, frozen=True, tag="ping"):
     nonce: int
 
 
-class Pong(Message, tag="pong"):
+class Pong(Message, frozen=True, tag="pong"):
     nonce: int
 
 
-class Accepted(Message, tag="accepted"):
+class Accepted(Message, frozen=True, tag="accepted"):
     """The request will run; exactly one `Finished` or `Failed` follows unless it is aborted."""
 
     wid: int
 
 
-class Rejected(Message, tag="rejected", kw_only=True):
+class Rejected(Message, frozen=True, tag="rejected", kw_only=True):
     """The request is refused before anything ran. `retry_after` is in seconds."""
 
     wid: int
@@ -168,7 +176,9 @@ class Rejected(Message, tag="rejected", kw_only=True):
 
 
 class TokenLogprob(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """Log-probability (natural, of the model's raw distribution) of a chosen token and of the most likely ones, best first."""
+    """Log-probability (natural, of the model's raw distribution) of a chosen token and of the most
+    likely ones, best first.
+    """
 
     token_id: int
     logprob: float
@@ -177,9 +187,11 @@ class TokenLogprob(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class Chunk(msgspec.Struct, frozen=True, array_like=True, omit_defaults=True, gc=False):
-    """New tokens of one choice. `position` is the index of the first of them among the choice's output tokens.
+    """New tokens of one choice. `position` is the index of the first of them among the choice's
+    output tokens.
 
-    The last chunk of a choice has a `finish_reason`; a token that stopped it (eos, stop_token_ids) is included as its last id.
+    The last chunk of a choice has a `finish_reason`; a token that stopped it (eos, stop_token_ids)
+    is included as its last id.
     """
 
     wid: int
@@ -205,10 +217,10 @@ class Failed(msgspec.Struct, frozen=True, array_like=True, gc=False):
     reason: FailReason
 
 
-class Step(Message, tag="step", kw_only=True):
+class Step(Message, frozen=True, tag="step", kw_only=True):
     """Everything one engine step has for one connection."""
 
-    started: tuple[int, ...] = ()
+    started: list[int] = []
     chunks: list[Chunk] = []
     finished: list[Finished] = []
     failed: list[Failed] = []
@@ -242,8 +254,10 @@ class FrameReader:
         self._decode = (_decode_to_engine if side == "engine" else _decode_from_engine).decode
         self._buffer = bytearray()
 
-    def feed(self, data: bytes) -> list:
-        """Return all messages completed by `data`; raise ProtocolError on a frame that is too large or malformed."""
+    def feed(self, data: bytes) -> list[Any]:
+        """Return all messages completed by `data`; raise ProtocolError on a frame that is too large
+        or malformed.
+        """
         self._buffer += data
         messages = []
         start, end = 0, len(self._buffer)
@@ -251,7 +265,9 @@ class FrameReader:
             while end - start >= _LENGTH.size:
                 (length,) = _LENGTH.unpack_from(view, start)
                 if length > MAX_FRAME_BYTES:
-                    raise ProtocolError(f"frame of {length} bytes exceeds the limit of {MAX_FRAME_BYTES}")
+                    raise ProtocolError(
+                        f"frame of {length} bytes exceeds the limit of {MAX_FRAME_BYTES}"
+                    )
                 stop = start + _LENGTH.size + length
                 if stop > end:
                     break
@@ -260,8 +276,8 @@ class FrameReader:
         del self._buffer[:start]
         return messages
 
-    def _message(self, body: memoryview) -> Message:
+    def _message(self, body: memoryview) -> Any:
         try:
             return self._decode(body)
-        except (msgspec.DecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:  # msgspec lets bad UTF-8 through as it is
             raise ProtocolError(f"malformed frame: {error}") from error

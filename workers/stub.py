@@ -1,7 +1,9 @@
-"""An engine without torch: same seam, same protocol, deterministic. For tests, UI work and fault drills.
+"""An engine without torch: same seam, same protocol, deterministic. For tests, UI work and fault
+drills.
 
-It answers with the ids of the prompt itself, over and over, at one token per sequence and step; a choice starts at the
-prompt's token number `seed + choice`. Its text is therefore valid wherever the prompt's was.
+It answers with the ids of the prompt itself, over and over, at one token per sequence and step; a
+choice starts at the prompt's token number `seed + choice`. Its text is therefore valid wherever the
+prompt's was.
 """
 
 import time
@@ -71,7 +73,9 @@ class StubEngine:
         )
 
     def check_integrity(self) -> None:
-        assert all(running.open for running in self._running.values()), "a request runs without an open choice"
+        assert all(running.open for running in self._running.values()), (
+            "a request runs without an open choice"
+        )
         assert not self._running.keys() & self._waiting.keys(), "a request both waits and runs"
 
     def _wait_for_next_step(self) -> None:
@@ -83,7 +87,9 @@ class StubEngine:
     def _admit(self, output: StepOutput) -> None:
         in_group = Counter(running.request.group for running in self._running.values())
         now = time.monotonic()
-        for key, (request, arrival) in sorted(self._waiting.items(), key=lambda item: item[1][0].priority):
+        for key, (request, arrival) in sorted(
+            self._waiting.items(), key=lambda item: item[1][0].priority
+        ):
             if now - arrival > request.queue_timeout:
                 del self._waiting[key]
                 output.failed.append((key, Failed(request.wid, "queue_timeout")))
@@ -109,8 +115,12 @@ class StubEngine:
             position = running.num_tokens[choice]
             token = script[(params.seed + choice + position) % len(script)]
             is_stop = token in params.stop_token_ids and position >= params.min_tokens
-            reason: FinishReason | None = "stop" if is_stop else "length" if position + 1 >= limit else None
-            chunk = Chunk(request.wid, choice, position, (token,), reason, token if is_stop else None)
+            reason: FinishReason | None = (
+                "stop" if is_stop else "length" if position + 1 >= limit else None
+            )
+            chunk = Chunk(
+                request.wid, choice, position, (token,), reason, token if is_stop else None
+            )
             output.chunks.append((key, chunk))
             running.num_tokens[choice] = position + 1
             self._generated_tokens += 1

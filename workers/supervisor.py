@@ -1,7 +1,7 @@
 """Keep child processes alive: start, watch, restart with back-off, kill the hung, stop in order.
 
-Knows children by a small protocol, so engines and the HTTP server are kept by the same code. Signal handlers only note;
-`tick` decides, is public and never sleeps. Never imports torch.
+Knows children by a small protocol, so engines and the HTTP server are kept by the same code. Signal
+handlers only note; `tick` decides, is public and never sleeps. Never imports torch.
 """
 
 import enum
@@ -75,7 +75,9 @@ class _Watch:
 
 
 class Supervisor:
-    """Runs groups of children: started together, stopped one group after the other, the last group first."""
+    """Runs groups of children: started together, stopped one group after the other, the last group
+    first.
+    """
 
     def __init__(
         self,
@@ -97,7 +99,7 @@ class Supervisor:
         return self._is_stopping and all(w.state is State.STOPPED for w in self._watches)
 
     def run(self) -> int:
-        """Run until told to stop and return the exit code; `failure` says in words why it is not 0."""
+        """Run until told to stop; return the exit code, which `failure` puts in words."""
         wake_fd, note_fd = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(note_fd)
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -207,18 +209,24 @@ def describe_exit(code: int) -> str:
 
 
 def lock_run_dir(run_dir: Path) -> int:
-    """Make the run directory this process's own until it ends; raise ConfigError naming another owner's pid."""
+    """Make the run directory this process's own until it ends; raise ConfigError naming another
+    owner's pid.
+    """
     try:
         run_dir.mkdir(parents=True, exist_ok=True, mode=0o750)
         fd = os.open(run_dir / "supervisor.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
     except OSError as error:
-        raise ConfigError(f"{run_dir}: cannot be used as run directory: {error.strerror}") from error
+        raise ConfigError(
+            f"{run_dir}: cannot be used as run directory: {error.strerror}"
+        ) from error
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         owner = os.read(fd, 32).decode().strip() or "unknown"
         os.close(fd)
-        raise ConfigError(f"{run_dir}: already running, pid {owner}; stop it or choose another --run-dir") from None
+        raise ConfigError(
+            f"{run_dir}: already running, pid {owner}; stop it or choose another --run-dir"
+        ) from None
     os.ftruncate(fd, 0)
     os.write(fd, f"{os.getpid()}\n".encode())
     return fd

@@ -3,8 +3,9 @@
     HTTP process ── frames ──► socket thread ── admission ── inbox ──► loop: apply, step, publish
                  ◄─────────────────────────── one Step frame per connection and step ──┘
 
-The loop never waits for a peer and is the only thread that touches the core. It writes the heartbeat itself, at both ends
-of every step: a heartbeat from a side thread would only prove that the interpreter lives.
+The loop never waits for a peer and is the only thread that touches the core. It writes the
+heartbeat itself, at both ends of every step: a heartbeat from a side thread would only prove that
+the interpreter lives.
 """
 
 import faulthandler
@@ -79,11 +80,15 @@ class Worker:
         self._listener.start()
 
     def drain(self) -> None:
-        """Refuse new requests, finish those admitted, then return from `run`; a signal handler may call this."""
+        """Refuse new requests, finish those admitted, then return from `run`; a signal handler may
+        call this.
+        """
         self._is_draining = self._admission.is_draining = True
 
     def run(self) -> None:
-        """Serve until drained; an exception of the core ends the process, and the supervisor starts a new one."""
+        """Serve until drained; an exception of the core ends the process, and the supervisor starts
+        a new one.
+        """
         while not (self._is_draining and not self._admission.num_admitted):
             self.tick()
         self._listener.close()
@@ -104,7 +109,8 @@ class Worker:
     def on_message(self, connection_id: int, message: Message) -> None:
         if isinstance(message, Generate):
             answer = self._admission.decide((connection_id, message.wid), message)
-            # Accepted goes out before the loop can see the request, so it always precedes the first Step.
+            # Accepted goes out before the loop can see the request, so it always precedes the first
+            # Step.
             self._listener.send(connection_id, answer or Accepted(message.wid))
             if answer is not None:
                 log.info("request %s rejected: %s", message.request_id, answer.reason)
@@ -169,11 +175,17 @@ class Worker:
 
     def _beat(self, phase: int) -> None:
         device = self._core.card.device.split(":")[0]
-        timeout = self._config.step_timeout or max(MIN_STEP_TIMEOUT[device], SLOWEST_STEPS * self._slowest_step)
-        self._row.update(phase=phase, step_timeout_ns=int(timeout * 1e9), beat_ns=time.monotonic_ns())
+        timeout = self._config.step_timeout or max(
+            MIN_STEP_TIMEOUT[device], SLOWEST_STEPS * self._slowest_step
+        )
+        self._row.update(
+            phase=phase, step_timeout_ns=int(timeout * 1e9), beat_ns=time.monotonic_ns()
+        )
 
     def _hello(self, version: int) -> Hello:
-        return Hello(version, self._generation, self._spec.index, str(self._spec.page_path), self._core.card)
+        return Hello(
+            version, self._generation, self._spec.index, str(self._spec.page_path), self._core.card
+        )
 
 
 def _frames(output: StepOutput) -> dict[int, Step]:
@@ -181,7 +193,7 @@ def _frames(output: StepOutput) -> dict[int, Step]:
     frames: dict[int, Step] = {}
 
     def frame(connection_id: int) -> Step:
-        return frames.setdefault(connection_id, Step(started=[], chunks=[], finished=[], failed=[]))
+        return frames.setdefault(connection_id, Step())
 
     for connection_id, wid in output.started:
         frame(connection_id).started.append(wid)
@@ -195,7 +207,9 @@ def _frames(output: StepOutput) -> dict[int, Step]:
 
 
 def load_core(config: EngineConfig, progress: Callable[[str, float], None]) -> EngineCore:
-    """Return the engine, or its stub, with the embedded model if none is named; torch is imported only here."""
+    """Return the engine, or its stub, with the embedded model if none is named; torch is imported
+    only here.
+    """
     if not config.model:
         from workers.model.demo import demo_model_dir
 

@@ -42,7 +42,10 @@ def test_a_killed_engine_ends_its_streams_with_an_error_event_and_comes_back(sta
     server = start_server(*SLOW)
     pid = engine_pid(server)
     with ThreadPoolExecutor(6) as pool:
-        streams = [pool.submit(server.post, "/v1/chat/completions", LONG | {"stream": True}) for _ in range(4)]
+        streams = [
+            pool.submit(server.post, "/v1/chat/completions", LONG | {"stream": True})
+            for _ in range(4)
+        ]
         wholes = [pool.submit(server.post, "/v1/chat/completions", LONG) for _ in range(2)]
         wait_for(lambda: server.row()["running"] == 6)
         os.kill(pid, signal.SIGKILL)
@@ -120,7 +123,9 @@ def test_with_two_engines_one_may_die_while_the_other_serves(start_server):
 
 def test_two_engines_share_the_load_and_a_prefix_stays_with_one(start_server):
     server = start_server(*SLOW, "--data-parallel-size", "2")
-    wait_for(lambda: "engine-1.sock connected" in server.log and "engine-0.sock connected" in server.log)
+    wait_for(
+        lambda: "engine-1.sock connected" in server.log and "engine-0.sock connected" in server.log
+    )
     with ThreadPoolExecutor(32) as pool:
         list(pool.map(lambda i: server.text(f"question number {i}", max_tokens=10), range(32)))
     assert min(server.row(0)["generated_tokens"], server.row(1)["generated_tokens"]) > 0
@@ -132,17 +137,25 @@ def test_two_engines_share_the_load_and_a_prefix_stays_with_one(start_server):
 
 
 def test_a_limited_group_is_limited_over_all_engines_together(start_server):
-    server = start_server(*SLOW, "--data-parallel-size", "2", "--max-running", "2", "--max-waiting", "3")
-    wait_for(lambda: "engine-1.sock connected" in server.log and "engine-0.sock connected" in server.log)
+    server = start_server(
+        *SLOW, "--data-parallel-size", "2", "--max-running", "2", "--max-waiting", "3"
+    )
+    wait_for(
+        lambda: "engine-1.sock connected" in server.log and "engine-0.sock connected" in server.log
+    )
     with ThreadPoolExecutor(20) as pool:
-        statuses = list(pool.map(lambda i: server.chat(f"q{i}", max_tokens=60).status_code, range(20)))
+        statuses = list(
+            pool.map(lambda i: server.chat(f"q{i}", max_tokens=60).status_code, range(20))
+        )
     assert (statuses.count(200), statuses.count(503)) == (5, 15)
 
 
 def test_sigterm_lets_running_streams_finish_and_refuses_new_connections(start_server):
     server = start_server("--stub", "--stub-step-seconds", "0.05")
     idle = requests.Session()
-    assert idle.get(server.url + "/livez").status_code == 200  # a kept-alive connection must not hold up the end
+    assert (
+        idle.get(server.url + "/livez").status_code == 200
+    )  # a kept-alive connection must not hold up the end
     with ThreadPoolExecutor(1) as pool:
         stream = pool.submit(server.chat, "hello", max_tokens=60, stream=True)
         wait_for(lambda: server.row()["running"] == 1)
@@ -185,7 +198,10 @@ def test_a_killed_gunicorn_is_started_again(start_server):
 
     def is_back():
         try:
-            return server.get("/readyz").status_code == 200 and server.http_workers()[0].pid != worker.pid
+            return (
+                server.get("/readyz").status_code == 200
+                and server.http_workers()[0].pid != worker.pid
+            )
         except (requests.ConnectionError, IndexError, psutil.NoSuchProcess):
             return False
 
@@ -197,7 +213,10 @@ def test_a_killed_gunicorn_is_started_again(start_server):
 def run_cli():
     def run(*arguments):
         return subprocess.run(
-            [sys.executable, "-m", "qwenapi", *map(str, arguments)], capture_output=True, text=True, timeout=60
+            [sys.executable, "-m", "qwenapi", *map(str, arguments)],
+            capture_output=True,
+            text=True,
+            timeout=60,
         )
 
     return run
@@ -213,11 +232,15 @@ def test_a_start_that_cannot_succeed_says_why_in_one_line_and_exits_78(run_cli, 
         done = run_cli("serve", "--stub", "--port", port, "--run-dir", tmp_path / "a")
     assert done.returncode == 78
     assert f"cannot listen on 127.0.0.1:{port}" in last_line(done)
-    done = run_cli("serve", "--model", tmp_path / "missing", "--port", "0", "--run-dir", tmp_path / "b")
+    done = run_cli(
+        "serve", "--model", tmp_path / "missing", "--port", "0", "--run-dir", tmp_path / "b"
+    )
     assert done.returncode == 78
     assert "no such model directory" in last_line(done)
     (tmp_path / "empty").mkdir()
-    done = run_cli("serve", "--model", tmp_path / "empty", "--port", "0", "--run-dir", tmp_path / "c")
+    done = run_cli(
+        "serve", "--model", tmp_path / "empty", "--port", "0", "--run-dir", tmp_path / "c"
+    )
     assert done.returncode == 78 and "config.json" in last_line(done)
     done = run_cli("serve", "--profile", "nonesuch")
     assert done.returncode == 78 and "nonesuch" in last_line(done)
@@ -258,7 +281,11 @@ def test_the_two_halves_run_apart_and_the_model_outlives_http(tmp_path, start_se
 def test_a_http_half_without_engines_says_so_and_waits_for_them(tmp_path, start_server):
     http = start_server("--model-run-dir", str(tmp_path / "model"), command="http", ready=False)
     wait_for(lambda: "http started" in http.log)
-    port = next(c.laddr.port for c in psutil.Process(http.process.pid).net_connections() if c.status == "LISTEN")
+    port = next(
+        c.laddr.port
+        for c in psutil.Process(http.process.pid).net_connections()
+        if c.status == "LISTEN"
+    )
     url = f"http://127.0.0.1:{port}"
     wait_for(lambda: requests.get(url + "/livez", timeout=10).status_code == 200)
     answer = requests.post(url + "/v1/chat/completions", json={"messages": MESSAGES}, timeout=10)

@@ -19,7 +19,9 @@ MESSAGES = [{"role": "user", "content": "你好，世界 🙂👨‍👩‍👧 
 
 @pytest.fixture
 def client(stub_server):
-    with openai.OpenAI(base_url=stub_server.url + "/v1", api_key="dummy-key", max_retries=0) as client:
+    with openai.OpenAI(
+        base_url=stub_server.url + "/v1", api_key="dummy-key", max_retries=0
+    ) as client:
         yield client
 
 
@@ -28,7 +30,12 @@ def raw_request(server, body, path="/v1/chat/completions", headers=()):
     host, port = server.url.removeprefix("http://").split(":")
     sock = socket.create_connection((host, int(port)), timeout=30)
     payload = json.dumps(body).encode()
-    head = [f"POST {path} HTTP/1.1", "Host: x", "Content-Type: application/json", f"Content-Length: {len(payload)}"]
+    head = [
+        f"POST {path} HTTP/1.1",
+        "Host: x",
+        "Content-Type: application/json",
+        f"Content-Length: {len(payload)}",
+    ]
     sock.sendall("\r\n".join([*head, *headers, "", ""]).encode() + payload)
     return sock
 
@@ -36,18 +43,24 @@ def raw_request(server, body, path="/v1/chat/completions", headers=()):
 def test_the_openai_library_chats_whole_and_streamed_and_gets_the_same(client):
     fields = {"model": "qwen-demo", "messages": MESSAGES, "max_tokens": 40, "seed": 7}
     whole = client.chat.completions.create(**fields)
-    with client.chat.completions.create(stream=True, stream_options={"include_usage": True}, **fields) as stream:
+    with client.chat.completions.create(
+        stream=True, stream_options={"include_usage": True}, **fields
+    ) as stream:
         chunks = list(stream)
     assert whole.choices[0].finish_reason == "length"
     assert whole.usage.completion_tokens == chunks[-1].usage.completion_tokens == 40
     assert chunks[0].choices[0].delta.role == "assistant" and not chunks[0].choices[0].delta.content
     text = "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
     assert text == whole.choices[0].message.content
-    assert "🙂" in text and "\N{REPLACEMENT CHARACTER}" not in text.rstrip("\N{REPLACEMENT CHARACTER}")
+    assert "🙂" in text and "\N{REPLACEMENT CHARACTER}" not in text.rstrip(
+        "\N{REPLACEMENT CHARACTER}"
+    )
 
 
 def test_the_openai_library_completes_several_prompts_with_several_choices(client):
-    whole = client.completions.create(model="qwen-demo", prompt=["ab cd", "你好 吗"], n=2, max_tokens=6, seed=1)
+    whole = client.completions.create(
+        model="qwen-demo", prompt=["ab cd", "你好 吗"], n=2, max_tokens=6, seed=1
+    )
     assert [choice.index for choice in whole.choices] == [0, 1, 2, 3]
     with client.completions.create(
         model="qwen-demo", prompt=["ab cd", "你好 吗"], n=2, max_tokens=6, seed=1, stream=True
@@ -76,7 +89,9 @@ def test_tokens_arrive_one_by_one(stub_server):
 def test_a_stop_string_ends_the_text_before_it_and_frees_the_engine(stub_server):
     whole = stub_server.text("one two three four five", max_tokens=60, seed=0)
     assert "three" in whole
-    answer = stub_server.chat("one two three four five", max_tokens=60, seed=0, stop=["nowhere", "three"]).json()
+    answer = stub_server.chat(
+        "one two three four five", max_tokens=60, seed=0, stop=["nowhere", "three"]
+    ).json()
     assert answer["choices"][0]["message"]["content"] == whole[: whole.index("three")]
     assert answer["choices"][0]["finish_reason"] == "stop"
     events = stub_server.stream("one two three four five", max_tokens=60, seed=0, stop="three")
@@ -86,7 +101,9 @@ def test_a_stop_string_ends_the_text_before_it_and_frees_the_engine(stub_server)
 
 def test_one_choice_may_stop_while_the_others_go_on(stub_server):
     fields = {"max_tokens": 24, "seed": 0, "n": 3}
-    plain = [c["message"]["content"] for c in stub_server.chat("ab cd ef gh", **fields).json()["choices"]]
+    plain = [
+        c["message"]["content"] for c in stub_server.chat("ab cd ef gh", **fields).json()["choices"]
+    ]
     stopped = stub_server.chat("ab cd ef gh", stop="ef", **fields).json()["choices"]
     for before, after in zip(plain, stopped, strict=True):
         assert after["message"]["content"] == before.split("ef")[0]
@@ -98,7 +115,10 @@ def test_sixty_four_streams_at_once_each_equal_the_same_request_alone(stub_serve
     alone = [stub_server.text(prompt, max_tokens=16, seed=i) for i, prompt in enumerate(prompts)]
     with ThreadPoolExecutor(64) as pool:
         together = list(
-            pool.map(lambda i: content_of(stub_server.stream(prompts[i], max_tokens=16, seed=i)), range(64))
+            pool.map(
+                lambda i: content_of(stub_server.stream(prompts[i], max_tokens=16, seed=i)),
+                range(64),
+            )
         )
     assert together == alone
 
@@ -113,7 +133,9 @@ def test_a_client_that_leaves_is_noticed_within_a_tenth_of_a_second(stub_server,
 
 
 def test_a_queued_client_that_leaves_is_noticed_too(start_server):
-    server = start_server("--stub", "--stub-step-seconds", "0.01", "--max-running", "1", "--max-waiting", "5")
+    server = start_server(
+        "--stub", "--stub-step-seconds", "0.01", "--max-running", "1", "--max-waiting", "5"
+    )
     with raw_request(server, {"messages": MESSAGES, "max_tokens": 4000}):
         wait_for(lambda: server.row()["running"] == 1)
         with raw_request(server, {"messages": MESSAGES, "max_tokens": 4000}):
@@ -127,11 +149,15 @@ def test_a_queued_client_that_leaves_is_noticed_too(start_server):
 
 def test_two_hundred_random_disconnects_leave_nothing_behind(stub_server):
     def leave(i):
-        with raw_request(stub_server, {"messages": MESSAGES, "stream": i % 2 == 0, "max_tokens": 2000}) as sock:
+        with raw_request(
+            stub_server, {"messages": MESSAGES, "stream": i % 2 == 0, "max_tokens": 2000}
+        ) as sock:
             if i % 3:
                 time.sleep(0.003 * (i % 50))
             if i % 5 == 0:
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")  # reset, no farewell
+                sock.setsockopt(
+                    socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0"
+                )  # reset, no farewell
             elif i % 7 == 0:
                 sock.shutdown(socket.SHUT_WR)
 
@@ -142,12 +168,16 @@ def test_two_hundred_random_disconnects_leave_nothing_behind(stub_server):
 
 
 def test_three_run_ten_wait_and_fifty_one_are_told_at_once(start_server):
-    server = start_server("--stub", "--stub-step-seconds", "0.02", "--max-running", "3", "--max-waiting", "10")
+    server = start_server(
+        "--stub", "--stub-step-seconds", "0.02", "--max-running", "3", "--max-waiting", "10"
+    )
     started = time.monotonic()
     sockets = [raw_request(server, {"messages": MESSAGES, "max_tokens": 40}) for _ in range(64)]
     sent = time.monotonic() - started
     answers = answers_of(sockets)
-    refused = [(at - started, head, body) for at, head, body in answers if " 503 " in head.splitlines()[0]]
+    refused = [
+        (at - started, head, body) for at, head, body in answers if " 503 " in head.splitlines()[0]
+    ]
     assert sum(" 200 " in head.splitlines()[0] for _, head, _ in answers) == 13
     assert len(refused) == 51
     for _, head, body in refused:
@@ -163,7 +193,7 @@ def test_three_run_ten_wait_and_fifty_one_are_told_at_once(start_server):
 
 
 def answers_of(sockets):
-    """Return (time of the last byte, head, body) of the answer on each socket, in order of arrival."""
+    """Return (time of the last byte, head, body) of each socket's answer, in order of arrival."""
     answers, received = [], {sock: b"" for sock in sockets}
     with selectors.DefaultSelector() as selector:
         for sock in sockets:
@@ -209,15 +239,23 @@ BAD_REQUESTS = [
     ({"logit_bias": {"99999999": 1}}, 400, "logit_bias"),
     ({"stop": [""]}, 400, "stop"),
     ({"tools": [{"type": "function"}]}, 400, "tools"),
-    ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, 400, "messages[0].content[0].type"),
+    (
+        {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
+        400,
+        "messages[0].content[0].type",
+    ),
 ]
 
 
 @pytest.mark.parametrize(("fields", "status", "param"), BAD_REQUESTS)
-def test_a_bad_field_is_named_quickly_and_costs_the_engine_nothing(stub_server, fields, status, param):
+def test_a_bad_field_is_named_quickly_and_costs_the_engine_nothing(
+    stub_server, fields, status, param
+):
     steps = stub_server.row()["step"]
     started = time.monotonic()
-    answer = stub_server.post("/v1/chat/completions", {"model": "qwen-demo", "messages": MESSAGES} | fields)
+    answer = stub_server.post(
+        "/v1/chat/completions", {"model": "qwen-demo", "messages": MESSAGES} | fields
+    )
     assert time.monotonic() - started < 0.05
     assert answer.status_code == status
     error = answer.json()["error"]
@@ -256,7 +294,9 @@ def test_a_bad_body_is_refused_quickly_in_openais_words(stub_server, body, conte
 
 def test_a_chunked_body_is_refused_rather_than_cut(stub_server):
     connection = http.client.HTTPConnection(stub_server.url.removeprefix("http://"), timeout=10)
-    connection.request("POST", "/v1/chat/completions", iter([b"{}"]), {"Content-Type": "application/json"})
+    connection.request(
+        "POST", "/v1/chat/completions", iter([b"{}"]), {"Content-Type": "application/json"}
+    )
     assert connection.getresponse().status == 411
     connection.close()
 
@@ -321,7 +361,9 @@ def test_requests_of_one_connection_follow_each_other(stub_server):
     connection = http.client.HTTPConnection(stub_server.url.removeprefix("http://"), timeout=10)
     for stream in (False, True, False):
         body = json.dumps({"messages": MESSAGES, "max_tokens": 3, "stream": stream})
-        connection.request("POST", "/v1/chat/completions", body, {"Content-Type": "application/json"})
+        connection.request(
+            "POST", "/v1/chat/completions", body, {"Content-Type": "application/json"}
+        )
         answer = connection.getresponse()
         assert answer.status == 200 and answer.read()
     connection.close()

@@ -8,7 +8,12 @@ from workers.protocol import Generate, SamplingParams
 
 
 def ask(**fields):
-    values = {"wid": 1, "request_id": "r", "prompt_ids": (1, 2, 3), "params": SamplingParams(max_tokens=4)}
+    values = {
+        "wid": 1,
+        "request_id": "r",
+        "prompt_ids": (1, 2, 3),
+        "params": SamplingParams(max_tokens=4),
+    }
     return Generate(**(values | fields))
 
 
@@ -19,9 +24,13 @@ def admission():
 
 def test_a_group_of_three_running_and_ten_waiting_takes_exactly_thirteen(admission):
     admission = Admission(CARD, max_waiting=1000)
-    answers = [admission.decide(i, ask(group="news", max_running=3, max_waiting=10)) for i in range(64)]
+    answers = [
+        admission.decide(i, ask(group="news", max_running=3, max_waiting=10)) for i in range(64)
+    ]
     assert [a is None for a in answers] == [True] * 13 + [False] * 51
-    assert {(a.reason, a.queue_size, a.max_queue_size) for a in answers[13:]} == {("queue_full", 10, 10)}
+    assert {(a.reason, a.queue_size, a.max_queue_size) for a in answers[13:]} == {
+        ("queue_full", 10, 10)
+    }
     assert admission.decide(99, ask(group="other")) is None
     admission.release(0)
     assert admission.decide(100, ask(group="news", max_running=3, max_waiting=10)) is None
@@ -73,7 +82,9 @@ def test_prompts_beyond_three_caches_are_refused_unless_alone(admission):
     assert admission.decide(1, ask(prompt_ids=(1,) * 1000)) is None
 
 
-def test_a_wait_is_predicted_only_from_enough_finished_requests_of_one_busy_period(admission, monkeypatch):
+def test_a_wait_is_predicted_only_from_enough_finished_requests_of_one_busy_period(
+    admission, monkeypatch
+):
     clock = iter(range(1000))
     monkeypatch.setattr("workers.admission.time.monotonic", lambda: float(next(clock)))
     admission = Admission(CARD, max_waiting=1000)

@@ -8,7 +8,18 @@ from tests.running_server import wait_for
 from workers.connection import ConnectionEnded, Outbox, connect
 from workers.errors import ConfigError, ProtocolError
 from workers.listener import Listener
-from workers.protocol import Abort, Accepted, Attach, FrameReader, Generate, Hello, Ping, SamplingParams, Step, encode
+from workers.protocol import (
+    Abort,
+    Accepted,
+    Attach,
+    FrameReader,
+    Generate,
+    Hello,
+    Ping,
+    SamplingParams,
+    Step,
+    encode,
+)
 
 
 class Recorder:
@@ -32,7 +43,9 @@ def handler():
 
 @pytest.fixture
 def listener(tmp_path, handler):
-    listener = Listener(tmp_path / "e.sock", lambda version: Hello(version, 1, 0, "", CARD), handler)
+    listener = Listener(
+        tmp_path / "e.sock", lambda version: Hello(version, 1, 0, "", CARD), handler
+    )
     listener.start()
     yield listener
     listener.close()
@@ -59,7 +72,9 @@ def raw_socket(tmp_path):
     return sock
 
 
-def test_a_handshake_brings_the_card_and_then_messages_pass_both_ways(tmp_path, attach, listener, handler):
+def test_a_handshake_brings_the_card_and_then_messages_pass_both_ways(
+    tmp_path, attach, listener, handler
+):
     connection, hello = attach()
     assert hello.card == CARD
     connection.send(Ping(7))
@@ -89,7 +104,9 @@ def test_a_connection_that_ends_raises_at_once_in_a_blocked_reader(tmp_path, att
     assert raised
 
 
-def test_a_newer_peer_is_spoken_to_in_the_version_both_know_and_a_too_new_one_is_left(tmp_path, attach, listener):
+def test_a_newer_peer_is_spoken_to_in_the_version_both_know_and_a_too_new_one_is_left(
+    tmp_path, attach, listener
+):
     with raw_socket(tmp_path) as sock:
         sock.sendall(encode(Attach(1, 9, "newer")))
         (hello,) = FrameReader("http").feed(sock.recv(65536))
@@ -100,9 +117,12 @@ def test_a_newer_peer_is_spoken_to_in_the_version_both_know_and_a_too_new_one_is
 
 
 @pytest.mark.parametrize(
-    "frames", [encode(Ping(1)), b"\xff\xff\xff\xff", encode(Attach(1, 1, "a")) * 2, b"\0\0\0\2\xc1\xc1"]
+    "frames",
+    [encode(Ping(1)), b"\xff\xff\xff\xff", encode(Attach(1, 1, "a")) * 2, b"\0\0\0\2\xc1\xc1"],
 )
-def test_a_peer_that_breaks_the_contract_is_closed_and_others_go_on(tmp_path, attach, listener, frames):
+def test_a_peer_that_breaks_the_contract_is_closed_and_others_go_on(
+    tmp_path, attach, listener, frames
+):
     good, _ = attach()
     with raw_socket(tmp_path) as bad:
         bad.sendall(frames)
@@ -112,10 +132,12 @@ def test_a_peer_that_breaks_the_contract_is_closed_and_others_go_on(tmp_path, at
     assert good.receive() == [Accepted(3)]
 
 
-def test_a_peer_that_reads_nothing_is_dropped_when_its_outbox_is_full_and_never_waited_for(tmp_path, attach, listener, handler):
+def test_a_peer_that_reads_nothing_is_dropped_when_its_outbox_is_full_and_never_waited_for(
+    tmp_path, attach, listener, handler
+):
     lazy, _ = attach()
     eager, _ = attach()
-    frame = Step(started=tuple(range(300_000)))
+    frame = Step(started=list(range(300_000)))
     for _ in range(20):
         listener.send(1, frame)
     wait_for(lambda: handler.closed)
@@ -127,7 +149,7 @@ def test_a_peer_that_reads_nothing_is_dropped_when_its_outbox_is_full_and_never_
 
 def test_a_slow_reader_gets_every_byte_in_order(tmp_path, attach, listener):
     connection, _ = attach()
-    sent = [Step(started=tuple(range(i * 1000, i * 1000 + 500))) for i in range(500)]
+    sent = [Step(started=list(range(i * 1000, i * 1000 + 500))) for i in range(500)]
     for step in sent:
         listener.send(1, step)
     received = []

@@ -67,7 +67,10 @@ def test_no_room_is_an_error_at_creation_and_no_signal_later(tmp_path):
         "except PageError as error: print(error)\n"
     )
     done = subprocess.run(
-        [sys.executable, "-B", "-c", code, tmp_path / "p"], preexec_fn=limit, capture_output=True, text=True
+        [sys.executable, "-B", "-c", code, tmp_path / "p"],
+        preexec_fn=limit,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr
     assert "cannot allocate" in done.stdout

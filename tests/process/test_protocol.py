@@ -46,7 +46,9 @@ GENERATE = Generate(
     wid=wire_id(3, 2),
     request_id="r",
     prompt_ids=(1, 2, 3),
-    params=SamplingParams(max_tokens=4, logit_bias={7: -100.0}, seed=-5, stop_token_ids=(9,), logprobs=3),
+    params=SamplingParams(
+        max_tokens=4, logit_bias={7: -100.0}, seed=-5, stop_token_ids=(9,), logprobs=3
+    ),
     choices=(0, 2),
     resume=((5,), ()),
 )
@@ -56,8 +58,11 @@ FROM_ENGINE = [
     Accepted(1),
     Rejected(wid=1, reason="queue_full", queue_size=3, max_queue_size=10, retry_after=7),
     Step(
-        started=(1,),
-        chunks=[Chunk(1, 0, 5, (7, 8), "stop", 8, (TokenLogprob(7, -0.5, (7, 9), (-0.5, -1.5)),)), Chunk(2, 1, 0, (3,))],
+        started=[1],
+        chunks=[
+            Chunk(1, 0, 5, (7, 8), "stop", 8, (TokenLogprob(7, -0.5, (7, 9), (-0.5, -1.5)),)),
+            Chunk(2, 1, 0, (3,)),
+        ],
         finished=[Finished(1, 3, 0, 7)],
         failed=[Failed(2, "queue_timeout")],
     ),
@@ -71,7 +76,9 @@ def test_every_message_survives_the_wire_however_its_bytes_are_cut(side, message
     stream = b"".join(map(encode, messages))
     for size in (1, 2, 3, 7, len(stream)):
         reader = FrameReader(side)
-        received = [m for i in range(0, len(stream), size) for m in reader.feed(stream[i : i + size])]
+        received = [
+            m for i in range(0, len(stream), size) for m in reader.feed(stream[i : i + size])
+        ]
         assert received == messages
 
 

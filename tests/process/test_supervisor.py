@@ -5,7 +5,14 @@ import sys
 import pytest
 
 from workers.errors import ConfigError, ExitCode
-from workers.supervisor import DUMP_SECONDS, HEALTHY_SECONDS, MAX_BACKOFF, Supervisor, describe_exit, lock_run_dir
+from workers.supervisor import (
+    DUMP_SECONDS,
+    HEALTHY_SECONDS,
+    MAX_BACKOFF,
+    Supervisor,
+    describe_exit,
+    lock_run_dir,
+)
 
 
 class FakeChild:
@@ -81,7 +88,9 @@ def test_ready_is_said_once_and_only_when_all_are(supervisor, engine, http, read
     assert ready == [1]
 
 
-def test_a_dead_child_comes_back_with_growing_pauses_that_a_healthy_life_resets(supervisor, engine, http, monkeypatch):
+def test_a_dead_child_comes_back_with_growing_pauses_that_a_healthy_life_resets(
+    supervisor, engine, http, monkeypatch
+):
     monkeypatch.setattr("workers.supervisor.random.uniform", lambda low, high: high)
     make_ready(supervisor, engine, http)
     now, pauses = 100.0, []
@@ -103,7 +112,9 @@ def test_a_dead_child_comes_back_with_growing_pauses_that_a_healthy_life_resets(
     assert http.calls == ["start"]
 
 
-def test_a_child_that_dies_before_it_ever_served_ends_everything_with_its_words(supervisor, engine, http):
+def test_a_child_that_dies_before_it_ever_served_ends_everything_with_its_words(
+    supervisor, engine, http
+):
     engine.failure = "/models/x: no such model directory"
     engine.exit_code = int(ExitCode.CONFIG)
     for now in range(3):
@@ -182,8 +193,13 @@ def test_exit_codes_are_named():
 
 def test_a_run_directory_has_one_owner_and_the_second_is_told_which(tmp_path):
     fd = lock_run_dir(tmp_path / "run")
-    code = "import sys; from pathlib import Path; from workers.supervisor import lock_run_dir; lock_run_dir(Path(sys.argv[1]))"
-    other = subprocess.run([sys.executable, "-c", code, tmp_path / "run"], capture_output=True, text=True)
+    code = (
+        "import sys; from pathlib import Path; from workers.supervisor import lock_run_dir\n"
+        "lock_run_dir(Path(sys.argv[1]))"
+    )
+    other = subprocess.run(
+        [sys.executable, "-c", code, tmp_path / "run"], capture_output=True, text=True
+    )
     assert f"already running, pid {os.getpid()}" in other.stderr
     os.close(fd)
     os.close(lock_run_dir(tmp_path / "run"))

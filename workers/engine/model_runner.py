@@ -96,28 +96,35 @@ class ModelRunner:
     def _decode_group(
         self, rows: list[Row], first: int, stop: int, lengths: list[int], num_blocks: int
     ) -> DecodeGroup:
+        if stop - first == 1:
+            sequence = rows[first].sequence
+            pages = self._consecutive(sequence) or self._pages([sequence.table.ids])
+            return DecodeGroup(first, stop, pages, lengths[first], None)
         tables = [_padded(row.sequence.table.ids, num_blocks) for row in rows[first:stop]]
         width = num_blocks * self._block_size
-        mask = None
-        if stop - first > 1:
-            length = self._tensor(lengths[first:stop])
-            hidden = torch.arange(width, device=length.device) >= length[:, None]
-            mask = torch.zeros(hidden.shape, dtype=self._decoder.dtype, device=length.device)
-            mask = mask.masked_fill_(hidden, float("-inf"))[:, None]
-            longest = width
-        else:
-            longest = lengths[first]
-        return DecodeGroup(first, stop, self._pages(tables), longest, mask)
+        length = self._tensor(lengths[first:stop])
+        hidden = torch.arange(width, device=length.device) >= length[:, None]
+        mask = torch.zeros(hidden.shape, dtype=self._decoder.dtype, device=length.device)
+        mask.masked_fill_(hidden, float("-inf"))
+        return DecodeGroup(first, stop, self._pages(tables), width, mask[:, None])
 
     def _prefill_spans(self, rows: list[Row], first: int) -> Iterator[PrefillSpan]:
         for sequence, num_tokens in rows:
             length = sequence.num_computed + num_tokens
-            yield PrefillSpan(first, first + num_tokens, self._pages([sequence.table.ids]), length)
+            pages = self._consecutive(sequence) or self._pages([sequence.table.ids])
+            yield PrefillSpan(first, first + num_tokens, pages, length)
             first += num_tokens
 
     def _pages(self, tables: list[list[int]]) -> Tensor:
         """Return the page numbers of equally long block tables for every head, head-major."""
         return (self._head_offsets + self._tensor(tables).view(1, -1)).view(-1)
+
+    def _consecutive(self, sequence: Sequence) -> slice | None:
+        """Return the slots of a sequence if its blocks follow each other: they need no gathering."""
+        ids = sequence.table.ids
+        if ids[-1] - ids[0] != len(ids) - 1 or ids != list(range(ids[0], ids[-1] + 1)):
+            return None
+        return slice(ids[0] * self._block_size, (ids[-1] + 1) * self._block_size)
 
     def _tensor(self, values: list[int] | list[list[int]]) -> Tensor:
         return torch.tensor(values, dtype=torch.int64, device=self._head_offsets.device)

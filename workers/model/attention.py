@@ -5,7 +5,8 @@ and spans of several tokens of one sequence. Heads that share a key head are pac
 axis. Queries come scaled. Refuses to know layers, weights and scheduling.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -19,13 +20,13 @@ from workers.model.pages import Pages
 class DecodeGroup:
     """Rows `first:stop` of the flat batch, one token each, attending over equally many pages.
 
-    `pages` is `[kv_heads * rows * blocks]`; `mask` is `[rows, 1, length]`, 0 or -inf, and
+    `pages` is `[kv_heads * rows * blocks]`, or for one row whose blocks follow each other a slice; `mask` is `[rows, 1, length]`, 0 or -inf, and
     None for a single row, whose `length` is exact.
     """
 
     first: int
     stop: int
-    pages: Tensor
+    pages: Tensor | slice
     length: int
     mask: Tensor | None
 
@@ -36,12 +37,15 @@ class PrefillSpan:
 
     first: int
     stop: int
-    pages: Tensor
+    pages: Tensor | slice
     length: int
 
     @property
     def num_computed(self) -> int:
         return self.length - (self.stop - self.first)
+
+
+Planned = TypeVar("Planned", DecodeGroup, PrefillSpan)
 
 
 @dataclass(frozen=True)
@@ -54,23 +58,17 @@ class AttentionPlan:
 
     def to(self, device: torch.device) -> "AttentionPlan":
         """Return the plan with its tensors on another device."""
-        return AttentionPlan(
-            self.slots.to(device),
-            tuple(
-                DecodeGroup(
-                    group.first,
-                    group.stop,
-                    group.pages.to(device),
-                    group.length,
-                    None if group.mask is None else group.mask.to(device),
-                )
-                for group in self.decodes
-            ),
-            tuple(
-                PrefillSpan(span.first, span.stop, span.pages.to(device), span.length)
-                for span in self.prefills
-            ),
-        )
+
+        def move(part: Planned) -> Planned:
+            tensors = {
+                field.name: value.to(device)
+                for field in fields(part)
+                if isinstance(value := getattr(part, field.name), Tensor)
+            }
+            return replace(part, **tensors)
+
+        decodes, prefills = map(move, self.decodes), map(move, self.prefills)
+        return AttentionPlan(self.slots.to(device), tuple(decodes), tuple(prefills))
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, pages: Pages, plan: AttentionPlan) -> Tensor:
@@ -95,8 +93,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, pages: Pages, plan: Attent
 def _attend_group(query: Tensor, pages: Pages, group: DecodeGroup) -> Tensor:
     rows, num_heads, head_dim = query.shape
     keys, values = (
-        part.view(pages.num_kv_heads, rows, -1, head_dim)[:, :, : group.length]
-        for part in pages.gather(group.pages)
+        part.unflatten(1, (rows, -1))[:, :, : group.length] for part in pages.gather(group.pages)
     )
     packed = query.view(rows, pages.num_kv_heads, -1, head_dim).transpose(0, 1)
     if group.mask is not None and query.device.type == "cpu":

@@ -36,8 +36,13 @@ class Pages:
         self._keys.index_copy_(1, slots, key.transpose(0, 1))
         self._values.index_copy_(1, slots, value.transpose(0, 1))
 
-    def gather(self, pages: Tensor) -> tuple[Tensor, Tensor]:
-        """Return keys and values of the pages, `[kv_heads, slots of all rows, head_dim]`."""
+    def gather(self, pages: Tensor | slice) -> tuple[Tensor, Tensor]:
+        """Return keys and values, `[kv_heads, slots of all rows, head_dim]`; without a copy of a slice.
+
+        A slice names consecutive slots, a tensor the pages of all heads.
+        """
+        if isinstance(pages, slice):
+            return self._keys[:, pages], self._values[:, pages]
         shape = (self.num_kv_heads, -1, self._head_dim)
         keys = self._key_pages.index_select(0, pages).view(self._keys.dtype)
         values = self._value_pages.index_select(0, pages).view(self._values.dtype)

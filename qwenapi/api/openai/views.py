@@ -1,4 +1,6 @@
-"""`/v1/chat/completions`, `/v1/completions` and `/v1/models`: from a checked request to a whole or streamed answer."""
+"""`/v1/chat/completions`, `/v1/completions` and `/v1/models`: from a checked request to a whole or
+streamed answer.
+"""
 
 import itertools
 import time
@@ -13,7 +15,13 @@ from gevent import get_hub
 from qwenapi import sse
 from qwenapi.answer import Answer, Delta, Question
 from qwenapi.api.openai import render
-from qwenapi.api.openai.params import EngineParams, RequestDefaults, check_token_ids, clamped_header, engine_params
+from qwenapi.api.openai.params import (
+    EngineParams,
+    RequestDefaults,
+    check_token_ids,
+    clamped_header,
+    engine_params,
+)
 from qwenapi.api.openai.schemas import (
     ChatRequest,
     ChatSchema,
@@ -35,7 +43,8 @@ from workers.protocol import ModelCard, TokenLogprob
 
 blueprint = Blueprint("openai", __name__)
 
-# A text is encoded at about 1 µs a character: longer ones must not hold up the other streams of this process.
+# A text is encoded at about 1 µs a character: longer ones must not hold up the other streams of
+# this process.
 MAX_INLINE_CHARACTERS = 4096
 
 
@@ -56,7 +65,10 @@ CHAT = Form(
     lambda entries, bytes_of, offset: render.chat_logprobs(entries, bytes_of),
 )
 COMPLETION = Form(
-    render.completion_id, render.CompletionChunks, render.completion_body, render.completion_logprobs
+    render.completion_id,
+    render.CompletionChunks,
+    render.completion_body,
+    render.completion_logprobs,
 )
 
 
@@ -83,7 +95,8 @@ def completions(ask: CompletionRequest) -> Response:
     card, tokenizer = _model()
     size = sum(len(prompt) for prompt in ask.prompts)
     prompts = _in_thread_if(
-        size > MAX_INLINE_CHARACTERS, lambda: [_encode(tokenizer, card, prompt) for prompt in ask.prompts]
+        size > MAX_INLINE_CHARACTERS,
+        lambda: [_encode(tokenizer, card, prompt) for prompt in ask.prompts],
     )
     return _respond(ask, prompts, COMPLETION, card, tokenizer)
 
@@ -94,7 +107,9 @@ def models() -> Response:
     if card is None:
         raise EngineUnavailable(retry_after=1)
     cards = [
-        render.model_card(name, root=known.canonical, created=known.created, max_model_len=card.max_model_len)
+        render.model_card(
+            name, root=known.canonical, created=known.created, max_model_len=card.max_model_len
+        )
         for name in known.names
     ]
     return json_response(render.model_list(cards))
@@ -119,7 +134,11 @@ def _in_thread_if(is_long: bool, work: Callable[[], Any]) -> Any:
 
 
 def _respond(
-    ask: SamplingRequest, prompts: list[list[int]], form: Form, card: ModelCard, tokenizer: Tokenizer
+    ask: SamplingRequest,
+    prompts: list[list[int]],
+    form: Form,
+    card: ModelCard,
+    tokenizer: Tokenizer,
 ) -> Response:
     settings = services().settings
     asked = [_params(ask, ids, card, settings) for ids in prompts]
@@ -154,14 +173,18 @@ def _respond(
     return response
 
 
-def _params(ask: SamplingRequest, ids: list[int], card: ModelCard, settings: Settings) -> EngineParams:
+def _params(
+    ask: SamplingRequest, ids: list[int], card: ModelCard, settings: Settings
+) -> EngineParams:
     defaults = RequestDefaults(
         max_tokens=settings.defaults_max_tokens or RequestDefaults.max_tokens,
         temperature=settings.defaults_temperature,
         top_p=settings.defaults_top_p,
         top_k=settings.defaults_top_k,
     )
-    return engine_params(ask, prompt_tokens=len(ids), card=card, defaults=defaults, new_seed=random_seed)
+    return engine_params(
+        ask, prompt_tokens=len(ids), card=card, defaults=defaults, new_seed=random_seed
+    )
 
 
 def _limits(settings: Settings) -> Limits:
@@ -177,7 +200,12 @@ class Writer:
     """Puts one answer into words, at once or as it comes."""
 
     def __init__(
-        self, answer: Answer, ask: SamplingRequest, form: Form, tokenizer: Tokenizer, num_choices: int
+        self,
+        answer: Answer,
+        ask: SamplingRequest,
+        form: Form,
+        tokenizer: Tokenizer,
+        num_choices: int,
     ) -> None:
         self._answer = answer
         self._ask = ask
@@ -240,7 +268,9 @@ class Writer:
     def _event(self, chunks: render.Chunks, delta: Delta) -> bytes:
         event = b""
         if delta.text or delta.logprobs:
-            event = chunks.content(delta.index, delta.text, self._logprobs(delta.index, delta.logprobs))
+            event = chunks.content(
+                delta.index, delta.text, self._logprobs(delta.index, delta.logprobs)
+            )
         if delta.finish_reason:
             event += chunks.finish(delta.index, delta.finish_reason)
         return event
@@ -249,7 +279,9 @@ class Writer:
         if self._ask.logprobs is None:
             return None
         rendered = self._form.logprobs(entries, self._bytes_of, self._text_offsets[index])
-        self._text_offsets[index] += sum(render.num_characters(self._bytes_of(e.token_id)) for e in entries)
+        self._text_offsets[index] += sum(
+            render.num_characters(self._bytes_of(e.token_id)) for e in entries
+        )
         return rendered
 
     def _usage(self) -> render.Usage:
