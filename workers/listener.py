@@ -11,17 +11,22 @@ import os
 import selectors
 import socket
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
 from workers.connection import READ_BYTES, Outbox, agree_version, peer_uid
 from workers.errors import ConfigError, ProtocolError
-from workers.protocol import Attach, FrameReader, Hello, Message, Pong, encode
+from workers.protocol import Attach, FrameReader, Hello, Message, Ping, Pong, encode
 
 log = logging.getLogger(__name__)
 
 BACKLOG = 128
+PING_SECONDS = 2.0
+# A peer that neither closes nor answers for so long is stopped or gone with its machine; its work
+# is freed. An HTTP process whose hub stalls is ended by gunicorn long before.
+SILENCE_SECONDS = 120.0
 
 
 class Handler(Protocol):
@@ -42,6 +47,7 @@ class Peer:
         self.reader = FrameReader("engine")
         self.outbox = Outbox(sock)
         self.name = "unnamed"
+        self.last_heard = time.monotonic()
         self.is_attached = False
 
 
@@ -92,18 +98,29 @@ class Listener:
         os.close(self._wake_fd)
 
     def _run(self) -> None:
+        next_ping = time.monotonic() + PING_SECONDS
         while not self._is_closing:
-            for key, events in self._selector.select():
+            for key, events in self._selector.select(PING_SECONDS):
                 if isinstance(key.data, Peer):
                     self._serve(key.data, events)
                 else:
                     key.data()
+            if (now := time.monotonic()) >= next_ping:
+                next_ping = now + PING_SECONDS
+                self._ping(now)
         self._path.unlink(missing_ok=True)
         for peer in list(self._peers.values()):
             peer.outbox.flush()
             self._drop(peer, "engine stops")
         self._selector.close()
         self._sock.close()
+
+    def _ping(self, now: float) -> None:
+        for peer in list(self._peers.values()):
+            if now - peer.last_heard > SILENCE_SECONDS:
+                self._drop(peer, "silent for too long")
+            elif peer.is_attached:
+                self.send(peer.id, Ping(int(now)))
 
     def _accept(self) -> None:
         sock, _ = self._sock.accept()
@@ -145,6 +162,7 @@ class Listener:
             return self._drop(peer, str(error))
         if not data:
             return self._drop(peer, "end of stream")
+        peer.last_heard = time.monotonic()
         try:
             for message in peer.reader.feed(data):
                 self._receive(peer, message)

@@ -16,6 +16,7 @@ from workers.protocol import (
     Generate,
     Hello,
     Ping,
+    Pong,
     SamplingParams,
     Step,
     encode,
@@ -147,6 +148,24 @@ def test_a_peer_that_reads_nothing_is_dropped_when_its_outbox_is_full_and_never_
     lazy.close()
 
 
+def test_a_peer_is_pinged_and_dropped_when_it_stays_silent(
+    tmp_path, attach, handler, monkeypatch
+):
+    monkeypatch.setattr("workers.listener.PING_SECONDS", 0.05)
+    monkeypatch.setattr("workers.listener.SILENCE_SECONDS", 0.5)
+    listener = Listener(tmp_path / "e.sock", lambda version: Hello(version, 1, 0, "", CARD), handler)
+    listener.start()
+    talking, _ = attach()
+    silent, _ = attach()
+    for _ in range(20):
+        (ping,) = talking.receive()
+        talking.send(Pong(ping.nonce))
+    assert handler.closed == [2]
+    assert handler.messages == [], "answers to pings are the listener's own business"
+    listener.close()
+    silent.close()
+
+
 def test_a_slow_reader_gets_every_byte_in_order(tmp_path, attach, listener):
     connection, _ = attach()
     sent = [Step(started=list(range(i * 1000, i * 1000 + 500))) for i in range(500)]
@@ -190,6 +209,7 @@ def test_connecting_to_something_else_is_an_error(tmp_path, attach):
         def answer():
             sock, _ = server.accept()
             with sock:
+                sock.recv(65536)
                 sock.sendall(encode(Accepted(1)))
 
         thread = threading.Thread(target=answer)

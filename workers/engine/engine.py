@@ -6,10 +6,10 @@ and the blocks then hold is unknown, so the process has to end and be started ag
 """
 
 import time
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 
 from workers.config import EngineConfig
-from workers.core import Gauges, StepOutput
+from workers.core import Gauges, Key, StepOutput
 from workers.engine.block_manager import BlockManager
 from workers.engine.request import Request
 from workers.engine.sampler import Sample
@@ -18,7 +18,6 @@ from workers.engine.sequence import Sequence
 from workers.engine.start import start
 from workers.protocol import Chunk, Failed, Generate
 
-Key = Hashable
 Progress = Callable[[str, float], None]
 
 

@@ -120,7 +120,7 @@ class ModelRunner:
         return (self._head_offsets + self._tensor(tables).view(1, -1)).view(-1)
 
     def _consecutive(self, sequence: Sequence) -> slice | None:
-        """Return the slots of a sequence if its blocks follow each other: they need no gathering."""
+        """Return a sequence's slots if its blocks follow each other: nothing to gather then."""
         ids = sequence.table.ids
         if ids[-1] - ids[0] != len(ids) - 1 or ids != list(range(ids[0], ids[-1] + 1)):
             return None

@@ -3,12 +3,9 @@
 Knows the wire's Generate and what follows from it once. Refuses to know blocks, batches and time.
 """
 
-from collections.abc import Hashable
-
+from workers.core import Key
 from workers.engine.sequence import Sequence, SequenceStatus
 from workers.protocol import Finished, Generate
-
-Key = Hashable
 
 
 class Request:

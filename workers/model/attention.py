@@ -5,7 +5,7 @@ and spans of several tokens of one sequence. Heads that share a key head are pac
 axis. Queries come scaled. Refuses to know layers, weights and scheduling.
 """
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import torch
@@ -15,13 +15,15 @@ from torch import Tensor
 from workers.model import cpu_attention
 from workers.model.pages import Pages
 
+Moved = TypeVar("Moved")
+
 
 @dataclass(frozen=True)
 class DecodeGroup:
     """Rows `first:stop` of the flat batch, one token each, attending over equally many pages.
 
-    `pages` is `[kv_heads * rows * blocks]`, or for one row whose blocks follow each other a slice; `mask` is `[rows, 1, length]`, 0 or -inf, and
-    None for a single row, whose `length` is exact.
+    `pages` is `[kv_heads * rows * blocks]`, or for one row whose blocks follow each other a slice;
+    `mask` is `[rows, 1, length]`, 0 or -inf, and None for a single row, whose `length` is exact.
     """
 
     first: int
@@ -45,9 +47,6 @@ class PrefillSpan:
         return self.length - (self.stop - self.first)
 
 
-Planned = TypeVar("Planned", DecodeGroup, PrefillSpan)
-
-
 @dataclass(frozen=True)
 class AttentionPlan:
     """All attention of one step; equal for every layer on one device."""
@@ -58,17 +57,14 @@ class AttentionPlan:
 
     def to(self, device: torch.device) -> "AttentionPlan":
         """Return the plan with its tensors on another device."""
-
-        def move(part: Planned) -> Planned:
-            tensors = {
-                field.name: value.to(device)
-                for field in fields(part)
-                if isinstance(value := getattr(part, field.name), Tensor)
-            }
-            return replace(part, **tensors)
-
-        decodes, prefills = map(move, self.decodes), map(move, self.prefills)
-        return AttentionPlan(self.slots.to(device), tuple(decodes), tuple(prefills))
+        return AttentionPlan(
+            self.slots.to(device),
+            tuple(
+                replace(group, pages=_move(group.pages, device), mask=_move(group.mask, device))
+                for group in self.decodes
+            ),
+            tuple(replace(span, pages=_move(span.pages, device)) for span in self.prefills),
+        )
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, pages: Pages, plan: AttentionPlan) -> Tensor:
@@ -123,3 +119,7 @@ def _attend_span_by_sdpa(packed: Tensor, keys: Tensor, values: Tensor) -> Tensor
     position = torch.arange(length - tokens, length, device=packed.device)
     visible = torch.arange(length, device=packed.device) <= position[:, None]
     return F.scaled_dot_product_attention(packed, keys, values, visible, scale=1.0)
+
+
+def _move(value: Moved, device: torch.device) -> Moved:
+    return value.to(device) if isinstance(value, Tensor) else value

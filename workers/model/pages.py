@@ -37,9 +37,9 @@ class Pages:
         self._values.index_copy_(1, slots, value.transpose(0, 1))
 
     def gather(self, pages: Tensor | slice) -> tuple[Tensor, Tensor]:
-        """Return keys and values, `[kv_heads, slots of all rows, head_dim]`; without a copy of a slice.
+        """Return keys and values, `[kv_heads, slots of all rows, head_dim]`.
 
-        A slice names consecutive slots, a tensor the pages of all heads.
+        A tensor names the pages of all heads, a slice consecutive slots, which are not copied.
         """
         if isinstance(pages, slice):
             return self._keys[:, pages], self._values[:, pages]
