@@ -77,9 +77,13 @@ class Scheduler:
     def expire(self, now: float) -> list[Request]:
         """Drop and return the requests that have waited too long without ever running."""
         expired = []
-        while self._deadlines and self._deadlines[0][0] <= now:
-            request = heapq.heappop(self._deadlines)[2]
-            if request in self._requests and not request.has_started:
+        while self._deadlines:
+            deadline, _, request = self._deadlines[0]
+            is_waiting = request in self._requests and not request.has_started
+            if is_waiting and deadline > now:
+                break
+            heapq.heappop(self._deadlines)
+            if is_waiting:
                 self.abort(request, request.generate.choices)
                 expired.append(request)
         return expired

@@ -6,7 +6,7 @@ axis. Queries come scaled. Refuses to know layers, weights and scheduling.
 """
 
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -122,4 +122,5 @@ def _attend_span_by_sdpa(packed: Tensor, keys: Tensor, values: Tensor) -> Tensor
 
 
 def _move(value: Moved, device: torch.device) -> Moved:
-    return value.to(device) if isinstance(value, Tensor) else value
+    moved: Any = value.to(device) if isinstance(value, Tensor) else value
+    return moved

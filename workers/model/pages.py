@@ -5,6 +5,9 @@ gathering a row's pages yields `[kv_heads, rows, length, head_dim]` without a se
 each head is trash: padding may read it, nothing reads what was written there.
 """
 
+import math
+import mmap
+
 import torch
 from torch import Tensor
 
@@ -26,8 +29,8 @@ class Pages:
         self._head_dim = head_dim
         # Zeros, because a masked score still multiplies what lies in an unused slot.
         shape = (num_kv_heads, num_blocks * block_size, head_dim)
-        self._keys = torch.zeros(shape, dtype=dtype, device=device)
-        self._values = torch.zeros(shape, dtype=dtype, device=device)
+        self._keys = _zeros(shape, dtype, device)
+        self._values = _zeros(shape, dtype, device)
         self._key_pages = _as_words(self._keys, num_kv_heads * num_blocks)
         self._value_pages = _as_words(self._values, num_kv_heads * num_blocks)
 
@@ -47,6 +50,15 @@ class Pages:
         keys = self._key_pages.index_select(0, pages).view(self._keys.dtype)
         values = self._value_pages.index_select(0, pages).view(self._values.dtype)
         return keys.view(shape), values.view(shape)
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return zeros; on a CPU they take memory only where something is written."""
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    size = math.prod(shape) * dtype.itemsize
+    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    return torch.frombuffer(memory, dtype=dtype).view(shape)
 
 
 def _as_words(tensor: Tensor, num_pages: int) -> Tensor:
