@@ -57,7 +57,9 @@ def _begin() -> None:
     given = request.headers.get("X-Request-Id", "")
     g.request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
     route = request.url_rule.rule if request.url_rule else "none"
-    g.log = RequestLog(services().settings.log_requests, g.request_id, request.method, route)
+    # Probes come every few seconds and say nothing.
+    is_logged = services().settings.log_requests and request.blueprint != ops.blueprint.name
+    g.log = RequestLog(is_logged, g.request_id, request.method, route)
 
 
 def _end(response: Response) -> Response:

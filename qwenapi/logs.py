@@ -50,17 +50,17 @@ class RequestLog:
         self._started = time.monotonic()
         self._facts: dict[str, Any] = {"request_id": request_id, "method": method, "route": route}
 
+    @property
+    def elapsed(self) -> float:
+        """Return the seconds since the request began."""
+        return time.monotonic() - self._started
+
     def add(self, **facts: Any) -> None:
         self._facts.update(facts)
 
     def write(self, status: int) -> None:
         if self._is_on:
-            _requests.info(
-                "request",
-                status=status,
-                seconds=round(time.monotonic() - self._started, 4),
-                **self._facts,
-            )
+            _requests.info("request", status=status, seconds=round(self.elapsed, 4), **self._facts)
 
 
 def _to_json(event: Mapping[str, Any], **_: Any) -> str:

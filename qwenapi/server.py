@@ -5,6 +5,7 @@ lifeline. Nothing is loaded before the fork: each worker imports the application
 patched it, and has its own EngineClient.
 """
 
+import errno
 import faulthandler
 import fcntl
 import os
@@ -44,7 +45,10 @@ class FastSocket(gevent.socket.socket):
         except BlockingIOError:
             sent = 0
         if sent < len(data):
-            super().sendall(memoryview(data)[sent:], flags)
+            try:
+                super().sendall(memoryview(data)[sent:], flags)
+            except TimeoutError as error:
+                raise BrokenPipeError(errno.EPIPE, "the caller takes nothing") from error
 
 
 class FastWorker(GeventWorker):
@@ -70,9 +74,12 @@ class FastWorker(GeventWorker):
 
     def handle_request(self, listener_name: Any, req: Any, sock: Any, addr: Any) -> None:
         self._idle.discard(sock)
+        # gunicorn has no limit of its own for a body that does not come or an answer nobody takes.
+        sock.settimeout(self.app.socket_timeout)
         try:
             super().handle_request(listener_name, req, sock, addr)
         finally:
+            sock.settimeout(None)
             self._idle.add(sock)
             if not self.alive:
                 _stop_reading(sock)
@@ -90,6 +97,10 @@ class HttpServer(BaseApplication):
         self._settings = settings
         self._model_run_dir = model_run_dir
         super().__init__()
+
+    @property
+    def socket_timeout(self) -> float:
+        return self._settings.limits_socket_timeout
 
     def load_config(self) -> None:
         options: dict[str, Any] = {

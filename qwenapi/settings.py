@@ -145,6 +145,12 @@ class Settings:
     limits_queue_timeout: float = _row(
         300.0, "seconds a request may wait to run", scope="http", minimum=0
     )
+    limits_socket_timeout: float = _row(
+        30.0,
+        "seconds a caller may neither send its body nor take its answer",
+        scope="http",
+        minimum=0.1,
+    )
     max_body_bytes: int = _row(
         4 * 1024 * 1024, "largest request body; above it 413", scope="http", minimum=1024
     )

@@ -165,11 +165,18 @@ def read_body(incoming: Request, max_bytes: int | None = None) -> bytes:
         raise PayloadTooLarge(f"The body is larger than {limit} bytes.")
     try:
         body = incoming.get_data(cache=False)
-    except ClientDisconnected as error:
+    except (ClientDisconnected, OSError) as error:
+        _read_no_more(incoming)
         raise BadRequest("The body ended before its Content-Length.") from error
     if len(body) != length:
         raise BadRequest("The body is not as long as its Content-Length.")
     return body
+
+
+def _read_no_more(incoming: Request) -> None:
+    # Otherwise gunicorn would wait for the rest of the body before it looks for another request.
+    if sock := incoming.environ.get("gunicorn.socket"):
+        sock.shutdown(socket.SHUT_RD)
 
 
 def load_request(schema: Schema, body: dict[str, Any]) -> Any:

@@ -25,10 +25,14 @@ def client(stub_server):
         yield client
 
 
-def raw_request(server, body, path="/v1/chat/completions", headers=()):
+def raw_request(server, body, path="/v1/chat/completions", headers=(), receive_buffer=None):
     """Return a socket on which the request has been sent and nothing been read."""
     host, port = server.url.removeprefix("http://").split(":")
-    sock = socket.create_connection((host, int(port)), timeout=30)
+    sock = socket.socket()
+    if receive_buffer:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+    sock.settimeout(30)
+    sock.connect((host, int(port)))
     payload = json.dumps(body).encode()
     head = [
         f"POST {path} HTTP/1.1",
@@ -345,16 +349,37 @@ def test_a_silent_stream_gets_beats_that_are_plain_events(start_server):
     assert b"\n:" not in raw and b"event:" not in raw and b"id:" not in raw.replace(b'"id":', b"")
 
 
-def test_a_reader_that_does_not_read_holds_up_nobody(stub_server):
-    lazy = raw_request(stub_server, {"messages": MESSAGES, "stream": True, "max_tokens": 3000})
-    try:
-        wait_for(lambda: stub_server.row()["running"] == 1)
+def test_a_reader_that_does_not_read_holds_up_nobody_and_is_left_in_the_end(start_server):
+    server = start_server("--stub", "--socket-timeout", "2")
+    body = {"messages": MESSAGES, "stream": True, "max_tokens": 8000, "n": 8}
+    with raw_request(server, body, receive_buffer=4096) as lazy:
+        wait_for(lambda: server.row()["generated_tokens"] > 1000)
         started = time.monotonic()
-        assert stub_server.text("hello", max_tokens=5)
+        assert server.text("hello", max_tokens=5)
         assert time.monotonic() - started < 1
-    finally:
-        lazy.close()
-    stub_server.wait_until_idle()
+        wait_for(lambda: "completion_tokens=64000" in server.log, 20)
+        time.sleep(0.1)
+        received = 0
+        while piece := lazy.recv(1 << 20):
+            received += len(piece)
+            assert b"[DONE]" not in piece
+    assert received < 64_000 * 200
+    server.wait_until_idle()
+
+
+def test_a_body_that_does_not_come_is_not_waited_for(start_server):
+    server = start_server("--stub", "--socket-timeout", "1")
+    host, port = server.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=10) as sock:
+        head = "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json"
+        sock.sendall(f"{head}\r\nContent-Length: 100\r\n\r\n{{".encode())
+        started = time.monotonic()
+        received = b""
+        while piece := sock.recv(65536):
+            received += piece
+        assert time.monotonic() - started < 5
+    assert received.startswith(b"HTTP/1.1 400 ") and b"Content-Length" in received
+    assert "Traceback" not in server.log
 
 
 def test_requests_of_one_connection_follow_each_other(stub_server):

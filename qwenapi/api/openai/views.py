@@ -5,7 +5,7 @@ streamed answer.
 import itertools
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +33,7 @@ from qwenapi.api.openai.schemas import (
 from qwenapi.engine_client import Limits, random_seed
 from qwenapi.errors import ApiError, BadRequest, EngineUnavailable
 from qwenapi.generation import Cancelled
+from qwenapi.logs import RequestLog
 from qwenapi.responses import json_response
 from qwenapi.services import services
 from qwenapi.settings import Settings
@@ -154,7 +155,7 @@ def _respond(
     answer = Answer(services().engine, tokenizer, request.environ)
     try:
         answer.ask(question)
-        writer = Writer(answer, ask, form, tokenizer, len(prompts) * ask.n)
+        writer = Writer(answer, ask, form, tokenizer, len(prompts) * ask.n, g.log)
         if ask.stream:
             response = sse.stream(writer.events(g.request_id))
             response.call_on_close(answer.close)
@@ -165,8 +166,7 @@ def _respond(
         raise
     if not ask.stream:
         answer.close()
-    line = g.log
-    response.call_on_close(lambda: line.add(**writer.facts()))
+    response.call_on_close(writer.log_counts)
     clamped = {name: value for _, cut in asked for name, value in cut.items()}
     if clamped:
         response.headers["X-Clamped"] = clamped_header(clamped)
@@ -206,6 +206,7 @@ class Writer:
         form: Form,
         tokenizer: Tokenizer,
         num_choices: int,
+        line: RequestLog,
     ) -> None:
         self._answer = answer
         self._ask = ask
@@ -213,8 +214,8 @@ class Writer:
         self._bytes_of = tokenizer.token_bytes.__getitem__
         self._num_choices = num_choices
         self._text_offsets = [0] * num_choices
-        self._started = time.monotonic()
-        self._first_token: float | None = None
+        self._has_begun = False
+        self._log = line
         self._reply = render.Reply(
             form.make_id(uuid.uuid4().hex), int(time.time()), services().models.canonical
         )
@@ -249,20 +250,18 @@ class Writer:
             return
         yield (chunks.usage(self._usage()) if self._ask.include_usage else b"") + render.DONE
 
-    def facts(self) -> Mapping[str, Any]:
-        """Return what the log says of an answer, whatever its ending."""
-        facts: dict[str, Any] = {
-            "prompt_tokens": self._answer.prompt_tokens,
-            "completion_tokens": self._answer.completion_tokens,
-        }
-        if self._first_token is not None:
-            facts["ttft"] = round(self._first_token - self._started, 4)
-        return facts
+    def log_counts(self) -> None:
+        """Add to the request's line what was asked and given, whatever the ending."""
+        answer = self._answer
+        self._log.add(
+            prompt_tokens=answer.prompt_tokens, completion_tokens=answer.completion_tokens
+        )
 
     def _deltas(self) -> Iterator[list[Delta]]:
         for deltas in self._answer.deltas():
-            if deltas and self._first_token is None:
-                self._first_token = time.monotonic()
+            if deltas and not self._has_begun:
+                self._has_begun = True
+                self._log.add(ttft=round(self._log.elapsed, 4))
             yield deltas
 
     def _event(self, chunks: render.Chunks, delta: Delta) -> bytes:
