@@ -21,6 +21,7 @@ from tests.running_server import RunningServer
 
 PROMPT_TOKENS = 128
 NEW_TOKENS = 64
+VOCABULARY = 8192
 GOALS = {8: 4.0, 32: 5.0}
 
 
@@ -32,7 +33,7 @@ def make_model(directory: Path) -> None:
     from workers.model.demo import demo_model_dir
 
     config = Qwen3Config(
-        vocab_size=8192,
+        vocab_size=VOCABULARY,
         hidden_size=1024,
         intermediate_size=3072,
         num_hidden_layers=28,
@@ -45,8 +46,13 @@ def make_model(directory: Path) -> None:
     )
     torch.manual_seed(0)
     Qwen3ForCausalLM(config).to(torch.bfloat16).save_pretrained(directory)
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(demo_model_dir() / name, directory / name)
+    shutil.copy(demo_model_dir() / "tokenizer_config.json", directory)
+    tokenizer = json.loads((demo_model_dir() / "tokenizer.json").read_bytes())
+    vocabulary = tokenizer["model"]["vocab"]
+    first_free = 1 + max(*vocabulary.values(), *(t["id"] for t in tokenizer["added_tokens"]))
+    # Every id needs a text, or a token would leave no trace in the stream.
+    vocabulary.update({f"\u0120w{i}": i for i in range(first_free, VOCABULARY)})
+    (directory / "tokenizer.json").write_text(json.dumps(tokenizer))
 
 
 def generate_rate(directory: Path, threads: int) -> float:
