@@ -8,6 +8,7 @@ one module here that reads Flask's request; schemas only borrow its fields and b
 
 import difflib
 import functools
+import socket
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields as dataclass_fields
 from typing import Any, ClassVar, NamedTuple

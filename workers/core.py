@@ -53,9 +53,11 @@ class EngineCore(Protocol):
     def add(self, key: Key, request: Generate) -> None:
         """Queue an admitted request under a key no other live request has."""
 
-    def abort(self, key: Key, choices: tuple[int, ...] = ()) -> None:
-        """Forget these choices of a request (none named: all) and free what they hold; unknown ones
-        are ignored.
+    def abort(self, key: Key, choices: tuple[int, ...] = ()) -> bool:
+        """Forget these choices of a request (none named: all) and free what they hold.
+
+        Unknown ones are ignored. Returns whether nothing is left of the request: it then ends
+        without a Finished.
         """
 
     def step(self) -> StepOutput:

@@ -204,7 +204,11 @@ class Chunk(msgspec.Struct, frozen=True, array_like=True, omit_defaults=True, gc
 
 
 class Finished(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """All choices of a request ended by themselves. Token counts; the prompt counts once."""
+    """All choices of a request have ended, at least one of them by itself.
+
+    Token counts: the prompt counts once; `completion_tokens` includes those of resumed and aborted
+    choices.
+    """
 
     wid: int
     prompt_tokens: int

@@ -47,13 +47,14 @@ class StubEngine:
     def add(self, key: Key, request: Generate) -> None:
         self._waiting[key] = (request, time.monotonic())
 
-    def abort(self, key: Key, choices: tuple[int, ...] = ()) -> None:
+    def abort(self, key: Key, choices: tuple[int, ...] = ()) -> bool:
         if running := self._running.get(key):
             running.open -= set(choices or running.open)
             if not running.open:
                 del self._running[key]
         elif not choices:
             self._waiting.pop(key, None)
+        return key not in self._running and key not in self._waiting
 
     def step(self) -> StepOutput:
         self._wait_for_next_step()

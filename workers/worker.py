@@ -127,8 +127,7 @@ class Worker:
                 live.add(message.wid)
                 self._core.add((connection_id, message.wid), message)
             case Abort(wid=wid, choices=choices):
-                self._core.abort((connection_id, wid), choices)
-                if not choices:
+                if self._core.abort((connection_id, wid), choices):
                     self._forget(connection_id, wid)
             case Ping(nonce=nonce):
                 self._listener.send(connection_id, Pong(nonce))

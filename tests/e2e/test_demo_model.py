@@ -15,7 +15,7 @@ from tests.e2e.test_http_on_stub import raw_request
 from tests.running_server import RunningServer, content_of, wait_for
 
 PROMPTS = [
-    f"{'你好，请介绍一下自己' if i % 2 else 'Tell me about machine learning'} {'🙂👨‍👩‍👧'[: i % 5]} #{i}"
+    f"{('你好，请介绍一下自己', 'Tell me about yourself')[i % 2]} {'🙂👨‍👩‍👧'[: i % 5]} #{i}"
     for i in range(64)
 ]
 

@@ -148,12 +148,12 @@ def test_a_peer_that_reads_nothing_is_dropped_when_its_outbox_is_full_and_never_
     lazy.close()
 
 
-def test_a_peer_is_pinged_and_dropped_when_it_stays_silent(
-    tmp_path, attach, handler, monkeypatch
-):
+def test_a_peer_is_pinged_and_dropped_when_it_stays_silent(tmp_path, attach, handler, monkeypatch):
     monkeypatch.setattr("workers.listener.PING_SECONDS", 0.05)
     monkeypatch.setattr("workers.listener.SILENCE_SECONDS", 0.5)
-    listener = Listener(tmp_path / "e.sock", lambda version: Hello(version, 1, 0, "", CARD), handler)
+    listener = Listener(
+        tmp_path / "e.sock", lambda version: Hello(version, 1, 0, "", CARD), handler
+    )
     listener.start()
     talking, _ = attach()
     silent, _ = attach()

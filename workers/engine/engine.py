@@ -64,7 +64,7 @@ class Engine:
         self._requests[key] = state
         self._scheduler.add(state, self._clock())
 
-    def abort(self, key: Key, choices: tuple[int, ...] = ()) -> None:
+    def abort(self, key: Key, choices: tuple[int, ...] = ()) -> bool:
         """Forget these choices of a request (none named: all) and free what they hold."""
         if not choices:
             self._pending = _without(self._pending, key)
@@ -73,6 +73,7 @@ class Engine:
             self._scheduler.abort(request, choices or request.generate.choices)
             if request.is_finished:
                 del self._requests[key]
+        return key not in self._requests
 
     def step(self) -> StepOutput:
         """Compute one batch and return what it has to say."""
