@@ -417,3 +417,31 @@ def test_many_threads_of_many_kinds_at_once(stub_server):
         thread.join()
     assert not failures
     stub_server.wait_until_idle()
+
+
+def test_a_megabyte_to_tokenize_does_not_hold_up_the_other_streams(start_server):
+    server = start_server("--stub", "--stub-step-seconds", "0.02")
+
+    def gap_p99(seconds):
+        body = {"messages": MESSAGES, "stream": True, "max_tokens": 8000}
+        with raw_request(server, body) as sock:
+            arrivals, end = [], time.monotonic() + seconds
+            while time.monotonic() < end:
+                sock.recv(65536)
+                arrivals.append(time.monotonic())
+        gaps = sorted(b - a for a, b in zip(arrivals, arrivals[1:], strict=False))
+        return gaps[int(len(gaps) * 0.99)]
+
+    alone = gap_p99(3)
+    is_over = threading.Event()
+
+    def post():
+        while not is_over.is_set():
+            assert server.chat("你好 world 🙂 " * 50_000).status_code == 400
+
+    thread = threading.Thread(target=post)
+    thread.start()
+    beside = gap_p99(3)
+    is_over.set()
+    thread.join()
+    assert beside < 2 * alone
