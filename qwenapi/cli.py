@@ -3,6 +3,7 @@ needs.
 """
 
 import argparse
+import ipaddress
 import logging
 import sys
 from collections.abc import Callable, Sequence
@@ -98,6 +99,11 @@ def _http(settings: Settings, engines_dir: Path) -> tuple[Child, str]:
 
     listener = listen(settings.host, settings.port)
     host, port = listener.getsockname()[:2]
+    if not ipaddress.ip_address(host).is_loopback:
+        print(
+            f"qwenapi: {host} is open to every machine that reaches it: no keys are asked for",
+            file=sys.stderr,
+        )
     url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     return HttpChild(replace(settings, port=port), engines_dir, listener), url
 

@@ -248,6 +248,13 @@ def test_a_start_that_cannot_succeed_says_why_in_one_line_and_exits_78(run_cli, 
     assert done.returncode == 2 and "--max-model-len" in last_line(done)
 
 
+def test_an_address_open_to_other_machines_is_served_with_a_warning(start_server):
+    server = start_server(*SLOW, "--host", "0.0.0.0")
+    assert "0.0.0.0 is open to every machine" in server.log
+    port = server.url.rsplit(":", 1)[1]
+    assert requests.get(f"http://127.0.0.1:{port}/readyz", timeout=10).status_code == 200
+
+
 def test_a_second_supervisor_on_one_run_directory_is_told_of_the_first(start_server, run_cli):
     server = start_server(*SLOW)
     done = run_cli("serve", "--stub", "--port", "0", "--run-dir", server.run_dir)

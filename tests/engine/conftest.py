@@ -1,6 +1,7 @@
 """Tiny random models on disk, engines over them, and a driver that runs an engine to its end."""
 
 import json
+import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -21,6 +22,8 @@ from workers.config import EngineConfig
 from workers.engine.engine import Engine
 from workers.protocol import Chunk, Failed, Finished, Generate, SamplingParams
 
+# tests/gpu/check.py runs these same tests on CUDA.
+DEVICE = os.environ.get("QWENAPI_TEST_DEVICE", "cpu")
 EOS = 2
 DIMENSIONS = {
     "vocab_size": 320,
@@ -139,7 +142,7 @@ def drive(model_of) -> Callable[..., Driver]:
 
     def drive(name: str = "qwen3", clock: Callable[[], float] | None = None, **settings) -> Driver:
         settings = {"num_blocks": 400, "block_size": 8, "threads": 2} | settings
-        config = EngineConfig(str(model_of(name)[0]), dtype="float32", device="cpu", **settings)
+        config = EngineConfig(str(model_of(name)[0]), dtype="float32", device=DEVICE, **settings)
         more = {} if clock is None else {"clock": clock}
         return Driver(Engine(config, lambda stage, fraction: None, **more))
 
