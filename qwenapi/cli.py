@@ -111,8 +111,9 @@ def _http(settings: Settings, engines_dir: Path) -> tuple[Child, str]:
 def _engines(settings: Settings, folder: Path) -> list[Child]:
     import psutil
 
-    from workers.launcher import EngineChild, WorkerSpec
+    from workers.launcher import EngineChild
     from workers.page import ENGINE_LAYOUT, SharedPage, page_path
+    from workers.report import WorkerSpec
 
     count = settings.data_parallel_size
     page = SharedPage.create(page_path(folder, ENGINE_LAYOUT), ENGINE_LAYOUT, count)

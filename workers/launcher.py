@@ -1,65 +1,20 @@
-"""Start an engine process on this machine, hear from it while it loads, and judge its heartbeat
-afterwards.
-
-The pipe between supervisor and engine carries one JSON object per message (never a pickle):
-progress, ready, fatal.
-"""
+"""Start an engine process on this machine, hear from it while it loads, judge its heartbeat."""
 
 import multiprocessing
 import os
 import signal
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
-from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from workers import lifeline
+from workers import worker
 from workers.config import EngineConfig
 from workers.page import SharedPage
-
-
-@dataclass(frozen=True)
-class WorkerSpec:
-    """Where an engine process belongs: its number, run directory and the model half's page."""
-
-    index: int
-    run_dir: Path
-    page_path: Path
-
-    @property
-    def name(self) -> str:
-        return f"engine-{self.index}"
-
-    @property
-    def socket_path(self) -> Path:
-        return self.run_dir / f"{self.name}.sock"
-
-
-class Report:
-    """The engine's end of the pipe to its supervisor."""
-
-    def __init__(self, pipe: Connection) -> None:
-        self._pipe = pipe
-
-    def hold_lifeline(self) -> None:
-        lifeline.hold(self._pipe.fileno())
-
-    def progress(self, what: str, fraction: float) -> None:
-        self._send(event="progress", what=what, fraction=fraction)
-
-    def ready(self) -> None:
-        self._send(event="ready")
-
-    def fatal(self, message: str) -> None:
-        self._send(event="fatal", message=message)
-
-    def _send(self, **event: Any) -> None:
-        self._pipe.send_bytes(msgspec.json.encode(event))
+from workers.report import Report, WorkerSpec
 
 
 class EngineChild:
@@ -86,8 +41,6 @@ class EngineChild:
         """Spawn the process: CUDA cannot be used in a forked child, and threads do not survive a
         fork.
         """
-        from workers import worker
-
         self.failure, self._is_ready = None, False
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe(duplex=True)

@@ -23,10 +23,10 @@ from workers.admission import Admission
 from workers.config import EngineConfig
 from workers.core import EngineCore, StepOutput
 from workers.errors import ExitCode, WorkerError
-from workers.launcher import Report, WorkerSpec
 from workers.listener import Listener
 from workers.page import ENGINE_LAYOUT, Phase, SharedPage, Slot
 from workers.protocol import Abort, Accepted, Generate, Hello, Message, Ping, Pong, Step
+from workers.report import Report, WorkerSpec
 
 log = logging.getLogger(__name__)
 

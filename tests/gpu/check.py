@@ -3,7 +3,7 @@
 1. The engine's own tests on CUDA (float32, no TF32): parity with generate(), batching, resume.
 2. Decode and prefill rates of the engine alone, on random bfloat16 weights of Qwen3's sizes.
 
-Needs torch with CUDA, transformers, pytest, hypothesis and msgspec. Not yet run: no GPU could be had.
+Needs torch with CUDA, transformers, pytest, hypothesis and msgspec. Not run yet: no GPU was there.
 """
 
 import argparse
