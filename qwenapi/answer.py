@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from qwenapi.disconnect import ClientWatcher
-from qwenapi.engine_client import EngineClient, Limits, NoEngine, Refused
+from qwenapi.engine_client import EngineClient, NoEngine, Refused
 from qwenapi.errors import (
     ApiError,
     ContextLengthExceeded,
@@ -20,6 +20,7 @@ from qwenapi.errors import (
     QueueFull,
 )
 from qwenapi.generation import Beat, Generation, Mailbox
+from qwenapi.limits import Limits
 from qwenapi.text.text_stream import TextStream
 from qwenapi.text.tokenizer import Tokenizer
 from workers.protocol import Chunk, Failed, Rejected, SamplingParams, TokenLogprob

@@ -20,10 +20,11 @@ from qwenapi.errors import (
 )
 from qwenapi.generation import Cancelled
 from qwenapi.logs import RequestLog
-from qwenapi.models import Models
+from qwenapi.profile import Profiles
 from qwenapi.responses import json_response
-from qwenapi.services import EXTENSION, Services, services
+from qwenapi.services import EXTENSION, Services, current_profile, services
 from qwenapi.settings import Settings
+from qwenapi.tokenizers import Tokenizers
 
 log = logging.getLogger(__name__)
 
@@ -37,11 +38,13 @@ _HTTP_ERRORS: dict[int | None, type[ApiError]] = {
 }
 
 
-def create_app(settings: Settings, engine: EngineClient, models: Models) -> Flask:
-    """Return the application that serves `models` through `engine`."""
+def create_app(
+    settings: Settings, profiles: Profiles, engine: EngineClient, tokenizers: Tokenizers
+) -> Flask:
+    """Return the application that serves the profiles' interfaces through `engine`."""
     app = Flask(__name__, static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = settings.max_body_bytes
-    app.extensions[EXTENSION] = Services(settings, engine, models)
+    app.extensions[EXTENSION] = Services(settings, profiles, engine, tokenizers)
     app.before_request(_begin)
     app.after_request(_end)
     app.register_error_handler(ApiError, _on_api_error)
@@ -72,9 +75,10 @@ def _end(response: Response) -> Response:
 
 
 def _on_api_error(error: ApiError) -> Response:
-    rendered = DIALECTS["openai"](error, g.request_id)
+    profile = current_profile()
+    rendered = DIALECTS[profile.dialect](error, profile.wording(g.request_id))
     g.log.add(code=error.code or error.type)
-    return json_response(rendered.body, error.status, rendered.headers)
+    return json_response(rendered.body, rendered.status, rendered.headers)
 
 
 def _on_http_error(error: HTTPException) -> Response:

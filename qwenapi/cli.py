@@ -13,7 +13,7 @@ from pathlib import Path
 from qwenapi import __version__
 from qwenapi.bench import add_arguments as add_bench_arguments
 from qwenapi.bench import main as run_bench
-from qwenapi.config import load
+from qwenapi.config import load, load_profiles
 from qwenapi.flags import FlagParser, add_flags
 from qwenapi.run_dir import make_run_dir, model_run_dir, run_dir
 from qwenapi.settings import Settings
@@ -38,7 +38,7 @@ def serve(parsed: argparse.Namespace) -> int:
     """Run both halves on this machine."""
     settings = load(vars(parsed))
     folder = _own(run_dir(settings, "serve"))
-    http, url = _http(settings, folder)
+    http, url = _http(parsed, settings, folder)
     return _supervise(settings, folder, [_engines(settings, folder), [http]], f"ready: {url}")
 
 
@@ -46,7 +46,7 @@ def http(parsed: argparse.Namespace) -> int:
     """Run the HTTP half."""
     settings = load(vars(parsed))
     folder = _own(run_dir(settings, "http"))
-    child, url = _http(settings, model_run_dir(settings))
+    child, url = _http(parsed, settings, model_run_dir(settings))
     return _supervise(settings, folder, [[child]], f"ready: {url}")
 
 
@@ -59,7 +59,7 @@ def model(parsed: argparse.Namespace) -> int:
 
 def check(parsed: argparse.Namespace) -> int:
     """Validate settings and start nothing."""
-    load(vars(parsed))
+    load_profiles(load(vars(parsed)), vars(parsed))
     print("settings are valid")
     return ExitCode.OK
 
@@ -94,9 +94,10 @@ def _own(folder: Path) -> Path:
     return folder
 
 
-def _http(settings: Settings, engines_dir: Path) -> tuple[Child, str]:
+def _http(parsed: argparse.Namespace, settings: Settings, engines_dir: Path) -> tuple[Child, str]:
     from qwenapi.http_child import HttpChild, listen
 
+    profiles = load_profiles(settings, vars(parsed))
     listener = listen(settings.host, settings.port)
     host, port = listener.getsockname()[:2]
     if not ipaddress.ip_address(host).is_loopback:
@@ -105,7 +106,7 @@ def _http(settings: Settings, engines_dir: Path) -> tuple[Child, str]:
             file=sys.stderr,
         )
     url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-    return HttpChild(replace(settings, port=port), engines_dir, listener), url
+    return HttpChild(replace(settings, port=port), profiles, engines_dir, listener), url
 
 
 def _engines(settings: Settings, folder: Path) -> list[Child]:

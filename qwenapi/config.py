@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from qwenapi.profile import Profile
 from qwenapi.settings import Setting, Settings, table
 from workers.errors import ConfigError
 
@@ -36,6 +37,28 @@ def load(
     profile = (laid_over | near).get("profile", Settings.profile)
     base = _from_file(profile_path(profile), refused=("config", "profile"))
     return Settings(**(base | laid_over | near))
+
+
+def load_profiles(
+    settings: Settings,
+    flags: Mapping[str, Any] | None = None,
+    environ: Mapping[str, str] | None = None,
+) -> tuple[Profile, ...]:
+    """Return the profiles in force: the one of `settings`, or those its file lists.
+
+    Each has the limits and defaults of its own file under the same environment and flags.
+    """
+    path = profile_path(settings.profile)
+    facts = _facts(path)
+    listed = facts.pop("profiles", None)
+    if listed is None:
+        return (Profile.of(settings.profile, settings, facts, str(path)),)
+    profiles = []
+    for name in listed:
+        own = load({**(flags or {}), "profile": name}, environ)
+        place = profile_path(name)
+        profiles.append(Profile.of(name, own, _facts(place), str(place)))
+    return tuple(profiles)
 
 
 def profile_path(name: str) -> Path:
@@ -88,12 +111,22 @@ def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
 def _from_file(path: Path, refused: tuple[str, ...]) -> dict[str, Any]:
     rows = {row.key: row for row in table().values() if row.name not in refused}
     values = {}
-    for key, raw in _flat(_read(path)):
+    document = _read(path)
+    if "profile" in refused:
+        document.pop("api", None)  # the profile's own facts, which no other source can set
+    for key, raw in _flat(document):
         if key not in rows:
             raise ConfigError(f"{path}: unknown key {key}: {closest(key, rows)}")
         row = rows[key]
         values[row.name] = _value(row, raw, f"{path}: {key} = {raw!r}", is_text=False)
     return values
+
+
+def _facts(path: Path) -> dict[str, Any]:
+    facts = _read(path).get("api", {})
+    if not isinstance(facts, dict):
+        raise ConfigError(f"{path}: api must be a table")
+    return facts
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -11,13 +11,13 @@ import os
 import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import gevent
 from gevent import get_hub
 
 from qwenapi.generation import Beat, Generation, Mailbox
+from qwenapi.limits import Limits
 from workers.connection import Connection, ConnectionEnded, connect
 from workers.errors import PageError, ProtocolError
 from workers.page import ENGINE_LAYOUT, Phase, SharedPage
@@ -63,18 +63,6 @@ class Refused(EngineError):
     def __init__(self, rejected: Rejected) -> None:
         super().__init__(rejected.reason)
         self.rejected = rejected
-
-
-@dataclass(frozen=True, kw_only=True)
-class Limits:
-    """How many requests of one group may run and wait together (0 running: the engine's limit), and
-    for how long (s).
-    """
-
-    group: str = ""
-    max_running: int = 0
-    max_waiting: int = 0
-    queue_timeout: float = 300.0
 
 
 class EngineLink:
@@ -225,7 +213,7 @@ class EngineClient:
         n: int = 1,
         priority: int = 0,
         tenant: str = "",
-        limits: Limits = Limits(),
+        limits: Limits,
         mailbox: Mailbox,
     ) -> Generation:
         """Return the generation once an engine has accepted it; its events go to `mailbox`.

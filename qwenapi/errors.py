@@ -13,8 +13,13 @@ say it more exactly, in our own words and never in an exception's. Knows nothing
 """
 
 import math
+import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, Protocol
+
+# Kinds of BadRequest that some documents answer with 422: the body has the wrong shape.
+MALFORMED = frozenset({"json", "missing", "type"})
 
 
 class ApiError(Exception):
@@ -51,9 +56,15 @@ class ApiError(Exception):
 
 
 class BadRequest(ApiError):
+    """A fault of the caller's. `kind`: json, missing or type (the wrong shape), else value."""
+
     status = 400
     type = "invalid_request_error"
     sentence = "The request is not valid."
+
+    def __init__(self, message: str | None = None, *, kind: str = "value", **rest: Any) -> None:
+        super().__init__(message, **rest)
+        self.kind = kind
 
 
 class ContextLengthExceeded(BadRequest):
@@ -138,30 +149,83 @@ class EngineFailed(InternalError):
 
 
 class RenderedError(NamedTuple):
-    """An error in the words of a dialect; the status is the error's own."""
+    """An error in the words of a dialect."""
 
+    status: int
     body: dict[str, Any]
     headers: dict[str, str]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Wording:
+    """What a profile says in its own words, and the request the error belongs to.
+
+    `malformed_status` answers a body of the wrong shape; other faults of the caller stay 400.
+    """
+
+    request_id: str
+    malformed_status: int = 400
+    failure_prefix: str = ""
+    loading_message: str = ""
+    busy_message: str = ""
+
+    def status(self, error: ApiError) -> int:
+        is_malformed = isinstance(error, BadRequest) and error.kind in MALFORMED
+        return self.malformed_status if is_malformed else error.status
+
+    def message(self, error: ApiError) -> str:
+        """Return the sentence for the caller; a failure of ours names the request, to find it."""
+        if isinstance(error, QueueFull) and self.busy_message:
+            return self.busy_message
+        if isinstance(error, EngineUnavailable) and self.loading_message:
+            return self.loading_message
+        if error.status == 500:
+            return f"{self.failure_prefix}{error.message} (request {self.request_id})"
+        return error.message
+
+
 class Dialect(Protocol):
-    """How one family of interfaces says an error; `{"detail"}` and `{"error": str}` come later."""
+    """How one family of interfaces says an error."""
 
-    def __call__(self, error: ApiError, request_id: str) -> RenderedError: ...
+    def __call__(self, error: ApiError, wording: Wording) -> RenderedError: ...
 
 
-def render_openai(error: ApiError, request_id: str) -> RenderedError:
-    """Render an error as OpenAI does; a failure of ours names the request, to find in the log."""
-    message = error.message
-    if error.status >= 500:
-        message = f"{message} (request {request_id})"
+def render_openai(error: ApiError, wording: Wording) -> RenderedError:
+    """Render an error as OpenAI does."""
     body = {
-        "message": message,
+        "message": wording.message(error),
         "type": error.type,
         "param": error.param,
         "code": error.code,
     }
-    return RenderedError({"error": body}, error.headers)
+    return RenderedError(wording.status(error), {"error": body}, error.headers)
 
 
-DIALECTS: Mapping[str, Dialect] = {"openai": render_openai}
+def render_fastapi(error: ApiError, wording: Wording) -> RenderedError:
+    """Render an error as FastAPI does: a sentence, or for a caller's fault a list of faults."""
+    if isinstance(error, BadRequest):
+        kind = {"type": "type_error", "json": "json_invalid"}.get(error.kind, error.kind)
+        fault = {"type": kind, "loc": ["body", *_location(error.param)], "msg": error.message}
+        return RenderedError(422, {"detail": [fault]}, error.headers)
+    return RenderedError(error.status, {"detail": wording.message(error)}, error.headers)
+
+
+def render_flat(error: ApiError, wording: Wording) -> RenderedError:
+    """Render an error as one string, with the queue's figures where it is full."""
+    body: dict[str, Any] = {"error": wording.message(error)}
+    if isinstance(error, QueueFull):
+        body |= {"queue_size": error.queue_size, "max_queue_size": error.max_queue_size}
+    return RenderedError(wording.status(error), body, error.headers)
+
+
+def _location(param: str | None) -> list[str | int]:
+    """Return ["messages", 0, "content"] of `messages[0].content`."""
+    parts = re.findall(r"[^.\[\]]+", param or "")
+    return [int(part) if part.isdigit() else part for part in parts]
+
+
+DIALECTS: Mapping[str, Dialect] = {
+    "openai": render_openai,
+    "fastapi": render_fastapi,
+    "flat": render_flat,
+}

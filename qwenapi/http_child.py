@@ -11,11 +11,13 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 import orjson
 
+from qwenapi.profile import Profile
 from qwenapi.settings import Settings
 from workers.errors import ConfigError
 
@@ -29,8 +31,15 @@ class HttpChild:
     name = "http"
     failure: str | None = None
 
-    def __init__(self, settings: Settings, model_run_dir: Path, listener: socket.socket) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        profiles: Sequence[Profile],
+        model_run_dir: Path,
+        listener: socket.socket,
+    ) -> None:
         self._settings = settings
+        self._profiles = profiles
         self._model_run_dir = model_run_dir
         self._listener = listener
         self._process: subprocess.Popen[bytes] | None = None
@@ -50,7 +59,11 @@ class HttpChild:
             start_new_session=True,
         )
         os.close(theirs)
-        handover = {"settings": asdict(self._settings), "model_run_dir": str(self._model_run_dir)}
+        handover = {
+            "settings": asdict(self._settings),
+            "profiles": [asdict(profile) for profile in self._profiles],
+            "model_run_dir": str(self._model_run_dir),
+        }
         os.write(self._lifeline, orjson.dumps(handover) + b"\n")
 
     @property

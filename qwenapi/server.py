@@ -12,14 +12,16 @@ import os
 import signal
 import socket
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import gevent.socket
 import orjson
 from gunicorn.app.base import BaseApplication
 from gunicorn.workers.ggevent import GeventWorker
 
+from qwenapi.profile import Profile, Profiles
 from qwenapi.settings import Settings
 from workers import lifeline
 from workers.errors import ExitCode
@@ -28,6 +30,8 @@ from workers.errors import ExitCode
 FIRST_LISTEN_FD = 3
 KEEPALIVE_SECONDS = 75
 HUB_STALL_SECONDS = 60
+
+Restored = TypeVar("Restored")
 
 
 class FastSocket(gevent.socket.socket):
@@ -93,8 +97,11 @@ class FastWorker(GeventWorker):
 class HttpServer(BaseApplication):
     """gunicorn's application object: its settings, and how a worker gets the Flask application."""
 
-    def __init__(self, settings: Settings, model_run_dir: Path) -> None:
+    def __init__(
+        self, settings: Settings, profiles: Sequence[Profile], model_run_dir: Path
+    ) -> None:
         self._settings = settings
+        self._profiles = profiles
         self._model_run_dir = model_run_dir
         super().__init__()
 
@@ -132,15 +139,14 @@ class HttpServer(BaseApplication):
         from qwenapi import logs
         from qwenapi.app import create_app
         from qwenapi.engine_client import EngineClient
-        from qwenapi.models import Models
+        from qwenapi.tokenizers import Tokenizers
 
         logs.configure(self._settings)
-        models = Models(self._settings.served_names)
-        engine = EngineClient(
-            self._model_run_dir, f"http-{self._settings.port}/{os.getpid()}", models.prepare
-        )
+        tokenizers = Tokenizers()
+        name = f"http-{self._settings.port}/{os.getpid()}"
+        engine = EngineClient(self._model_run_dir, name, tokenizers.prepare)
         engine.start()
-        return create_app(self._settings, engine, models)
+        return create_app(self._settings, Profiles(self._profiles), engine, tokenizers)
 
 
 def main() -> None:
@@ -156,7 +162,12 @@ def main() -> None:
     os.environ["RAYON_NUM_THREADS"] = "1"
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     os.environ.pop("PROMETHEUS_MULTIPROC_DIR", None)
-    HttpServer(_settings(handover["settings"]), Path(handover["model_run_dir"])).run()
+    settings = _restore(Settings, handover["settings"])
+    profiles = [
+        _restore(Profile, facts | {"settings": _restore(Settings, facts["settings"])})
+        for facts in handover["profiles"]
+    ]
+    HttpServer(settings, profiles, Path(handover["model_run_dir"])).run()
 
 
 def _stop_reading(sock: Any) -> None:
@@ -169,12 +180,9 @@ def _stop_reading(sock: Any) -> None:
         pass
 
 
-def _settings(values: dict[str, Any]) -> Settings:
-    """Return the settings as they were before they became JSON, which knows no tuples."""
-    restored: dict[str, Any] = {
-        k: tuple(v) if isinstance(v, list) else v for k, v in values.items()
-    }
-    return Settings(**restored)
+def _restore(kind: Callable[..., Restored], values: dict[str, Any]) -> Restored:
+    """Return a dataclass as it was before it became JSON, which knows no tuples."""
+    return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
 
 
 def _move_up(fd: int) -> int:

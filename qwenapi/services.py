@@ -1,12 +1,13 @@
-"""What the views of an application share, made once by the factory."""
+"""What the views of an application share, made once by the factory, and the profile in force."""
 
 from dataclasses import dataclass
 
-from flask import current_app
+from flask import current_app, g
 
 from qwenapi.engine_client import EngineClient
-from qwenapi.models import Models
+from qwenapi.profile import Profile, Profiles
 from qwenapi.settings import Settings
+from qwenapi.tokenizers import Tokenizers
 
 EXTENSION = "qwenapi"
 
@@ -14,11 +15,23 @@ EXTENSION = "qwenapi"
 @dataclass(frozen=True)
 class Services:
     settings: Settings
+    profiles: Profiles
     engine: EngineClient
-    models: Models
+    tokenizers: Tokenizers
 
 
 def services() -> Services:
     """Return the services of the application that serves the current request."""
     found: Services = current_app.extensions[EXTENSION]
     return found
+
+
+def use_profile(profile: Profile) -> None:
+    """Answer the current request as this profile says, its errors included."""
+    g.profile = profile
+
+
+def current_profile() -> Profile:
+    """Return the profile of the current request; before one was chosen, the general one."""
+    chosen: Profile | None = g.get("profile")
+    return chosen or services().profiles.unread

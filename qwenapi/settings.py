@@ -186,6 +186,20 @@ class Settings:
     defaults_top_k: int | None = _row(
         None, "top_k where a request has none; none: the model's", scope="http", minimum=0
     )
+    defaults_min_p: float | None = _row(
+        None,
+        "min_p where a request has none; none: the model's",
+        scope="http",
+        minimum=0,
+        maximum=1,
+    )
+    defaults_repetition_penalty: float | None = _row(
+        None,
+        "repetition_penalty where a request has none; none: the model's",
+        scope="http",
+        minimum=0.01,
+        maximum=2,
+    )
     stub: bool = _row(False, "tests: answer without a model", scope="model", hidden=True)
     stub_step_seconds: float = _row(
         0.0, "tests: seconds of one stub step", scope="model", minimum=0, hidden=True

@@ -149,7 +149,7 @@ def parse_json(raw: bytes) -> dict[str, Any]:
     try:
         return parse_object(raw)
     except JsonError as error:
-        raise BadRequest(str(error)) from error
+        raise BadRequest(str(error), kind="json") from error
 
 
 def read_body(incoming: Request, max_bytes: int | None = None) -> bytes:
@@ -190,19 +190,26 @@ def load_request(schema: Schema, body: dict[str, Any]) -> Any:
     except ValidationError as error:
         fault = next(_walk_errors(error.messages, body))
         raise BadRequest(
-            _explain(fault, schema), param=_shorten(_dotted(fault.path)) or None
+            _explain(fault, schema),
+            param=_shorten(_dotted(fault.path)) or None,
+            kind=_kind(fault, schema, body),
         ) from error
 
 
-def accepts(schema_class: type[Schema], max_bytes: int | None = None) -> Callable[..., Any]:
-    """Give a view the checked value of its JSON body as first argument."""
+def accepts(
+    schema_class: type[Schema],
+    max_bytes: int | None = None,
+    before: Callable[[dict[str, Any]], None] = lambda body: None,
+) -> Callable[..., Any]:
+    """Give a view the checked value of its JSON body; `before` sees the body unchecked."""
     schema = schema_class()
 
     def decorate(view: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(view)
         def checked(*args: Any, **kwargs: Any) -> Any:
-            value = load_request(schema, parse_json(read_body(request, max_bytes)))
-            return view(value, *args, **kwargs)
+            body = parse_json(read_body(request, max_bytes))
+            before(body)
+            return view(load_request(schema, body), *args, **kwargs)
 
         return checked
 
@@ -234,6 +241,22 @@ def _walk_errors(errors: Any, data: Any, path: tuple[str | int, ...] = ()) -> It
     for key in [*(k for k in given if k in errors), *(k for k in errors if k not in given)]:
         place = path if key == "_schema" else (*path, key)
         yield from _walk_errors(errors[key], given.get(key), place)
+
+
+def _kind(fault: FieldError, schema: Schema, body: dict[str, Any]) -> str:
+    """Return the kind of a BadRequest: a wrong value of the right type is no malformed body."""
+    if fault.claim in (_MISSING, _UNKNOWN):
+        return "missing" if fault.claim == _MISSING else "value"
+    if len(fault.path) == 1:
+        name = fault.path[0]
+        value = body.get(str(name))
+        field = next((f for f in schema.fields.values() if (f.data_key or f.name) == name), None)
+        if isinstance(field, Neutral):
+            return "value"
+        if isinstance(field, StrictInteger | StrictFloat | StrictString):
+            wanted = {StrictInteger: (int,), StrictFloat: (int, float), StrictString: (str,)}
+            return "value" if type(value) in wanted[type(field)] else "type"
+    return "type"
 
 
 def _explain(fault: FieldError, schema: Schema) -> str:

@@ -133,7 +133,7 @@ def test_a_file_may_be_missing_or_not_text(write, tmp_path):
 
 
 def test_an_unknown_profile_is_answered_with_the_known_ones():
-    with pytest.raises(ConfigError, match="profile 'opnai' does not exist; there are: openai"):
+    with pytest.raises(ConfigError, match="profile 'opnai' does not exist; there are: .*openai"):
         load("--profile", "opnai")
 
 

@@ -1,7 +1,7 @@
 import pytest
 
 from qwenapi import errors
-from qwenapi.errors import ApiError, BadRequest, ModelNotFound, QueueFull, render_openai
+from qwenapi.errors import ApiError, BadRequest, ModelNotFound, QueueFull, Wording, render_openai
 
 
 def tree(root: type[ApiError]) -> list[type[ApiError]]:
@@ -38,9 +38,13 @@ def test_every_error_has_a_public_sentence() -> None:
     assert all(error.sentence.endswith(".") for error in tree(ApiError))
 
 
+R1 = Wording(request_id="r1")
+
+
 def test_a_callers_error_is_rendered_as_openai_renders_it() -> None:
     error = BadRequest("'n' must be an integer from 1 to 8.", param="n")
-    assert render_openai(error, "r1") == (
+    assert render_openai(error, R1) == (
+        400,
         {
             "error": {
                 "message": "'n' must be an integer from 1 to 8.",
@@ -54,7 +58,7 @@ def test_a_callers_error_is_rendered_as_openai_renders_it() -> None:
 
 
 def test_a_failure_of_ours_names_the_request() -> None:
-    body, _ = render_openai(errors.EngineFailed(), "r1")
+    _, body, _ = render_openai(errors.EngineFailed(), R1)
     assert body["error"]["message"].endswith("(request r1)")
 
 
@@ -65,7 +69,7 @@ def test_waiting_is_told_in_seconds_and_milliseconds(
     seconds: float, header: str, millis: str
 ) -> None:
     error = QueueFull(10, 10, retry_after=seconds)
-    assert render_openai(error, "r").headers == {
+    assert render_openai(error, R1).headers == {
         "Retry-After": header,
         "retry-after-ms": millis,
     }
@@ -80,4 +84,49 @@ def test_an_unknown_model_is_told_which_ones_are_served() -> None:
 
 def test_extra_headers_are_kept() -> None:
     error = errors.MethodNotAllowed(headers={"Allow": "POST"})
-    assert render_openai(error, "r").headers == {"Allow": "POST"}
+    assert render_openai(error, R1).headers == {"Allow": "POST"}
+
+
+CODER = Wording(request_id="r1", failure_prefix="服务器内部错误: ")
+NEWS = Wording(
+    request_id="r1", busy_message="服务繁忙，请稍后重试", loading_message="模型加载中，请稍后重试"
+)
+GUIDE = Wording(request_id="r1", malformed_status=422)
+
+
+def test_fastapis_dialect_lists_a_callers_faults_and_says_others_in_one_sentence() -> None:
+    missing = BadRequest("'prompt' is required.", param="prompt", kind="missing")
+    status, body, _ = errors.render_fastapi(missing, CODER)
+    assert status == 422
+    assert body == {
+        "detail": [{"type": "missing", "loc": ["body", "prompt"], "msg": "'prompt' is required."}]
+    }
+    status, body, _ = errors.render_fastapi(errors.EngineFailed(), CODER)
+    assert status == 500 and body["detail"].startswith("服务器内部错误: The engine failed")
+    deep = BadRequest("x", param="messages[0].content", kind="type")
+    assert errors.render_fastapi(deep, CODER).body["detail"][0]["loc"] == [
+        "body",
+        "messages",
+        0,
+        "content",
+    ]
+
+
+def test_the_flat_dialect_says_one_string_and_the_queues_figures() -> None:
+    status, body, headers = errors.render_flat(QueueFull(10, 10, retry_after=2), NEWS)
+    assert (status, body) == (
+        503,
+        {"error": "服务繁忙，请稍后重试", "queue_size": 10, "max_queue_size": 10},
+    )
+    assert headers["Retry-After"] == "2"
+    loading = errors.render_flat(errors.EngineUnavailable(), NEWS)
+    assert (loading.status, loading.body) == (503, {"error": "模型加载中，请稍后重试"})
+
+
+@pytest.mark.parametrize(
+    ("kind", "status"), [("json", 422), ("missing", 422), ("type", 422), ("value", 400)]
+)
+def test_a_profile_may_tell_a_malformed_body_from_a_wrong_value(kind: str, status: int) -> None:
+    assert render_openai(BadRequest("x", kind=kind), GUIDE).status == status
+    assert render_openai(BadRequest("x", kind=kind), R1).status == 400
+    assert render_openai(errors.ContextLengthExceeded(), GUIDE).status == 400

@@ -21,7 +21,7 @@ from qwenapi.api.openai.render import (
     model_card,
     model_list,
 )
-from qwenapi.errors import EngineFailed
+from qwenapi.errors import EngineFailed, Wording, render_openai
 from workers.protocol import TokenLogprob
 
 HEX = "0123456789abcdef0123456789abcdef"
@@ -129,7 +129,8 @@ def test_document_003s_decoder_loses_nothing() -> None:
 
 
 def test_a_failure_is_an_event() -> None:
-    event = error_event(EngineFailed(), "r1")
+    wording = Wording(request_id="r1")
+    event = error_event(render_openai(EngineFailed(), wording).body)
     assert event.startswith(b'data: {"error":{"message":"The engine failed') and b"r1" in event
     assert event.endswith(b'"code":"engine_failed"}}\n\n')
 

@@ -9,7 +9,7 @@ from flask import Flask
 from flask.testing import FlaskClient
 from marshmallow import fields
 
-from qwenapi.errors import ApiError, BadRequest, render_openai
+from qwenapi.errors import ApiError, BadRequest, Wording, render_openai
 from qwenapi.validation import (
     Neutral,
     RequestSchema,
@@ -59,7 +59,7 @@ def client() -> Iterator[FlaskClient]:
 
     @app.errorhandler(ApiError)
     def refuse(error: ApiError) -> tuple[dict[str, Any], int]:
-        return render_openai(error, "r").body, error.status
+        return render_openai(error, Wording(request_id="r")).body, error.status
 
     with app.test_client() as test_client:
         yield test_client

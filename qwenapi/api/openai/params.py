@@ -7,10 +7,11 @@ outside the vocabulary, is refused.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, TypedDict
+from typing import Any, NamedTuple, TypedDict
 
 from qwenapi.api.openai.schemas import SamplingRequest
 from qwenapi.errors import BadRequest, ContextLengthExceeded
+from qwenapi.profile import Profile
 from workers.protocol import ModelCard, SamplingParams
 
 Clamped = Mapping[str, int | float]
@@ -76,6 +77,21 @@ def check_token_ids(ids: Sequence[int], vocab_size: int, param: str) -> None:
             f"'{param}' names token {max(ids)}, but the model's ids end at {vocab_size - 1}.",
             param=param,
         )
+
+
+def clamp(body: dict[str, Any], profile: Profile) -> dict[str, int | float]:
+    """Cut a body's values to a profile's ranges; return the names cut and what they became."""
+    cut: dict[str, int | float] = {}
+    temperature = body.get("temperature")
+    if isinstance(temperature, int | float) and not isinstance(temperature, bool):
+        inside = min(max(temperature, 0.0), profile.max_temperature)
+        if inside != temperature:
+            cut["temperature"] = inside
+    for name in ("max_tokens", "max_completion_tokens"):
+        if type(body.get(name)) is int and body[name] > profile.max_tokens_cap > 0:
+            cut[name] = profile.max_tokens_cap
+    body.update(cut)
+    return cut
 
 
 def clamped_header(clamped: Clamped) -> str:

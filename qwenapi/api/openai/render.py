@@ -13,7 +13,6 @@ from typing import Any, ClassVar
 
 import orjson
 
-from qwenapi.errors import ApiError, render_openai
 from workers.protocol import TokenLogprob
 
 DONE = b"data: [DONE]\n\n"
@@ -54,13 +53,16 @@ class Chunks(ABC):
     KIND: ClassVar[str]
     EMPTY: ClassVar[bytes]  # what an event without text holds
 
-    def __init__(self, reply: Reply, include_usage: bool = False) -> None:
+    def __init__(
+        self, reply: Reply, include_usage: bool = False, logprobs_key: bool = True
+    ) -> None:
         shared = {
             "id": reply.id,
             "object": self.KIND,
             "created": reply.created,
             "model": reply.model,
         }
+        self._logprobs_key = logprobs_key
         self._head = b"data: " + orjson.dumps(shared)[:-1] + b',"choices":['
         self._tail = b'],"usage":null}\n\n' if include_usage else b"]}\n\n"
 
@@ -87,8 +89,9 @@ class Chunks(ABC):
     def _event(
         self, index: int, payload: bytes, logprobs: bytes = b"null", reason: bytes = b"null"
     ) -> bytes:
-        values = (self._head, index, payload, logprobs, reason, self._tail)
-        return b'%b{"index":%d,%b,"logprobs":%b,"finish_reason":%b}%b' % values
+        extra = b'"logprobs":%b,' % logprobs if self._logprobs_key else b""
+        values = (self._head, index, payload, extra, reason, self._tail)
+        return b'%b{"index":%d,%b,%b"finish_reason":%b}%b' % values
 
 
 class ChatChunks(Chunks):
@@ -146,8 +149,8 @@ def completion_body(reply: Reply, choices: Sequence[Choice], usage: Usage) -> di
     """Return a whole raw completion."""
     rendered = [
         {
-            "index": choice.index,
             "text": choice.text,
+            "index": choice.index,
             "logprobs": choice.logprobs,
             "finish_reason": choice.finish_reason,
         }
@@ -166,9 +169,18 @@ def usage_body(usage: Usage) -> dict[str, Any]:
     }
 
 
-def error_event(error: ApiError, request_id: str) -> bytes:
+def error_event(body: dict[str, Any]) -> bytes:
     """Return the event that ends a stream which failed; no `[DONE]` follows it."""
-    return b"data: " + orjson.dumps(render_openai(error, request_id).body) + b"\n\n"
+    return b"data: " + orjson.dumps(body) + b"\n\n"
+
+
+def without_extras(body: dict[str, Any]) -> dict[str, Any]:
+    """Return a body with the keys document 004 prints, and no others that say nothing."""
+    choices = [
+        {k: v for k, v in choice.items() if k != "logprobs" or v} for choice in body["choices"]
+    ]
+    usage = {k: v for k, v in body["usage"].items() if k != "prompt_tokens_details"}
+    return body | {"choices": choices, "usage": usage}
 
 
 def chat_logprobs(entries: Sequence[TokenLogprob], bytes_of: TokenBytesOf) -> dict[str, Any]:

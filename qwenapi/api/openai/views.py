@@ -19,6 +19,7 @@ from qwenapi.api.openai.params import (
     EngineParams,
     RequestDefaults,
     check_token_ids,
+    clamp,
     clamped_header,
     engine_params,
 )
@@ -30,12 +31,12 @@ from qwenapi.api.openai.schemas import (
     Prompt,
     SamplingRequest,
 )
-from qwenapi.engine_client import Limits, random_seed
-from qwenapi.errors import ApiError, BadRequest, EngineUnavailable
+from qwenapi.engine_client import random_seed
+from qwenapi.errors import DIALECTS, ApiError, BadRequest, EngineUnavailable, Wording
 from qwenapi.generation import Cancelled
 from qwenapi.logs import RequestLog
 from qwenapi.responses import json_response
-from qwenapi.services import services
+from qwenapi.services import current_profile, services, use_profile
 from qwenapi.settings import Settings
 from qwenapi.text.errors import TemplateError
 from qwenapi.text.tokenizer import Tokenizer
@@ -73,16 +74,30 @@ COMPLETION = Form(
 )
 
 
+def _choose_profile(body: dict[str, Any]) -> None:
+    """Let the profile of the model asked for answer, and cut what it documents as cut."""
+    name = body.get("model")
+    if name is not None and not isinstance(name, str):
+        return  # the schema says what is wrong with it
+    profile = services().profiles.for_model(name)
+    use_profile(profile)
+    if name is None and profile.requires_model:
+        raise BadRequest("'model' is required.", param="model", kind="missing")
+    g.clamped = clamp(body, profile) if profile.clamp else {}
+
+
 @blueprint.post("/v1/chat/completions")
-@accepts(ChatSchema)
+@accepts(ChatSchema, before=_choose_profile)
 def chat_completions(ask: ChatRequest) -> Response:
-    services().models.check(ask.model)
     card, tokenizer = _model()
     size = sum(len(message["content"]) for message in ask.messages)
+    thinking = ask.enable_thinking
+    if thinking is None:
+        thinking = current_profile().thinking
     try:
         ids = _in_thread_if(
             size > MAX_INLINE_CHARACTERS,
-            lambda: tokenizer.encode_chat(ask.messages, enable_thinking=ask.enable_thinking),
+            lambda: tokenizer.encode_chat(ask.messages, enable_thinking=thinking),
         )
     except TemplateError as error:
         raise BadRequest(str(error), param="messages") from error
@@ -90,9 +105,8 @@ def chat_completions(ask: ChatRequest) -> Response:
 
 
 @blueprint.post("/v1/completions")
-@accepts(CompletionSchema)
+@accepts(CompletionSchema, before=_choose_profile)
 def completions(ask: CompletionRequest) -> Response:
-    services().models.check(ask.model)
     card, tokenizer = _model()
     size = sum(len(prompt) for prompt in ask.prompts)
     prompts = _in_thread_if(
@@ -104,21 +118,20 @@ def completions(ask: CompletionRequest) -> Response:
 
 @blueprint.get("/v1/models")
 def models() -> Response:
-    known, card = services().models, services().engine.card
+    card, names = services().engine.card, services().profiles.model_names
     if card is None:
         raise EngineUnavailable(retry_after=1)
+    since = services().tokenizers.since
     cards = [
-        render.model_card(
-            name, root=known.canonical, created=known.created, max_model_len=card.max_model_len
-        )
-        for name in known.names
+        render.model_card(name, root=names[0], created=since, max_model_len=card.max_model_len)
+        for name in names
     ]
     return json_response(render.model_list(cards))
 
 
 def _model() -> tuple[ModelCard, Tokenizer]:
     card = services().engine.card
-    tokenizer = services().models.tokenizer(card)
+    tokenizer = services().tokenizers.of(card)
     assert card is not None  # tokenizer() has raised
     return card, tokenizer
 
@@ -141,8 +154,8 @@ def _respond(
     card: ModelCard,
     tokenizer: Tokenizer,
 ) -> Response:
-    settings = services().settings
-    asked = [_params(ask, ids, card, settings) for ids in prompts]
+    profile = current_profile()
+    asked = [_params(ask, ids, card, profile.settings) for ids in prompts]
     question = Question(
         prompts=[(ids, params) for ids, (params, _) in zip(prompts, asked, strict=True)],
         request_id=g.request_id,
@@ -150,14 +163,14 @@ def _respond(
         priority=ask.priority,
         stops=ask.stop,
         skip_special_tokens=ask.skip_special_tokens,
-        limits=_limits(settings),
+        limits=profile.limits,
     )
     answer = Answer(services().engine, tokenizer, request.environ)
     try:
         answer.ask(question)
         writer = Writer(answer, ask, form, tokenizer, len(prompts) * ask.n, g.log)
         if ask.stream:
-            response = sse.stream(writer.events(g.request_id))
+            response = sse.stream(writer.events(profile.wording(g.request_id)))
             response.call_on_close(answer.close)
         else:
             response = json_response(writer.body())
@@ -167,7 +180,7 @@ def _respond(
     if not ask.stream:
         answer.close()
     response.call_on_close(writer.log_counts)
-    clamped = {name: value for _, cut in asked for name, value in cut.items()}
+    clamped = g.clamped | {name: value for _, cut in asked for name, value in cut.items()}
     if clamped:
         response.headers["X-Clamped"] = clamped_header(clamped)
     return response
@@ -181,18 +194,11 @@ def _params(
         temperature=settings.defaults_temperature,
         top_p=settings.defaults_top_p,
         top_k=settings.defaults_top_k,
+        min_p=settings.defaults_min_p,
+        repetition_penalty=settings.defaults_repetition_penalty,
     )
     return engine_params(
         ask, prompt_tokens=len(ids), card=card, defaults=defaults, new_seed=random_seed
-    )
-
-
-def _limits(settings: Settings) -> Limits:
-    return Limits(
-        group=settings.profile,
-        max_running=settings.limits_max_running,
-        max_waiting=settings.limits_max_waiting,
-        queue_timeout=settings.limits_queue_timeout,
     )
 
 
@@ -208,6 +214,7 @@ class Writer:
         num_choices: int,
         line: RequestLog,
     ) -> None:
+        self._profile = current_profile()
         self._answer = answer
         self._ask = ask
         self._form = form
@@ -217,7 +224,7 @@ class Writer:
         self._has_begun = False
         self._log = line
         self._reply = render.Reply(
-            form.make_id(uuid.uuid4().hex), int(time.time()), services().models.canonical
+            form.make_id(uuid.uuid4().hex), int(time.time()), self._profile.canonical
         )
 
     def body(self) -> dict[str, Any]:
@@ -233,11 +240,12 @@ class Writer:
             render.Choice(i, "".join(texts[i]), reasons[i], self._logprobs(i, logprobs[i]))
             for i in range(self._num_choices)
         ]
-        return self._form.body(self._reply, choices, self._usage())
+        body = self._form.body(self._reply, choices, self._usage())
+        return body if self._profile.logprobs_key else render.without_extras(body)
 
-    def events(self, request_id: str) -> Iterator[bytes]:
+    def events(self, wording: Wording) -> Iterator[bytes]:
         """Yield the server-sent events; everything that waits goes out as one piece."""
-        chunks = self._form.chunks(self._reply, self._ask.include_usage)
+        chunks = self._form.chunks(self._reply, self._ask.include_usage, self._profile.logprobs_key)
         # An empty piece still sends the headers: the request is accepted, and its status is final.
         yield b"".join(chunks.opening(i) for i in range(self._num_choices))
         try:
@@ -246,7 +254,8 @@ class Writer:
         except Cancelled:
             return
         except ApiError as error:
-            yield render.error_event(error, request_id)
+            rendered = DIALECTS[self._profile.dialect](error, wording)
+            yield render.error_event(rendered.body)
             return
         yield (chunks.usage(self._usage()) if self._ask.include_usage else b"") + render.DONE
 

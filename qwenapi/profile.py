@@ -1,0 +1,142 @@
+"""A profile: how one kind of caller wants to be served, as data of a TOML file's table `[api]`.
+
+Knows names, dialect, ranges and constants; limits and defaults are settings like any others.
+Refuses to know views. Several profiles may share one port: by path first, then by the model asked
+for.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Literal, get_args
+
+from qwenapi.errors import ModelNotFound, Wording
+from qwenapi.limits import Limits
+from qwenapi.settings import Settings
+from workers.errors import ConfigError
+
+Interface = Literal["openai", "coder", "classic"]
+DialectName = Literal["openai", "fastapi", "flat"]
+HealthBody = Literal["plain", "healthy", "gpu"]
+_CHOICES = {
+    "interface": get_args(Interface),
+    "dialect": get_args(DialectName),
+    "health": get_args(HealthBody),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Profile:
+    """One profile in force. `names` are the models callers may ask it for, the answered one first.
+
+    `max_tokens_cap` 0: none; with `clamp` what is above a range is cut, otherwise it is refused.
+    """
+
+    name: str
+    settings: Settings
+    interface: Interface = "openai"
+    dialect: DialectName = "openai"
+    names: tuple[str, ...] = ()
+    requires_model: bool = False
+    malformed_status: int = 400
+    max_temperature: float = 2.0
+    max_tokens_cap: int = 0
+    clamp: bool = False
+    logprobs_key: bool = True
+    thinking: bool | None = None
+    cors_origins: tuple[str, ...] = ()
+    health: HealthBody = "plain"
+    title: str = "qwenapi"
+    service: str = "qwenapi"
+    version: str = "1.0.0"
+    model_title: str = ""
+    rate_limit: str = "无限制"
+    failure_prefix: str = ""
+    loading_message: str = ""
+    busy_message: str = ""
+
+    @classmethod
+    def of(cls, name: str, settings: Settings, facts: Mapping[str, Any], place: str) -> "Profile":
+        """Return the profile a table `[api]` describes; raise ConfigError naming a wrong key."""
+        known = {field.name: field.default for field in fields(cls) if field.kw_only}
+        values: dict[str, Any] = {}
+        for key, value in facts.items():
+            if key not in known or key in ("name", "settings"):
+                raise ConfigError(f"{place}: [api] has no key {key}")
+            values[key] = _checked(f"{place}: api.{key}", key, known[key], value)
+        names = values.pop("names", ()) or settings.served_names
+        return cls(name=name, settings=settings, names=names, **values)
+
+    @property
+    def canonical(self) -> str:
+        """Return the name replies carry, whichever alias was asked for."""
+        return self.names[0]
+
+    @property
+    def limits(self) -> Limits:
+        """Return how many of this profile's requests may run and wait together."""
+        settings = self.settings
+        return Limits(
+            group=self.name,
+            max_running=settings.limits_max_running,
+            max_waiting=settings.limits_max_waiting,
+            queue_timeout=settings.limits_queue_timeout,
+        )
+
+    def wording(self, request_id: str) -> Wording:
+        """Return this profile's own words for errors."""
+        return Wording(
+            request_id=request_id,
+            malformed_status=self.malformed_status,
+            failure_prefix=self.failure_prefix,
+            loading_message=self.loading_message,
+            busy_message=self.busy_message,
+        )
+
+
+class Profiles:
+    """The profiles of one HTTP half, the most general one last."""
+
+    def __init__(self, profiles: Sequence[Profile]) -> None:
+        self._all = tuple(profiles)
+        self._openai = tuple(p for p in profiles if p.interface == "openai")
+
+    def __iter__(self) -> Iterator[Profile]:
+        return iter(self._all)
+
+    def of_interface(self, interface: Interface) -> Profile | None:
+        return next((p for p in self._all if p.interface == interface), None)
+
+    @property
+    def unread(self) -> Profile:
+        """Return whose dialect answers before a model could be read: the only one, or OpenAI's."""
+        plain = (p for p in self._openai if p.dialect == "openai")
+        return self._all[0] if len(self._all) == 1 else next(plain, self._all[-1])
+
+    @property
+    def model_names(self) -> tuple[str, ...]:
+        """Return the names OpenAI's callers may use: the served one first, then the aliases."""
+        return tuple(dict.fromkeys(name for p in reversed(self._openai) for name in p.names))
+
+    def for_model(self, name: str | None) -> Profile:
+        """Return the profile that serves a name; None is for the first that asks for none."""
+        if name is None:
+            candidates = [p for p in self._openai if not p.requires_model] or list(self._openai)
+            return candidates[0]
+        for profile in self._openai:
+            if name in profile.names:
+                return profile
+        raise ModelNotFound(name, self.model_names)
+
+
+def _checked(place: str, key: str, default: Any, value: Any) -> Any:
+    """Return a TOML value as its field's type, or raise ConfigError."""
+    if isinstance(default, tuple) and isinstance(value, list):
+        value = tuple(value)
+    kind = bool if default is None else type(default)
+    if isinstance(value, int) and kind is float:
+        value = float(value)
+    choices = _CHOICES.get(key)
+    if type(value) is not kind or (choices and value not in choices):
+        wanted = f"one of {', '.join(choices)}" if choices else f"a {kind.__name__}"
+        raise ConfigError(f"{place} = {value!r}: must be {wanted}")
+    return value

@@ -1,0 +1,27 @@
+"""The tokenizers of what the engines serve, each loaded once."""
+
+import time
+
+from qwenapi.errors import EngineUnavailable
+from qwenapi.text.tokenizer import Tokenizer
+from workers.protocol import ModelCard
+
+
+class Tokenizers:
+    """Served names belong to the HTTP half; which model is behind them, each engine's card says."""
+
+    def __init__(self) -> None:
+        self.since = int(time.time())
+        self._loaded: dict[tuple[str, str], Tokenizer] = {}
+
+    def prepare(self, card: ModelCard) -> None:
+        """Load what an engine's model needs; called in a thread, before requests can reach it."""
+        key = (card.model_dir, card.tokenizer_sha256)
+        if key not in self._loaded:
+            self._loaded[key] = Tokenizer(card.model_dir)
+
+    def of(self, card: ModelCard | None) -> Tokenizer:
+        """Return the tokenizer of a connected engine; raise EngineUnavailable if there is none."""
+        if card is None:
+            raise EngineUnavailable(retry_after=1)
+        return self._loaded[card.model_dir, card.tokenizer_sha256]
