@@ -21,6 +21,7 @@ from qwenapi.errors import (
 )
 from qwenapi.generation import Beat, Generation, Mailbox
 from qwenapi.limits import Limits
+from qwenapi.text.stop_matcher import StopAutomaton
 from qwenapi.text.text_stream import TextStream
 from qwenapi.text.tokenizer import Tokenizer
 from workers.protocol import Chunk, Failed, Rejected, SamplingParams, TokenLogprob
@@ -62,6 +63,8 @@ class Answer:
         self._mailbox = Mailbox()
         self._streams: dict[tuple[Generation, int], tuple[int, TextStream]] = {}
         self._generations: list[Generation] = []
+        # Up to the end of each choice: what an engine sent behind a stop string is nobody's.
+        self.completion_tokens = 0
         # While queued and between tokens nothing is written, so only this sees a caller that
         # leaves.
         self._watcher = ClientWatcher(environ, self._mailbox.cancel)
@@ -71,6 +74,7 @@ class Answer:
         Cancelled.
         """
         indexes = itertools.count()
+        stops = StopAutomaton(question.stops)
         try:
             for prompt_ids, params in question.prompts:
                 generation = self._engine.submit(
@@ -86,7 +90,7 @@ class Answer:
                 for choice in generation.request.choices:
                     self._streams[generation, choice] = (
                         next(indexes),
-                        self._text_stream(question, params),
+                        self._text_stream(question, params, stops),
                     )
         except Refused as refused:
             raise refusal(refused.rejected) from refused
@@ -109,6 +113,8 @@ class Answer:
                     raise failure(event)
                 is_beat = is_beat or isinstance(event, Beat)
             if batch or is_beat:
+                for generation in self._generations:
+                    generation.touch()
                 yield batch
 
     def close(self) -> None:
@@ -125,14 +131,12 @@ class Answer:
     def cached_tokens(self) -> int:
         return sum(generation.num_cached_tokens for generation in self._generations)
 
-    @property
-    def completion_tokens(self) -> int:
-        return sum(generation.completion_tokens for generation in self._generations)
-
-    def _text_stream(self, question: Question, params: SamplingParams) -> TextStream:
+    def _text_stream(
+        self, question: Question, params: SamplingParams, stops: StopAutomaton
+    ) -> TextStream:
         return TextStream(
             self._tokenizer,
-            question.stops,
+            stops,
             skip_special_tokens=question.skip_special_tokens,
             min_tokens=params.min_tokens,
         )
@@ -141,6 +145,7 @@ class Answer:
         if (generation, chunk.choice) not in self._streams:
             return []  # tokens that were on their way when a stop string ended the choice
         index, stream = self._streams[generation, chunk.choice]
+        self.completion_tokens += len(chunk.token_ids)
         ids, logprobs = chunk.token_ids, chunk.logprobs
         if chunk.stop_token_id is not None:
             ids, logprobs = ids[:-1], logprobs[:-1]

@@ -43,6 +43,7 @@ def create_app(
 ) -> Flask:
     """Return the application that serves the profiles' interfaces through `engine`."""
     app = Flask(__name__, static_folder=None)
+    app.url_map.merge_slashes = False  # an address is right or unknown, never redirected
     app.config["MAX_CONTENT_LENGTH"] = settings.max_body_bytes
     app.extensions[EXTENSION] = Services(settings, profiles, engine, tokenizers)
     app.before_request(_begin)

@@ -4,7 +4,6 @@ needs.
 
 import argparse
 import ipaddress
-import logging
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -37,6 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def serve(parsed: argparse.Namespace) -> int:
     """Run both halves on this machine."""
     settings = load(vars(parsed))
+    if settings.model:
+        _check_model(settings.engine_config().model)
     folder = _own(run_dir(settings, "serve"))
     http, url = _http(parsed, settings, folder)
     return _supervise(settings, folder, [_engines(settings, folder), [http]], f"ready: {url}")
@@ -85,6 +86,16 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _check_model(directory: str) -> None:
+    """Refuse at once what would fail once the weights are loaded."""
+    from qwenapi.tokenizers import load_tokenizer
+    from workers.checkpoint import Checkpoint
+
+    checkpoint = Checkpoint.at(directory)
+    checkpoint.check_config()
+    load_tokenizer(checkpoint.directory)
+
+
 def _own(folder: Path) -> Path:
     """Make the run directory and lock it for the rest of this process's life."""
     from workers.supervisor import lock_run_dir
@@ -110,8 +121,7 @@ def _http(parsed: argparse.Namespace, settings: Settings, engines_dir: Path) -> 
 
 
 def _engines(settings: Settings, folder: Path) -> list[Child]:
-    import psutil
-
+    from workers.cores import physical_cores
     from workers.launcher import EngineChild
     from workers.page import ENGINE_LAYOUT, SharedPage, page_path
     from workers.report import WorkerSpec
@@ -119,8 +129,8 @@ def _engines(settings: Settings, folder: Path) -> list[Child]:
     count = settings.data_parallel_size
     page = SharedPage.create(page_path(folder, ENGINE_LAYOUT), ENGINE_LAYOUT, count)
     # More OpenMP threads than cores fight for them; several engines share what there is.
-    cores = psutil.cpu_count(logical=False) or psutil.cpu_count() or 1
-    config = replace(settings.engine_config(), threads=settings.threads or max(1, cores // count))
+    threads = settings.threads or max(1, physical_cores() // count)
+    config = replace(settings.engine_config(), threads=threads)
     return [
         EngineChild(config, WorkerSpec(i, folder, page.path), page, _progress())
         for i in range(count)
@@ -130,10 +140,11 @@ def _engines(settings: Settings, folder: Path) -> list[Child]:
 def _supervise(
     settings: Settings, folder: Path, groups: Sequence[Sequence[Child]], ready: str
 ) -> int:
+    from workers import logs
     from workers.page import ENGINE_LAYOUT, page_path
     from workers.supervisor import Supervisor
 
-    logging.basicConfig(level=settings.log_level.upper(), format="supervisor: %(message)s")
+    logs.configure("supervisor", settings.log_level, settings.log_format)
     supervisor = Supervisor(
         groups, drain_timeout=settings.drain_timeout, on_ready=lambda: _say(ready)
     )

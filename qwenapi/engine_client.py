@@ -19,7 +19,7 @@ from gevent import get_hub
 from qwenapi.generation import Beat, Generation, Mailbox
 from qwenapi.limits import Limits
 from workers.connection import Connection, ConnectionEnded, connect
-from workers.errors import PageError, ProtocolError
+from workers.errors import ConfigError, PageError, ProtocolError
 from workers.page import ENGINE_LAYOUT, Phase, SharedPage
 from workers.protocol import (
     Abort,
@@ -43,6 +43,8 @@ log = logging.getLogger(__name__)
 DISCOVERY_SECONDS = 0.5
 PING_SECONDS = 2.0
 BEAT_SECONDS = 15.0
+# How long an engine whose model cannot be used here is left alone.
+UNUSABLE_SECONDS = 10.0
 # A prefix's favourite engine is left when it has this many more tokens in flight than the least
 # loaded one.
 AFFINITY_SLACK_TOKENS = 8192
@@ -73,11 +75,16 @@ class EngineLink:
         self.num_tokens_in_flight = 0
         self.last_pong = time.monotonic()
         self._connection = connection
+        self._is_ended = False
         self._generations: dict[int, Generation] = {}
         self._page = _open_page(hello)
 
     def submit(self, generation: Generation) -> None:
         generation.link = self
+        if self._is_ended:
+            generation.is_over = True
+            generation.put(Failed(generation.request.wid, "engine_lost"))
+            return
         self._generations[generation.request.wid] = generation
         self.num_tokens_in_flight += generation.weight
         self.send(generation.request)
@@ -109,6 +116,7 @@ class EngineLink:
 
     def end(self) -> None:
         """Answer for everything this connection owed."""
+        self._is_ended = True
         self._connection.close()
         for generation in list(self._generations.values()):
             generation.is_over = True
@@ -118,15 +126,18 @@ class EngineLink:
             self._page.close()
 
     def is_alive(self) -> bool:
-        """Return whether the engine loop has shown a sign of life within its own limit."""
+        """Return whether the engine loop shows signs of life within its own limit, and answers."""
+        silence = time.monotonic() - self.last_pong
         if self._page is None:
-            return time.monotonic() - self.last_pong < 2 * PING_SECONDS
+            return silence < 2 * PING_SECONDS
         row = self._page.read(self.hello.engine_index)
-        is_fresh = time.monotonic_ns() - row["beat_ns"] <= row["step_timeout_ns"]
+        limit = row["step_timeout_ns"]
         return (
             row["generation"] == self.hello.generation
             and row["phase"] != Phase.DRAINING
-            and is_fresh
+            and time.monotonic_ns() - row["beat_ns"] <= limit
+            # The loop answers pings between steps, so an answer may be as late as a step is long.
+            and silence <= limit / 1e9 + 2 * PING_SECONDS
         )
 
     def generations(self) -> Iterator[Generation]:
@@ -148,14 +159,15 @@ class EngineLink:
         # Ids that are not known belong to requests whose caller has gone; what was on its way is
         # dropped here.
         generations = self._generations
+        for started in step.started:
+            if generation := generations.get(started.wid):
+                generation.num_cached_tokens = started.cached_tokens
         for chunk in step.chunks:
             if generation := generations.get(chunk.wid):
                 generation.receive(chunk)
         endings: list[Finished | Failed] = [*step.finished, *step.failed]
         for ending in endings:
             if generation := generations.get(ending.wid):
-                if isinstance(ending, Finished):
-                    generation.num_cached_tokens = ending.cached_tokens
                 self._over(generation)
                 generation.put(ending)
 
@@ -183,16 +195,11 @@ class EngineClient:
         self._links: dict[Path, EngineLink] = {}
         self._connecting: set[Path] = set()
         self._serials = itertools.count(1)
-        self._greenlets: list[gevent.Greenlet] = []
 
     def start(self) -> None:
         """Begin to look for engines; call it in the process and hub that will use them."""
-        self._greenlets = [gevent.spawn(self._discover), gevent.spawn(self._keep_time)]
-
-    def stop(self) -> None:
-        gevent.killall(self._greenlets)
-        for link in self._links.values():
-            link.end()
+        gevent.spawn(self._discover)
+        gevent.spawn(self._keep_time)
 
     @property
     def card(self) -> ModelCard | None:
@@ -294,15 +301,16 @@ class EngineClient:
             link.read()
         except (ConnectionEnded, ProtocolError) as error:
             log.warning("%s lost: %s", path.name, error)
+        except ConfigError as error:
+            log.critical("%s cannot be used: %s", path.name, error)
+            gevent.sleep(UNUSABLE_SECONDS)
         finally:
             self._links.pop(path, None)
             self._connecting.discard(path)
             link.end()
 
     def _keep_time(self) -> None:
-        """Ping engines, and tell generations nothing was heard of that their callers should get a
-        sign of life.
-        """
+        """Ping engines, and let callers who have got nothing for a while have a sign of life."""
         for tick in itertools.count():
             gevent.sleep(1)
             now = time.monotonic()
@@ -310,7 +318,8 @@ class EngineClient:
                 if tick % PING_SECONDS == 0:
                     link.send(Ping(tick))
                 for generation in link.generations():
-                    if now - generation.last_event >= BEAT_SECONDS:
+                    if now - generation.last_sign >= BEAT_SECONDS:
+                        generation.touch()
                         generation.put(Beat())
 
 

@@ -7,7 +7,6 @@ say it more exactly, in our own words and never in an exception's. Knows nothing
     ├── BadRequest 400 ── ContextLengthExceeded
     ├── NotFound 404 ── ModelNotFound
     ├── MethodNotAllowed 405 · LengthRequired 411 · PayloadTooLarge 413 · UnsupportedMediaType 415
-    ├── RateLimited 429
     ├── EngineUnavailable 503 ── QueueFull
     └── InternalError 500 ── EngineFailed
 """
@@ -112,13 +111,6 @@ class UnsupportedMediaType(ApiError):
     status = 415
     type = "invalid_request_error"
     sentence = "The body must be uncompressed JSON, sent as Content-Type: application/json."
-
-
-class RateLimited(ApiError):
-    status = 429
-    type = "rate_limit_error"
-    code = "rate_limit_exceeded"
-    sentence = "Too many requests for this key. Wait, then try again."
 
 
 class EngineUnavailable(ApiError):

@@ -96,13 +96,16 @@ class Generation:
         self.token_ids: dict[int, list[int]] = {choice: [] for choice in request.choices}
         self.open_choices = set(request.choices)
         self.is_over = False
-        self.last_event = time.monotonic()
+        self.last_sign = time.monotonic()
         self.link: Link | None = None
         self._mailbox = mailbox
 
     def put(self, event: Event) -> None:
-        self.last_event = time.monotonic()
         self._mailbox.put(self, event)
+
+    def touch(self) -> None:
+        """Note that the caller was sent something."""
+        self.last_sign = time.monotonic()
 
     def receive(self, chunk: Chunk) -> None:
         """Keep a chunk's ids; raise ProtocolError if any went missing before it."""
@@ -124,10 +127,6 @@ class Generation:
         """Be done with the request, whatever its state; tell the engine if it does not know yet."""
         if self.link is not None:
             self.link.forget(self)
-
-    @property
-    def completion_tokens(self) -> int:
-        return sum(len(ids) for ids in self.token_ids.values())
 
     @property
     def weight(self) -> int:

@@ -8,6 +8,7 @@ patched it, and has its own EngineClient.
 import errno
 import faulthandler
 import fcntl
+import logging
 import os
 import signal
 import socket
@@ -19,6 +20,7 @@ from typing import Any, TypeVar
 import gevent.socket
 import orjson
 from gunicorn.app.base import BaseApplication
+from gunicorn.http import errors
 from gunicorn.workers.ggevent import GeventWorker
 
 from qwenapi.profile import Profile, Profiles
@@ -26,10 +28,13 @@ from qwenapi.settings import Settings
 from workers import lifeline
 from workers.errors import ExitCode
 
+log = logging.getLogger(__name__)
+
 # systemd's protocol for handed-over sockets, which gunicorn speaks: they start at descriptor 3.
 FIRST_LISTEN_FD = 3
 KEEPALIVE_SECONDS = 75
 HUB_STALL_SECONDS = 60
+LINGER_SECONDS, LINGER_READS = 0.5, 64
 
 Restored = TypeVar("Restored")
 
@@ -87,6 +92,29 @@ class FastWorker(GeventWorker):
             self._idle.add(sock)
             if not self.alive:
                 _stop_reading(sock)
+
+    def handle_error(self, req: Any, client: Any, addr: Any, exc: BaseException) -> None:
+        """Answer what is no HTTP we accept as JSON; gunicorn's own answer is HTML and echoes it."""
+        status, reason = _protocol_status(exc)
+        if status == 500:
+            log.error("a connection failed", exc_info=exc)
+        else:
+            log.info("refused bytes that are no request: %s", type(exc).__name__)
+        error = {
+            "message": f"{reason}.",
+            "type": "invalid_request_error",
+            "param": None,
+            "code": None,
+        }
+        body = orjson.dumps({"error": error})
+        head = (
+            f"HTTP/1.1 {status} {reason}\r\nConnection: close\r\nContent-Type: application/json\r\n"
+        )
+        try:
+            client.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+            _linger(client)
+        except OSError:
+            pass
 
     def handle_exit(self, sig: Any, frame: Any) -> None:
         super().handle_exit(sig, frame)
@@ -170,12 +198,33 @@ def main() -> None:
     HttpServer(settings, profiles, Path(handover["model_run_dir"])).run()
 
 
+def _protocol_status(exc: BaseException) -> tuple[int, str]:
+    """Return the answer to bytes that gunicorn's parser refuses, or to a failure of our own."""
+    if isinstance(exc, errors.LimitRequestLine):
+        return 414, "URI Too Long"
+    if isinstance(exc, errors.LimitRequestHeaders):
+        return 431, "Request Header Fields Too Large"
+    return (
+        (400, "Bad Request") if isinstance(exc, errors.ParseException) else (500, "Internal Error")
+    )
+
+
+def _linger(sock: Any) -> None:
+    """Read what is still coming, for a moment: closing before would reset our own answer away."""
+    sock.shutdown(socket.SHUT_WR)
+    sock.settimeout(LINGER_SECONDS)
+    for _ in range(LINGER_READS):
+        if not sock.recv(65536):
+            return
+
+
 def _stop_reading(sock: Any) -> None:
     """Let the next read find the end of the stream; a request that has already arrived is still
     read.
     """
     try:
-        sock.shutdown(socket.SHUT_RD)
+        # The plain socket's: gevent's shutdown would make a waiting reader fail with EBADF.
+        sock._sock.shutdown(socket.SHUT_RD)
     except OSError:
         pass
 

@@ -124,7 +124,10 @@ class Settings:
         choices=("auto", "cpu", "cuda"),
     )
     quantization: str = _row(
-        "none", "weight format; no quantized one loads yet", scope="model", choices=("none",)
+        "auto",
+        "what the weights are packed as; auto: as config.json says; unpacked while loading",
+        scope="model",
+        choices=("auto", "none", "awq", "gptq"),
     )
     threads: int = _row(
         0, "CPU threads of each engine; 0: physical cores ÷ engines", scope="model", minimum=0

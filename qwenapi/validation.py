@@ -177,7 +177,7 @@ def read_body(incoming: Request, max_bytes: int | None = None) -> bytes:
 def _read_no_more(incoming: Request) -> None:
     # Otherwise gunicorn would wait for the rest of the body before it looks for another request.
     if sock := incoming.environ.get("gunicorn.socket"):
-        sock.shutdown(socket.SHUT_RD)
+        sock._sock.shutdown(socket.SHUT_RD)
 
 
 def load_request(schema: Schema, body: dict[str, Any]) -> Any:

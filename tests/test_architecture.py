@@ -22,7 +22,13 @@ PACKAGES = ("qwenapi", "workers")
 
 SHARED_WITH_HTTP = {"protocol", "connection", "page", "config", "errors", "checkpoint"}
 ALSO_ALLOWED = {
-    "qwenapi/cli.py": {"supervisor", "launcher", "report"},  # it starts the processes
+    "qwenapi/cli.py": {
+        "supervisor",
+        "launcher",
+        "report",
+        "logs",
+        "cores",
+    },  # it starts the processes
     "qwenapi/server.py": {"lifeline"},  # it is a process, and ends with its supervisor
 }
 NOT_FOR_WORKERS = {"qwenapi", "flask", "gevent", "gunicorn", "marshmallow", "werkzeug"}

@@ -33,6 +33,10 @@ class Checkpoint:
             )
         return cls(directory)
 
+    def check_config(self) -> None:
+        """Raise ModelError if config.json cannot be read or lacks what every model has."""
+        assert self.vocab_size and self.max_position_embeddings
+
     @cached_property
     def config(self) -> dict[str, Any]:
         return self._json("config.json")

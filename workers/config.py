@@ -18,6 +18,7 @@ class EngineConfig:
     model: str
     dtype: str = "auto"
     device: str = "auto"
+    quantization: str = "auto"
     max_model_len: int = 0
     max_num_seqs: int = 256
     max_num_batched_tokens: int = 0
@@ -28,5 +29,7 @@ class EngineConfig:
     enable_prefix_caching: bool = True
     max_waiting: int = 1024
     step_timeout: float = 0.0
+    log_level: str = "info"
+    log_format: str = "console"
     stub: bool = False
     stub_step_seconds: float = 0.0

@@ -8,7 +8,7 @@ nothing after `abort`.
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from workers.protocol import Chunk, Failed, Finished, Generate, ModelCard
+from workers.protocol import Chunk, Failed, Finished, Generate, ModelCard, Started
 
 # A connection's number and a wire id on it; to a core it is only a name.
 Key = tuple[int, int]
@@ -18,7 +18,7 @@ Key = tuple[int, int]
 class StepOutput:
     """What one step has to say, in the order: started, chunks, finished, failed."""
 
-    started: list[Key] = field(default_factory=list)
+    started: list[tuple[Key, Started]] = field(default_factory=list)
     chunks: list[tuple[Key, Chunk]] = field(default_factory=list)
     finished: list[tuple[Key, Finished]] = field(default_factory=list)
     failed: list[tuple[Key, Failed]] = field(default_factory=list)

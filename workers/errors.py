@@ -11,13 +11,15 @@ from enum import IntEnum
 
 
 class ExitCode(IntEnum):
-    """Named exit codes; 78 is sysexits' EX_CONFIG and is never retried by a supervisor."""
+    """Named exit codes; 78 is sysexits' EX_CONFIG, after which systemd should not try again.
+
+    Our own supervisor gives up after any of them while a child has never served, and keeps trying
+    once it has: the files may be mended.
+    """
 
     OK = 0
     INTERNAL = 70
-    HUNG = 71
     OUT_OF_MEMORY = 75
-    DEVICE = 76
     CONFIG = 78
 
 

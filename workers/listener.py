@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Protocol
 
 from workers.connection import READ_BYTES, Outbox, agree_version, peer_uid
-from workers.errors import ConfigError, ProtocolError
+from workers.errors import ConfigError, ExitCode, ProtocolError
 from workers.protocol import Attach, FrameReader, Hello, Message, Ping, Pong, encode
 
 log = logging.getLogger(__name__)
@@ -68,7 +68,8 @@ class Listener:
         self._sock = _listen(path)
         self._selector.register(self._sock, selectors.EVENT_READ, self._accept)
         self._selector.register(self._wake_fd, selectors.EVENT_READ, self._wake)
-        self._thread = threading.Thread(target=self._run, name="socket", daemon=True)
+        self._is_accepting = True
+        self._thread = threading.Thread(target=self._run_or_die, name="socket", daemon=True)
 
     def start(self) -> None:
         self._thread.start()
@@ -97,6 +98,14 @@ class Listener:
         self._thread.join(timeout=5)
         os.close(self._wake_fd)
 
+    def _run_or_die(self) -> None:
+        try:
+            self._run()
+        except BaseException:
+            # Without this thread the loop would go on showing signs of life, and hear nobody.
+            log.critical("the socket thread failed", exc_info=True)
+            os._exit(ExitCode.INTERNAL)
+
     def _run(self) -> None:
         next_ping = time.monotonic() + PING_SECONDS
         while not self._is_closing:
@@ -116,6 +125,9 @@ class Listener:
         self._sock.close()
 
     def _ping(self, now: float) -> None:
+        if not self._is_accepting:
+            self._is_accepting = True
+            self._selector.register(self._sock, selectors.EVENT_READ, self._accept)
         for peer in list(self._peers.values()):
             if now - peer.last_heard > SILENCE_SECONDS:
                 self._drop(peer, "silent for too long")
@@ -123,7 +135,13 @@ class Listener:
                 self.send(peer.id, Ping(int(now)))
 
     def _accept(self) -> None:
-        sock, _ = self._sock.accept()
+        try:
+            sock, _ = self._sock.accept()
+        except OSError as error:  # out of descriptors: whoever waits is taken at the next ping
+            log.warning("cannot accept a connection: %s", error)
+            self._is_accepting = False
+            self._selector.unregister(self._sock)
+            return
         if peer_uid(sock) not in (os.getuid(), 0):
             log.warning("refused a connection from uid %d", peer_uid(sock))
             sock.close()

@@ -93,8 +93,14 @@ class SharedPage:
     def create(cls, path: Path, layout: Layout, num_slots: int) -> "SharedPage":
         """Open the page, making it if missing; counters of an existing one of this layout go on."""
         size = INT_BYTES * (HEADER_INTS + num_slots * len(layout.fields))
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o660)
         try:
+            # A link somebody planted in /dev/shm is not followed, nor is their file written.
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o660)
+        except OSError as error:
+            raise PageError(f"{path}: {error.strerror}") from error
+        try:
+            if os.fstat(fd).st_uid != os.getuid():
+                raise PermissionError(0, "the file belongs to somebody else")
             if os.fstat(fd).st_size != size:
                 os.ftruncate(fd, 0)
                 os.posix_fallocate(fd, 0, size)

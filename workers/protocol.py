@@ -203,6 +203,13 @@ class Chunk(msgspec.Struct, frozen=True, array_like=True, omit_defaults=True, gc
     logprobs: tuple[TokenLogprob, ...] = ()
 
 
+class Started(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """A request has left the queue; `cached_tokens` of its prompt need not be computed."""
+
+    wid: int
+    cached_tokens: int
+
+
 class Finished(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """All choices of a request have ended, at least one of them by itself.
 
@@ -212,7 +219,6 @@ class Finished(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
     wid: int
     prompt_tokens: int
-    cached_tokens: int
     completion_tokens: int
 
 
@@ -224,7 +230,7 @@ class Failed(msgspec.Struct, frozen=True, array_like=True, gc=False):
 class Step(Message, frozen=True, tag="step", kw_only=True):
     """Everything one engine step has for one connection."""
 
-    started: list[int] = []
+    started: list[Started] = []
     chunks: list[Chunk] = []
     finished: list[Finished] = []
     failed: list[Failed] = []

@@ -13,7 +13,15 @@ from dataclasses import dataclass
 from workers.checkpoint import Checkpoint
 from workers.config import EngineConfig
 from workers.core import Gauges, Key, StepOutput
-from workers.protocol import Chunk, Failed, Finished, FinishReason, Generate, ModelCard
+from workers.protocol import (
+    Chunk,
+    Failed,
+    Finished,
+    FinishReason,
+    Generate,
+    ModelCard,
+    Started,
+)
 
 NUM_BLOCKS = 65_536
 BLOCK_SIZE = 32
@@ -91,16 +99,16 @@ class StubEngine:
         for key, (request, arrival) in sorted(
             self._waiting.items(), key=lambda item: item[1][0].priority
         ):
-            if now - arrival > request.queue_timeout:
-                del self._waiting[key]
-                output.failed.append((key, Failed(request.wid, "queue_timeout")))
-            elif len(self._running) < self.card.max_num_seqs and (
+            if len(self._running) < self.card.max_num_seqs and (
                 not request.max_running or in_group[request.group] < request.max_running
             ):
                 del self._waiting[key]
                 in_group[request.group] += 1
                 self._running[key] = self._start(request)
-                output.started.append(key)
+                output.started.append((key, Started(request.wid, 0)))
+            elif now - arrival > request.queue_timeout:
+                del self._waiting[key]
+                output.failed.append((key, Failed(request.wid, "queue_timeout")))
 
     def _start(self, request: Generate) -> _Running:
         script = [i for i in request.prompt_ids if i not in self.card.eos_token_ids] or [0]
@@ -130,7 +138,7 @@ class StubEngine:
         if not running.open:
             del self._running[key]
             total = sum(running.num_tokens.values())
-            output.finished.append((key, Finished(request.wid, len(request.prompt_ids), 0, total)))
+            output.finished.append((key, Finished(request.wid, len(request.prompt_ids), total)))
 
 
 def _card(config: EngineConfig) -> ModelCard:

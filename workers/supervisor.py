@@ -173,7 +173,8 @@ class Supervisor:
             watch.restart_at = now + random.uniform(0, watch.backoff)
             watch.backoff = min(MAX_BACKOFF, 2 * watch.backoff)
             watch.state = State.BACKOFF
-            log.warning("%s ended (%s), starting it again", watch.child.name, describe_exit(code))
+            reason = watch.child.failure or describe_exit(code)
+            log.warning("%s ended (%s), starting it again", watch.child.name, reason)
 
     def _fail(self, child: Child, code: int) -> None:
         """Give up, because a child that has never served cannot be helped by starting it again."""

@@ -19,6 +19,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
 
+from workers import logs
 from workers.admission import Admission
 from workers.config import EngineConfig
 from workers.core import EngineCore, StepOutput
@@ -70,6 +71,7 @@ class Worker:
         self._inbox = Inbox()
         self._admission = Admission(core.card, config.max_waiting)
         self._live: dict[int, set[int]] = {}
+        self._idle_seconds = min(IDLE_SECONDS, (config.step_timeout or 60) / 4)
         self._slowest_step = 0.0
         self._is_draining = False
         self._generation = row["generation"]
@@ -96,7 +98,7 @@ class Worker:
     def tick(self) -> None:
         """Apply what has arrived and run at most one step."""
         self._beat(Phase.DRAINING if self._is_draining else Phase.IDLE)
-        arrived = self._inbox.take(0 if self._core.has_work else IDLE_SECONDS)
+        arrived = self._inbox.take(0 if self._core.has_work else self._idle_seconds)
         for connection_id, message in arrived:
             self._apply(connection_id, message)
         if self._core.has_work:
@@ -138,7 +140,7 @@ class Worker:
                 del self._live[connection_id]
 
     def _forget(self, connection_id: int, wid: int, *, finished: bool = False) -> None:
-        self._live[connection_id].discard(wid)
+        self._live.get(connection_id, set()).discard(wid)
         self._admission.release((connection_id, wid), finished=finished)
 
     def _step(self) -> None:
@@ -194,8 +196,8 @@ def _frames(output: StepOutput) -> dict[int, Step]:
     def frame(connection_id: int) -> Step:
         return frames.setdefault(connection_id, Step())
 
-    for connection_id, wid in output.started:
-        frame(connection_id).started.append(wid)
+    for (connection_id, _), started in output.started:
+        frame(connection_id).started.append(started)
     for (connection_id, _), chunk in output.chunks:
         frame(connection_id).chunks.append(chunk)
     for (connection_id, _), finished in output.finished:
@@ -228,12 +230,17 @@ def main(config: EngineConfig, spec: WorkerSpec, report: Report) -> None:
     report.hold_lifeline()
     # Also on SIGABRT, the supervisor's way of asking a hung engine where it hangs.
     faulthandler.enable()
-    logging.basicConfig(level=logging.INFO, format=f"{spec.name} %(message)s")
+    logs.configure(spec.name, config.log_level, config.log_format)
     try:
         worker = _start(config, spec, report)
     except WorkerError as error:
         report.fatal(str(error))
         sys.exit(error.exit_code)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        report.fatal(f"out of memory while loading {config.model}; see --max-num-seqs and --dtype")
+        sys.exit(ExitCode.OUT_OF_MEMORY)
     signal.signal(signal.SIGTERM, lambda *_: worker.drain())
     worker.start()
     report.ready()
@@ -254,4 +261,14 @@ def _start(config: EngineConfig, spec: WorkerSpec, report: Report) -> Worker:
         running=0,
         waiting=0,
     )
-    return Worker(load_core(config, report.progress), config, spec, row)
+
+    def progress(what: str, fraction: float) -> None:
+        row["beat_ns"] = time.monotonic_ns()
+        report.progress(what, fraction)
+
+    return Worker(load_core(config, progress), config, spec, row)
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Tell memory that ran out, by name where it is torch's: this module never imports torch."""
+    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"

@@ -10,54 +10,14 @@ from collections import deque
 from collections.abc import Sequence
 
 
-class StopMatcher:
-    """Filters one choice's text. `matched` is the stop that was found, or None."""
+class StopAutomaton:
+    """A trie of the stops (0 its root) whose nodes know their longest proper suffix in it.
+
+    Never changes once made, so all choices of a request share one.
+    """
 
     def __init__(self, stops: Sequence[str]) -> None:
-        self._automaton = _Automaton(stops)
-        self._is_idle = not stops
-        self._state = 0
-        self._held = ""
-        self.matched: str | None = None
-
-    def push(self, text: str) -> str:
-        """Return what may be emitted now that `text` has arrived; nothing after a stop."""
-        if self.matched is not None:
-            return ""
-        if self._is_idle:
-            return text
-        buffer = self._held + text
-        end = self._find(text, len(self._held))
-        self._held = ""
-        if end is not None:
-            start = end - self._automaton.match_length[self._state]
-            self.matched = buffer[start:end]
-            return buffer[:start]
-        num_free = len(buffer) - self._automaton.depth[self._state]
-        self._held = buffer[num_free:]
-        return buffer[:num_free]
-
-    def finish(self) -> str:
-        """Return the text still held: the end has come, and no stop."""
-        held, self._held = self._held, ""
-        return held
-
-    def _find(self, text: str, offset: int) -> int | None:
-        """Advance over `text`; return the end of the first stop, counted from `offset`, or None."""
-        step, match_length, state = self._automaton.step, self._automaton.match_length, self._state
-        for end, char in enumerate(text, offset + 1):
-            state = step(state, char)
-            if match_length[state]:
-                self._state = state
-                return end
-        self._state = state
-        return None
-
-
-class _Automaton:
-    """A trie of the stops (0 its root) whose nodes know their longest proper suffix in it."""
-
-    def __init__(self, stops: Sequence[str]) -> None:
+        self.is_empty = not stops
         self._children: list[dict[str, int]] = [{}]
         self._suffix = [0]
         self.depth = [0]
@@ -96,3 +56,46 @@ class _Automaton:
                 suffix = self._suffix[child] = self.step(self._suffix[node], char)
                 self.match_length[child] = self.match_length[child] or self.match_length[suffix]
                 queue.append(child)
+
+
+class StopMatcher:
+    """Filters one choice's text. `matched` is the stop that was found, or None."""
+
+    def __init__(self, automaton: StopAutomaton) -> None:
+        self._automaton = automaton
+        self._state = 0
+        self._held = ""
+        self.matched: str | None = None
+
+    def push(self, text: str) -> str:
+        """Return what may be emitted now that `text` has arrived; nothing after a stop."""
+        if self.matched is not None:
+            return ""
+        if self._automaton.is_empty:
+            return text
+        buffer = self._held + text
+        end = self._find(text, len(self._held))
+        self._held = ""
+        if end is not None:
+            start = end - self._automaton.match_length[self._state]
+            self.matched = buffer[start:end]
+            return buffer[:start]
+        num_free = len(buffer) - self._automaton.depth[self._state]
+        self._held = buffer[num_free:]
+        return buffer[:num_free]
+
+    def finish(self) -> str:
+        """Return the text still held: the end has come, and no stop."""
+        held, self._held = self._held, ""
+        return held
+
+    def _find(self, text: str, offset: int) -> int | None:
+        """Advance over `text`; return the end of the first stop, counted from `offset`, or None."""
+        step, match_length, state = self._automaton.step, self._automaton.match_length, self._state
+        for end, char in enumerate(text, offset + 1):
+            state = step(state, char)
+            if match_length[state]:
+                self._state = state
+                return end
+        self._state = state
+        return None

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from qwenapi.text.detokenizer import Detokenizer
-from qwenapi.text.stop_matcher import StopMatcher
+from qwenapi.text.stop_matcher import StopAutomaton, StopMatcher
 from qwenapi.text.tokenizer import Tokenizer
 
 
@@ -24,13 +24,13 @@ class TextStream:
     def __init__(
         self,
         tokenizer: Tokenizer,
-        stops: Sequence[str] = (),
+        stops: StopAutomaton | None = None,
         *,
         skip_special_tokens: bool = True,
         min_tokens: int = 0,
     ) -> None:
         self._detokenizer = Detokenizer(tokenizer, skip_special_tokens)
-        self._matcher = StopMatcher(stops)
+        self._matcher = StopMatcher(stops or StopAutomaton(()))
         self._num_unchecked = min_tokens
 
     def push(self, ids: Sequence[int]) -> TextDelta:

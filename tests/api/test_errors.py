@@ -20,7 +20,6 @@ def tree(root: type[ApiError]) -> list[type[ApiError]]:
         ("LengthRequired", 411, "invalid_request_error", None),
         ("PayloadTooLarge", 413, "invalid_request_error", None),
         ("UnsupportedMediaType", 415, "invalid_request_error", None),
-        ("RateLimited", 429, "rate_limit_error", "rate_limit_exceeded"),
         ("EngineUnavailable", 503, "server_error", "engine_unavailable"),
         ("QueueFull", 503, "server_error", "queue_full"),
         ("InternalError", 500, "server_error", "internal_error"),

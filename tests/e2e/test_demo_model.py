@@ -126,6 +126,9 @@ def test_a_repeated_prompt_is_found_in_the_cache_and_gives_the_same_answer(serve
     second = server.chat(prompt, max_tokens=16, temperature=0).json()
     assert second["usage"]["prompt_tokens_details"]["cached_tokens"] >= 64
     assert second["choices"] == first["choices"]
+    stopped = server.chat(prompt, max_tokens=300, temperature=0, stop=[" ", "a", "e", "的"]).json()
+    assert stopped["choices"][0]["finish_reason"] == "stop"
+    assert stopped["usage"]["prompt_tokens_details"]["cached_tokens"] >= 64
 
 
 def test_sampling_fields_reach_the_engine(server):
@@ -139,6 +142,7 @@ def test_sampling_fields_reach_the_engine(server):
     assert server.text("hello", max_tokens=8, temperature=2, top_k=1, ignore_eos=True) == greedy
     assert server.text("hello", max_tokens=8, temperature=2, top_p=0, ignore_eos=True) == greedy
     assert server.text("hello", max_tokens=8, temperature=2, min_p=1, ignore_eos=True) == greedy
+    assert server.text("hello", max_tokens=8, temperature=1e-40, ignore_eos=True) == greedy
     biased = server.text(
         "hello", max_tokens=3, temperature=0, logit_bias={"70": 100}, ignore_eos=True
     )

@@ -1,6 +1,7 @@
 """Processes that die, hang and stop, on the stub engine."""
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -15,6 +16,7 @@ import requests
 
 from tests.e2e.test_http_on_stub import raw_request
 from tests.running_server import RunningServer, sse_events, wait_for
+from workers.model.demo import demo_model_dir
 
 MESSAGES = [{"role": "user", "content": "hello 你好"}]
 LONG = {"messages": MESSAGES, "max_tokens": 2000}
@@ -72,6 +74,37 @@ def test_a_stopped_engine_turns_readiness_off_is_killed_and_replaced(start_serve
     wait_for(replaced(server, pid), 20)
     assert server.text("again", max_tokens=5)
     assert "hangs (no sign of life" in server.log
+
+
+def test_a_short_step_timeout_does_not_kill_an_idle_engine(start_server):
+    server = start_server(*SLOW, "--step-timeout", "0.4")
+    pid = engine_pid(server)
+    time.sleep(2)
+    assert engine_pid(server) == pid and "hangs" not in server.log
+    assert server.text("awake", max_tokens=3)
+
+
+def test_a_request_is_answered_though_every_engine_it_could_go_to_dies(start_server):
+    server = start_server(*SLOW, "--data-parallel-size", "2")
+    wait_for(lambda: all(f"engine-{i}.sock connected" in server.log for i in (0, 1)))
+    pids = [engine_pid(server, i) for i in (0, 1)]
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    with ThreadPoolExecutor(8) as pool:
+        answers = [pool.submit(server.chat, f"q{i}", max_tokens=3) for i in range(8)]
+        time.sleep(0.3)
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+        statuses = {answer.result(timeout=20).status_code for answer in answers}
+    assert statuses <= {200, 500, 503}
+
+
+def test_a_restart_that_fails_says_why(tmp_path, start_server):
+    shutil.copytree(demo_model_dir(), tmp_path / "model")
+    server = start_server(*SLOW, "--model", str(tmp_path / "model"))
+    shutil.rmtree(tmp_path / "model")
+    os.kill(engine_pid(server), signal.SIGKILL)
+    wait_for(lambda: "no such model directory" in server.log, 20)
 
 
 def test_an_engine_that_hangs_inside_a_step_is_killed_and_says_where(start_server):
@@ -163,6 +196,7 @@ def test_sigterm_lets_running_streams_finish_and_refuses_new_connections(start_s
         assert server.stop() == 0
         assert sse_events(stream.result().content)[-1] == "[DONE]"
     assert time.monotonic() - started < 15
+    assert "Traceback" not in server.log and "[error" not in server.log
     with pytest.raises(requests.ConnectionError):
         server.get("/livez")
     idle.close()
@@ -242,6 +276,15 @@ def test_a_start_that_cannot_succeed_says_why_in_one_line_and_exits_78(run_cli, 
         "serve", "--model", tmp_path / "empty", "--port", "0", "--run-dir", tmp_path / "c"
     )
     assert done.returncode == 78 and "config.json" in last_line(done)
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text" / "config.json").write_text(
+        '{"vocab_size": 9, "max_position_embeddings": 9}'
+    )
+    (tmp_path / "text" / "tokenizer.json").write_text("{}")
+    done = run_cli(
+        "serve", "--model", tmp_path / "text", "--port", "0", "--run-dir", tmp_path / "d"
+    )
+    assert done.returncode == 78 and "tokenizer.json" in last_line(done)
     done = run_cli("serve", "--profile", "nonesuch")
     assert done.returncode == 78 and "nonesuch" in last_line(done)
     done = run_cli("serve", "--max-model-length", "5")

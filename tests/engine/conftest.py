@@ -56,6 +56,7 @@ class Driver:
         self.engine = engine
         self.chunks: dict[object, list[Chunk]] = {}
         self.started: list[object] = []
+        self.cached_tokens: dict[object, int] = {}
         self.finished: dict[object, Finished] = {}
         self.failed: dict[object, Failed] = {}
         self.steps = 0
@@ -81,7 +82,8 @@ class Driver:
         output = self.engine.step()
         self.engine.check_integrity()
         self.steps += 1
-        self.started += output.started
+        self.started += [key for key, _ in output.started]
+        self.cached_tokens |= {key: started.cached_tokens for key, started in output.started}
         for key, chunk in output.chunks:
             chunks = self.chunks.setdefault(key, [])
             before = sum(len(c.token_ids) for c in chunks if c.choice == chunk.choice)

@@ -95,5 +95,5 @@ def test_on_a_prefix_cache_hit(drive, name, prompts, comparison):
     run_and_check(driver, [prefix + rest for rest in prompts(2, longest=20)], comparison)
     driver.add(9, prefix + [5, 6, 7], max_tokens=NEW_TOKENS)
     driver.run()
-    assert driver.finished[9].cached_tokens == len(prefix) // 8 * 8 > 0
+    assert driver.cached_tokens[9] == len(prefix) // 8 * 8 > 0
     comparison.check(prefix + [5, 6, 7], driver.tokens(9))

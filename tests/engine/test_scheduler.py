@@ -169,3 +169,44 @@ def test_every_request_leaves_exactly_once(seed):
             aborted.add(victim)
     bench.run()
     assert sorted(bench.ended) == sorted(set(requests) - aborted)
+
+
+def test_a_started_request_is_never_kept_from_the_rows_it_was_promised(drive):
+    driver = drive(max_num_seqs=4, max_num_batched_tokens=8, num_blocks=200)
+    driver.add(1, range(10, 60), choices=(0, 1, 2, 3), priority=1, max_tokens=4)
+    driver.step()  # the long prompt has begun; its siblings are held back
+    driver.add(2, range(10, 20), choices=(0, 1, 2, 3), priority=0, max_tokens=4)
+    driver.run()
+    assert driver.finished.keys() == {1, 2}
+
+
+def test_groups_and_preemption_together_end_every_request(drive):
+    driver = drive(max_num_seqs=4, max_num_batched_tokens=16, num_blocks=24)
+    for key in range(24):
+        driver.add(
+            key,
+            range(5, 25 + key % 30),
+            choices=tuple(range(1 + key % 4)),
+            priority=key % 3,
+            group="ab"[key % 2],
+            max_running=key % 2,
+            max_waiting=100,
+            max_tokens=12,
+        )
+    driver.run()
+    assert len(driver.finished) == 24
+
+
+def test_a_request_that_may_not_wait_runs_if_it_can_start_at_once(drive):
+    driver = drive()
+    driver.add(1, range(10, 20), queue_timeout=0.0, max_tokens=2)
+    assert driver.run().finished.keys() == {1}
+
+
+def test_an_abort_of_the_last_choice_takes_back_what_was_still_to_be_said(drive):
+    driver = drive()
+    driver.add(1, range(10, 20), resume=((7,) * 16,), max_tokens=16)  # full from the start
+    assert driver.engine.abort(1, (0,))
+    assert not driver.engine.has_work
+    driver.add(1, range(10, 20), max_tokens=2)
+    assert driver.run().finished.keys() == {1}

@@ -18,6 +18,7 @@ from workers.protocol import (
     Ping,
     Pong,
     SamplingParams,
+    Started,
     Step,
     encode,
 )
@@ -138,7 +139,7 @@ def test_a_peer_that_reads_nothing_is_dropped_when_its_outbox_is_full_and_never_
 ):
     lazy, _ = attach()
     eager, _ = attach()
-    frame = Step(started=list(range(300_000)))
+    frame = Step(started=[Started(i, 0) for i in range(150_000)])
     for _ in range(20):
         listener.send(1, frame)
     wait_for(lambda: handler.closed)
@@ -168,7 +169,7 @@ def test_a_peer_is_pinged_and_dropped_when_it_stays_silent(tmp_path, attach, han
 
 def test_a_slow_reader_gets_every_byte_in_order(tmp_path, attach, listener):
     connection, _ = attach()
-    sent = [Step(started=list(range(i * 1000, i * 1000 + 500))) for i in range(500)]
+    sent = [Step(started=[Started(i * 1000 + k, 0) for k in range(250)]) for i in range(500)]
     for step in sent:
         listener.send(1, step)
     received = []
@@ -234,3 +235,31 @@ def test_an_outbox_keeps_order_across_partial_writes():
     theirs.close()
     assert not outbox.send(b"x") or not outbox.send(b"x")
     ours.close()
+
+
+def test_running_out_of_descriptors_delays_a_connection_and_ends_nothing(
+    tmp_path, attach, handler, monkeypatch
+):
+    monkeypatch.setattr("workers.listener.PING_SECONDS", 0.1)
+    listener = Listener(
+        tmp_path / "e.sock", lambda version: Hello(version, 1, 0, "", CARD), handler
+    )
+    real, failures = listener._sock, []
+
+    class Starved:
+        def accept(self):
+            if len(failures) < 3:
+                failures.append(1)
+                raise OSError(24, "Too many open files")
+            return real.accept()
+
+        def __getattr__(self, name):
+            return getattr(real, name)
+
+    listener._sock = Starved()
+    listener.start()
+    connection, hello = attach()
+    assert hello.card == CARD and len(failures) == 3
+    listener.close()
+    with pytest.raises(ConnectionEnded):
+        connection.receive()

@@ -80,3 +80,11 @@ def test_pages_of_two_run_directories_never_share_a_file(tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
     assert page_path(tmp_path / "a", ENGINE_LAYOUT) != page_path(tmp_path / "b", ENGINE_LAYOUT)
+
+
+def test_a_planted_link_is_not_followed(tmp_path):
+    (tmp_path / "victim").write_text("precious")
+    (tmp_path / "p").symlink_to(tmp_path / "victim")
+    with pytest.raises(PageError):
+        SharedPage.create(tmp_path / "p", ENGINE_LAYOUT, 1)
+    assert (tmp_path / "victim").read_text() == "precious"

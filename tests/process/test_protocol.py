@@ -20,6 +20,7 @@ from workers.protocol import (
     Pong,
     Rejected,
     SamplingParams,
+    Started,
     Step,
     TokenLogprob,
     encode,
@@ -58,12 +59,12 @@ FROM_ENGINE = [
     Accepted(1),
     Rejected(wid=1, reason="queue_full", queue_size=3, max_queue_size=10, retry_after=7),
     Step(
-        started=[1],
+        started=[Started(1, 64)],
         chunks=[
             Chunk(1, 0, 5, (7, 8), "stop", 8, (TokenLogprob(7, -0.5, (7, 9), (-0.5, -1.5)),)),
             Chunk(2, 1, 0, (3,)),
         ],
-        finished=[Finished(1, 3, 0, 7)],
+        finished=[Finished(1, 3, 7)],
         failed=[Failed(2, "queue_timeout")],
     ),
     Ping(1),

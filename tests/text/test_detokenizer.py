@@ -5,6 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qwenapi.text.detokenizer import Detokenizer
+from qwenapi.text.stop_matcher import StopAutomaton
 from qwenapi.text.text_stream import TextDelta, TextStream
 from qwenapi.text.tokenizer import Tokenizer
 
@@ -94,7 +95,7 @@ def test_special_tokens_are_text_only_when_asked(small: Tokenizer) -> None:
 
 
 def test_a_stream_ends_at_its_stop(small: Tokenizer) -> None:
-    stream = TextStream(small, ["User:"])
+    stream = TextStream(small, StopAutomaton(["User:"]))
     assert stream.push(small.encode("the cat Us")) == TextDelta("the cat ", False)
     assert stream.push(small.encode("er: hi")) == TextDelta("", True)
     assert stream.push(small.encode("more")) == TextDelta("", True)
@@ -102,14 +103,14 @@ def test_a_stream_ends_at_its_stop(small: Tokenizer) -> None:
 
 
 def test_a_stream_releases_what_was_held_when_it_ends(small: Tokenizer) -> None:
-    stream = TextStream(small, ["User:"])
+    stream = TextStream(small, StopAutomaton(["User:"]))
     assert stream.push([*small.encode("Us"), *bytes_ids(small, b"\xe4")]) == TextDelta("", False)
     assert stream.finish() == TextDelta("Us\ufffd", False)
 
 
 def test_the_first_min_tokens_cannot_stop(small: Tokenizer) -> None:
     stop = bytes_ids(small, b"x")
-    stream = TextStream(small, ["x"], min_tokens=3)
+    stream = TextStream(small, StopAutomaton(["x"]), min_tokens=3)
     assert stream.push(stop * 2) == TextDelta("xx", False)
     assert stream.push([*stop, *bytes_ids(small, b"ax")]) == TextDelta("xa", True)
 

@@ -4,11 +4,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qwenapi.text.stop_matcher import StopMatcher
+from qwenapi.text.stop_matcher import StopAutomaton, StopMatcher
 
 
 def run(stops: list[str], pieces: list[str]) -> tuple[list[str], str | None]:
-    matcher = StopMatcher(stops)
+    matcher = StopMatcher(StopAutomaton(stops))
     out = [matcher.push(piece) for piece in pieces]
     return [*out, matcher.finish()], matcher.matched
 
@@ -59,7 +59,7 @@ def test_the_result_depends_on_the_text_alone(stops: list[str], pieces: list[str
     st.text("abc", max_size=20),
 )
 def test_held_text_is_the_longest_prefix_of_a_stop(stops: list[str], text: str) -> None:
-    matcher = StopMatcher(stops)
+    matcher = StopMatcher(StopAutomaton(stops))
     emitted = matcher.push(text)
     if matcher.matched is None:
         held = text[len(emitted) :]
@@ -73,7 +73,7 @@ def test_time_is_linear_for_stops_that_nearly_match() -> None:
     stops = ["a" * 255 + chr(0x4E00 + i) for i in range(16)]
 
     def seconds(length: int) -> float:
-        matcher = StopMatcher(stops)
+        matcher = StopMatcher(StopAutomaton(stops))
         started = time.process_time()
         for _ in range(length):
             matcher.push("a" * 300 + "b")

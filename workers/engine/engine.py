@@ -16,7 +16,7 @@ from workers.engine.sampler import Sample
 from workers.engine.scheduler import Scheduler
 from workers.engine.sequence import Sequence
 from workers.engine.start import start
-from workers.protocol import Chunk, Failed, Generate
+from workers.protocol import Chunk, Failed, Generate, Started
 
 Progress = Callable[[str, float], None]
 
@@ -58,7 +58,7 @@ class Engine:
         full = [sequence for sequence in state.sequences if sequence.is_finished]
         self._pending.chunks += [(key, _last_chunk(sequence)) for sequence in full]
         if state.is_finished:
-            self._pending.started.append(key)
+            self._pending.started.append((key, Started(request.wid, 0)))
             self._pending.finished.append((key, state.finished()))
             return
         self._requests[key] = state
@@ -66,24 +66,25 @@ class Engine:
 
     def abort(self, key: Key, choices: tuple[int, ...] = ()) -> bool:
         """Forget these choices of a request (none named: all) and free what they hold."""
-        if not choices:
-            self._pending = _without(self._pending, key)
         request = self._requests.get(key)
         if request is not None:
             self._scheduler.abort(request, choices or request.generate.choices)
-            if request.is_finished:
-                del self._requests[key]
-        return key not in self._requests
+            if not request.is_finished:
+                return False
+            del self._requests[key]
+        self._pending = _without(self._pending, key)
+        return True
 
     def step(self) -> StepOutput:
         """Compute one batch and return what it has to say."""
         output, self._pending = self._pending, StepOutput()
+        batch = self._scheduler.schedule()
         for request in self._scheduler.expire(self._clock()):
             del self._requests[request.key]
             output.failed.append((request.key, Failed(request.generate.wid, "queue_timeout")))
-        batch = self._scheduler.schedule()
         for request in batch.started:
-            output.started.append(request.key)
+            cached_tokens = request.cached_tokens or 0
+            output.started.append((request.key, Started(request.generate.wid, cached_tokens)))
             self._prompt_tokens += len(request.prompt_ids)
             self._cached_tokens += request.cached_tokens or 0
         if batch.rows:
@@ -154,7 +155,7 @@ def _last_chunk(sequence: Sequence) -> Chunk:
 
 def _without(output: StepOutput, key: Key) -> StepOutput:
     return StepOutput(
-        [other for other in output.started if other != key],
+        [item for item in output.started if item[0] != key],
         [item for item in output.chunks if item[0] != key],
         [item for item in output.finished if item[0] != key],
         [item for item in output.failed if item[0] != key],

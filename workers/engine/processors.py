@@ -13,6 +13,8 @@ from torch import Tensor
 
 from workers.protocol import SamplingParams
 
+MIN_TEMPERATURE = 1e-5
+
 
 @dataclass(frozen=True, slots=True)
 class SamplingRow:
@@ -32,7 +34,8 @@ class SamplingRow:
 
     @property
     def is_greedy(self) -> bool:
-        return self.params.temperature == 0.0
+        # Smaller ones would overflow float32 logits; the best token has all the probability anyway.
+        return self.params.temperature < MIN_TEMPERATURE
 
     @property
     def is_processed(self) -> bool:

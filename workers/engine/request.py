@@ -79,6 +79,5 @@ class Request:
         return Finished(
             self.generate.wid,
             prompt_tokens=len(self.prompt_ids),
-            cached_tokens=self.cached_tokens or 0,
             completion_tokens=sum(sequence.num_output_tokens for sequence in self.sequences),
         )

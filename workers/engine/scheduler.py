@@ -170,7 +170,11 @@ class Scheduler:
         """Let sequences run while rows, budget and blocks last; return what starts."""
         started: list[Request] = []
         owed = sum(self._blocks_owed(sequence) for sequence in self._running)
-        for sequence in self._waiting:
+        # Started requests first: rows are promised to them, so nobody who waits for rows may stand
+        # in their way, whatever its priority.
+        for sequence in sorted(
+            self._waiting, key=lambda sequence: not sequence.request.has_started
+        ):
             request = sequence.request
             if plan.num_left == 0 or len(self._running) >= self._max_num_seqs:
                 break

@@ -5,18 +5,18 @@ takes what is left. Refuses to know requests.
 """
 
 import ctypes
-import os
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
 from workers.checkpoint import Checkpoint
 from workers.config import EngineConfig
+from workers.cores import physical_cores
 from workers.engine.model_runner import ModelRunner
 from workers.engine.processors import SamplingRow
 from workers.engine.sampler import sample
+from workers.errors import ModelError
 from workers.model.attention import AttentionPlan, PrefillSpan
 from workers.model.capacity import (
     Limits,
@@ -27,6 +27,7 @@ from workers.model.capacity import (
 )
 from workers.model.decoder import CacheShape, Decoder
 from workers.model.loader import choose_device, choose_dtype, load_config, load_weights
+from workers.model.quantized import Quantization
 from workers.protocol import ModelCard, SamplingParams
 
 # From glibc's malloc.h.
@@ -43,7 +44,8 @@ def start(config: EngineConfig, progress: Progress) -> tuple[ModelCard, ModelRun
     dtype = choose_dtype(config.dtype, device)
     checkpoint = Checkpoint.at(config.model)
     model_config = load_config(checkpoint)
-    torch.set_num_threads(config.threads or _physical_cores())
+    _check_quantization(config.quantization, checkpoint)
+    torch.set_num_threads(config.threads or physical_cores())
     _keep_freed_memory()
     model = load_weights(checkpoint, model_config, dtype, device, progress)
     shape = CacheShape.of(model_config, dtype)
@@ -51,6 +53,17 @@ def start(config: EngineConfig, progress: Progress) -> tuple[ModelCard, ModelRun
     runner = ModelRunner(decoder, shape.num_kv_heads, limits.num_blocks, limits.block_size)
     progress("ready", 1.0)
     return _card(checkpoint, model_config, dtype, device, limits), runner
+
+
+def _check_quantization(asked: str, checkpoint: Checkpoint) -> None:
+    """Refuse a statement about the weights that config.json contradicts."""
+    found = Quantization.of(checkpoint)
+    method = found.method if found else "none"
+    if asked not in ("auto", method):
+        raise ModelError(
+            f"{checkpoint.directory / 'config.json'}: --quantization {asked}, but the weights are"
+            f" packed as {method!r}; leave the flag out"
+        )
 
 
 def _build(
@@ -123,12 +136,3 @@ def _keep_freed_memory() -> None:
     if mallopt is not None:
         mallopt(_M_MMAP_THRESHOLD, _KEPT_BYTES)
         mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
-
-
-def _physical_cores() -> int:
-    """Count the cores this process may use; threads beyond them only compete for the same units."""
-    siblings = set()
-    for cpu in os.sched_getaffinity(0):
-        file = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
-        siblings.add(file.read_text() if file.is_file() else str(cpu))
-    return len(siblings)

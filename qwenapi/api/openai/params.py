@@ -54,7 +54,7 @@ def engine_params(
 ) -> EngineParams:
     """Return what to ask of the engine for one prompt. `new_seed` gives a signed 64-bit integer."""
     max_tokens, min_tokens, clamped = _lengths(request, _room(prompt_tokens, card), defaults)
-    _check_vocabulary(request, card.vocab_size)
+    _check_against(card, request)
     params = SamplingParams(
         max_tokens=max_tokens,
         min_tokens=min_tokens,
@@ -126,7 +126,13 @@ def _lengths(
     return max_tokens, min_tokens, clamped
 
 
-def _check_vocabulary(request: SamplingRequest, vocab_size: int) -> None:
+def _check_against(card: ModelCard, request: SamplingRequest) -> None:
+    if request.n > card.max_num_seqs:
+        raise BadRequest(
+            f"'n' is more than the {card.max_num_seqs} sequences this server runs at once.",
+            param="n",
+        )
+    vocab_size = card.vocab_size
     check_token_ids(list(request.logit_bias), vocab_size, "logit_bias")
     check_token_ids(request.stop_token_ids, vocab_size, "stop_token_ids")
     if request.top_k is not None and request.top_k > vocab_size:

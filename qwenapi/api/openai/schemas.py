@@ -217,7 +217,7 @@ class SamplingSchema(RequestSchema):
 
     top_k = StrictInteger(-1, INT32)
     min_p = StrictFloat(0, 1)
-    repetition_penalty = StrictFloat(above=0, high=2)
+    repetition_penalty = StrictFloat(0.01, 2)
     min_tokens = StrictInteger(0, INT32)
     stop_token_ids = TokenIds()
     ignore_eos = StrictBoolean()

@@ -90,7 +90,7 @@ def _choose_profile(body: dict[str, Any]) -> None:
 @accepts(ChatSchema, before=_choose_profile)
 def chat_completions(ask: ChatRequest) -> Response:
     card, tokenizer = _model()
-    size = sum(len(message["content"]) for message in ask.messages)
+    size = sum(len(text) for message in ask.messages for text in message.values())
     thinking = ask.enable_thinking
     if thinking is None:
         thinking = current_profile().thinking
