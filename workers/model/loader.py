@@ -12,11 +12,18 @@ from typing import Any, Self
 
 import torch
 from safetensors import SafetensorError, safe_open
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 from transformers.utils import logging as transformers_logging
 
 from workers.checkpoint import Checkpoint
 from workers.errors import ModelError
+from workers.model.packed_weights import open_packed
+from workers.model.quantized import Quantization
 
 Progress = Callable[[str, float], None]
 
@@ -59,13 +66,15 @@ def load_config(checkpoint: Checkpoint) -> PretrainedConfig:
     if checkpoint.architecture not in ARCHITECTURES:
         known = ", ".join(ARCHITECTURES)
         raise ModelError(f"{file}: architecture {checkpoint.architecture} is not one of {known}")
-    if "quantization_config" in checkpoint.config:
-        raise ModelError(f"{file}: quantization_config is not supported; use unquantized weights")
+    quantization = Quantization.of(checkpoint)
     try:
         config = AutoConfig.from_pretrained(checkpoint.directory, local_files_only=True)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(f"{file}: {error}") from error
     _refuse_unsupported(config, file)
+    if quantization is not None:
+        # With it, transformers would look for kernels of its own; open_packed unpacks instead.
+        del config.quantization_config
     return config
 
 
@@ -78,14 +87,15 @@ def load_weights(
 ) -> PreTrainedModel:
     """Return the transformers model with its weights on `device`, or spread over several GPUs."""
     _refuse_damaged(checkpoint.weight_files)
+    model_class: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     try:
-        with _reporting(progress):
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
-                checkpoint.directory,
+        with _reporting(progress), _source(checkpoint, config, dtype, device) as source:
+            loaded: Any = model_class.from_pretrained(
+                **source,
                 config=config,
                 dtype=dtype,
-                device_map=_device_map(checkpoint, device),
                 use_safetensors=True,
+                ignore_mismatched_sizes=True,  # to be refused below, with their names
                 local_files_only=True,
                 output_loading_info=True,
             )
@@ -121,13 +131,39 @@ def _refuse_damaged(files: tuple[Path, ...]) -> None:
             raise ModelError(f"{file}: damaged, {error}; complete the download") from error
 
 
-def _device_map(checkpoint: Checkpoint, device: torch.device) -> str | torch.device | None:
+@contextmanager
+def _source(
+    checkpoint: Checkpoint, config: PretrainedConfig, dtype: torch.dtype, device: torch.device
+) -> Iterator[dict[str, Any]]:
+    """Yield from_pretrained's arguments that say where weights come from and where they go."""
+    quantization = Quantization.of(checkpoint)
+    if quantization is None:
+        num_bytes = sum(file.stat().st_size for file in checkpoint.weight_files)
+        yield {
+            "pretrained_model_name_or_path": checkpoint.directory,
+            "device_map": _device_map(num_bytes, device),
+        }
+        return
+    model_class: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    with torch.device("meta"):
+        skeleton = model_class(config)
+    device_map = _device_map(skeleton.num_parameters() * dtype.itemsize, device)
+    unpacked_on = device_map if isinstance(device_map, torch.device) else torch.device("cpu")
+    with open_packed(checkpoint, quantization, skeleton, dtype, unpacked_on) as state:
+        yield {
+            "pretrained_model_name_or_path": None,
+            "state_dict": state,
+            "device_map": device_map,
+        }
+
+
+def _device_map(num_bytes: int, device: torch.device) -> str | torch.device | None:
     """Spread over all GPUs only what one cannot hold with room left for a cache."""
     if device.type == "cpu":
         return None
     if device.index is None and torch.cuda.device_count() > 1:
         free, _ = torch.cuda.mem_get_info(0)
-        if sum(file.stat().st_size for file in checkpoint.weight_files) > 0.8 * free:
+        if num_bytes > 0.8 * free:
             return "auto"
     return torch.device("cuda", device.index or 0)
 
