@@ -117,6 +117,25 @@ class Answer:
                     generation.touch()
                 yield batch
 
+    def wholes(self) -> list[tuple[str, str]]:
+        """Wait for the end and return each choice's text and finish reason."""
+        texts: dict[int, list[str]] = {index: [] for index, _ in self._streams.values()}
+        reasons = dict.fromkeys(texts, "")
+        for delta in itertools.chain.from_iterable(self.deltas()):
+            texts[delta.index].append(delta.text)
+            reasons[delta.index] = delta.finish_reason or reasons[delta.index]
+        return [("".join(texts[index]), reasons[index]) for index in sorted(texts)]
+
+    def check_caller(self) -> None:
+        """Raise Cancelled if the caller has gone."""
+        self._mailbox.check()
+
+    def __enter__(self) -> "Answer":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     def close(self) -> None:
         """Stop watching the caller and free whatever still runs."""
         self._watcher.stop()

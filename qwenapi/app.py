@@ -4,11 +4,11 @@ import logging
 import re
 import uuid
 
-from flask import Flask, Response, g, request
+from flask import Blueprint, Flask, Response, g, request
 from werkzeug.exceptions import HTTPException
 
-from qwenapi.api import openai, ops
-from qwenapi.engine_client import EngineClient
+from qwenapi import cors, web
+from qwenapi.api import classic, coder, openai, ops
 from qwenapi.errors import (
     DIALECTS,
     ApiError,
@@ -20,16 +20,20 @@ from qwenapi.errors import (
 )
 from qwenapi.generation import Cancelled
 from qwenapi.logs import RequestLog
-from qwenapi.profile import Profiles
+from qwenapi.profile import Interface
 from qwenapi.responses import json_response
 from qwenapi.services import EXTENSION, Services, current_profile, services
-from qwenapi.settings import Settings
-from qwenapi.tokenizers import Tokenizers
 
 log = logging.getLogger(__name__)
 
 # nginx's code for a client that left before its answer; only the log reads it.
 CLIENT_CLOSED_REQUEST = 499
+INTERFACES: dict[Interface, Blueprint] = {
+    "openai": openai.blueprint,
+    "coder": coder.blueprint,
+    "classic": classic.blueprint,
+}
+QUIET = (ops.blueprint.name, web.blueprint.name)
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _HTTP_ERRORS: dict[int | None, type[ApiError]] = {
     404: NotFound,
@@ -38,22 +42,24 @@ _HTTP_ERRORS: dict[int | None, type[ApiError]] = {
 }
 
 
-def create_app(
-    settings: Settings, profiles: Profiles, engine: EngineClient, tokenizers: Tokenizers
-) -> Flask:
-    """Return the application that serves the profiles' interfaces through `engine`."""
+def create_app(services_: Services) -> Flask:
+    """Return the application that serves the profiles' interfaces through their engines."""
     app = Flask(__name__, static_folder=None)
     app.url_map.merge_slashes = False  # an address is right or unknown, never redirected
-    app.config["MAX_CONTENT_LENGTH"] = settings.max_body_bytes
-    app.extensions[EXTENSION] = Services(settings, profiles, engine, tokenizers)
+    app.config["MAX_CONTENT_LENGTH"] = services_.settings.max_body_bytes
+    app.extensions[EXTENSION] = services_
     app.before_request(_begin)
     app.after_request(_end)
     app.register_error_handler(ApiError, _on_api_error)
     app.register_error_handler(HTTPException, _on_http_error)
     app.register_error_handler(Cancelled, _on_cancelled)
     app.register_error_handler(Exception, _on_exception)
-    app.register_blueprint(openai.blueprint)
+    cors.register(app)
+    for interface, blueprint in INTERFACES.items():
+        if services_.profiles.of_interface(interface):
+            app.register_blueprint(blueprint)
     app.register_blueprint(ops.blueprint)
+    app.register_blueprint(web.blueprint)
     return app
 
 
@@ -61,8 +67,8 @@ def _begin() -> None:
     given = request.headers.get("X-Request-Id", "")
     g.request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
     route = request.url_rule.rule if request.url_rule else "none"
-    # Probes come every few seconds and say nothing.
-    is_logged = services().settings.log_requests and request.blueprint != ops.blueprint.name
+    # Probes come every few seconds and say nothing; the page's files say no more.
+    is_logged = services().settings.log_requests and request.blueprint not in QUIET
     g.log = RequestLog(is_logged, g.request_id, request.method, route)
 
 

@@ -12,6 +12,7 @@ import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import gevent
 from gevent import get_hub
@@ -65,6 +66,14 @@ class Refused(EngineError):
     def __init__(self, rejected: Rejected) -> None:
         super().__init__(rejected.reason)
         self.rejected = rejected
+
+
+class DeviceMemory(NamedTuple):
+    """Bytes of one engine's device; all 0 on a CPU."""
+
+    allocated: int
+    reserved: int
+    total: int
 
 
 class EngineLink:
@@ -140,6 +149,12 @@ class EngineLink:
             and silence <= limit / 1e9 + 2 * PING_SECONDS
         )
 
+    def device_memory(self) -> DeviceMemory | None:
+        if self._page is None:
+            return None
+        row = self._page.read(self.hello.engine_index)
+        return DeviceMemory(row["device_allocated"], row["device_reserved"], row["device_total"])
+
     def generations(self) -> Iterator[Generation]:
         return iter(list(self._generations.values()))
 
@@ -205,6 +220,10 @@ class EngineClient:
     def card(self) -> ModelCard | None:
         """Return what the engines serve, or None while none is connected."""
         return next((link.hello.card for link in self._links.values()), None)
+
+    def devices(self) -> list[DeviceMemory]:
+        """Return the memory of each connected engine's device."""
+        return [memory for link in self._links.values() if (memory := link.device_memory())]
 
     @property
     def is_ready(self) -> bool:
@@ -295,7 +314,7 @@ class EngineClient:
             return
         link = EngineLink(connection, hello)
         try:
-            get_hub().threadpool.apply(self._prepare, (hello.card,))
+            self._prepare_in_thread(hello.card)
             self._links[path] = link
             log.info("%s connected, generation %d", path.name, hello.generation)
             link.read()
@@ -308,6 +327,18 @@ class EngineClient:
             self._links.pop(path, None)
             self._connecting.discard(path)
             link.end()
+
+    def _prepare_in_thread(self, card: ModelCard) -> None:
+        def work() -> ConfigError | None:
+            try:
+                self._prepare(card)
+            except ConfigError as error:
+                return error  # raised in gevent's thread pool it would be printed there
+            return None
+
+        error: ConfigError | None = get_hub().threadpool.apply(work)
+        if error is not None:
+            raise error
 
     def _keep_time(self) -> None:
         """Ping engines, and let callers who have got nothing for a while have a sign of life."""

@@ -8,6 +8,7 @@ say it more exactly, in our own words and never in an exception's. Knows nothing
     ├── NotFound 404 ── ModelNotFound
     ├── MethodNotAllowed 405 · LengthRequired 411 · PayloadTooLarge 413 · UnsupportedMediaType 415
     ├── EngineUnavailable 503 ── QueueFull
+    ├── InsufficientStorage 507
     └── InternalError 500 ── EngineFailed
 """
 
@@ -129,6 +130,12 @@ class QueueFull(EngineUnavailable):
         super().__init__(retry_after=retry_after)
         self.queue_size = queue_size
         self.max_queue_size = max_queue_size
+
+
+class InsufficientStorage(ApiError):
+    status = 507
+    code = "storage_full"
+    sentence = "There is no room to keep this."
 
 
 class InternalError(ApiError):

@@ -53,6 +53,11 @@ class Mailbox:
         self._is_cancelled = True
         self._wake()
 
+    def check(self) -> None:
+        """Raise Cancelled if the caller has gone."""
+        if self._is_cancelled:
+            raise Cancelled
+
     def take(self) -> list[tuple["Generation", Event]]:
         """Wait for at least one event and return all there are; raise Cancelled when the caller has
         gone.

@@ -49,6 +49,7 @@ class Profile:
     service: str = "qwenapi"
     version: str = "1.0.0"
     model_title: str = ""
+    new_for_unknown: bool = False  # conversations: an unknown id begins a new one, no 404
     rate_limit: str = "无限制"
     failure_prefix: str = ""
     loading_message: str = ""
@@ -70,6 +71,16 @@ class Profile:
     def canonical(self) -> str:
         """Return the name replies carry, whichever alias was asked for."""
         return self.names[0]
+
+    @property
+    def description(self) -> dict[str, str]:
+        """Return what document 001's service says of itself."""
+        return {
+            "name": self.title,
+            "version": self.version,
+            "status": "active",
+            "model": self.model_title or self.canonical,
+        }
 
     @property
     def limits(self) -> Limits:
@@ -105,6 +116,15 @@ class Profiles:
 
     def of_interface(self, interface: Interface) -> Profile | None:
         return next((p for p in self._all if p.interface == interface), None)
+
+    @property
+    def is_single(self) -> bool:
+        return len(self._all) == 1
+
+    @property
+    def for_health(self) -> Profile:
+        """Return whose body `/health` has: the fullest, as its readers find theirs within it."""
+        return next((p for p in self._all if p.health == "gpu"), self._all[0])
 
     @property
     def unread(self) -> Profile:

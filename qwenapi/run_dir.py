@@ -48,6 +48,16 @@ def model_run_dir(settings: Settings, environ: Mapping[str, str] | None = None) 
     return _checked(parent / f"model-{settings.model_name}")
 
 
+def state_dir(settings: Settings, environ: Mapping[str, str] | None = None) -> Path:
+    """Return the folder of what outlives a restart: --state-dir > $STATE_DIRECTORY > the user's."""
+    environ = os.environ if environ is None else environ
+    if settings.state_dir:
+        return _absolute(settings.state_dir)
+    if environ.get("STATE_DIRECTORY"):
+        return Path(environ["STATE_DIRECTORY"].split(":")[0])
+    return Path(os.path.expanduser("~/.local/state/qwenapi"))
+
+
 def make_run_dir(path: Path) -> None:
     """Create a run folder that only its owner may enter; refuse one that is somebody else's."""
     try:

@@ -167,14 +167,29 @@ class HttpServer(BaseApplication):
         from qwenapi import logs
         from qwenapi.app import create_app
         from qwenapi.engine_client import EngineClient
+        from qwenapi.services import Services
         from qwenapi.tokenizers import Tokenizers
 
         logs.configure(self._settings)
+        profiles = Profiles(self._profiles)
         tokenizers = Tokenizers()
         name = f"http-{self._settings.port}/{os.getpid()}"
         engine = EngineClient(self._model_run_dir, name, tokenizers.prepare)
         engine.start()
-        return create_app(self._settings, Profiles(self._profiles), engine, tokenizers)
+        store = self._open_store() if profiles.of_interface("coder") else None
+        return create_app(Services(self._settings, profiles, engine, tokenizers, store))
+
+    def _open_store(self) -> Any:
+        from gevent.threadpool import ThreadPool
+
+        from qwenapi.conversations import open_store
+        from qwenapi.run_dir import state_dir
+
+        store = open_store(
+            self._settings.conversations, state_dir(self._settings), run=ThreadPool(4).apply
+        )
+        store.start()
+        return store
 
 
 def main() -> None:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from flask import current_app, g
 
+from qwenapi.conversations import ConversationStore
 from qwenapi.engine_client import EngineClient
 from qwenapi.profile import Profile, Profiles
 from qwenapi.settings import Settings
@@ -14,16 +15,26 @@ EXTENSION = "qwenapi"
 
 @dataclass(frozen=True)
 class Services:
+    """`store` is there when an interface with conversations is served."""
+
     settings: Settings
     profiles: Profiles
     engine: EngineClient
     tokenizers: Tokenizers
+    store: ConversationStore | None = None
 
 
 def services() -> Services:
     """Return the services of the application that serves the current request."""
     found: Services = current_app.extensions[EXTENSION]
     return found
+
+
+def conversations() -> ConversationStore:
+    """Return the store of an application that has one."""
+    store = services().store
+    assert store is not None
+    return store
 
 
 def use_profile(profile: Profile) -> None:

@@ -87,11 +87,17 @@ class Settings:
     )
     host: str = _row("127.0.0.1", "address to listen on", scope="http")
     port: int = _row(8000, "port; 0: any free one", scope="http", minimum=0, maximum=65535)
-    profile: str = _row("openai", "a name in etc/profiles, or a TOML file")
+    profile: str = _row("all", "a name in etc/profiles, or a TOML file")
     config: str = _row("", "TOML file laid over the profile")
     run_dir: str = _row("", "folder of sockets and pages; empty: one per command and port")
     model_run_dir: str = _row(
         "", "run folder of the model half; empty: the one named like the model", scope="http"
+    )
+    state_dir: str = _row(
+        "", "folder of what outlives a restart; empty: one of the user's", scope="http"
+    )
+    conversations: str = _row(
+        "sqlite", "where conversations are kept: sqlite, or a redis:// URL", scope="http"
     )
     max_model_len: int = _row(
         0, "most tokens of prompt and answer; 0: as the model says", scope="model", minimum=0

@@ -12,6 +12,7 @@ import socket
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields as dataclass_fields
 from typing import Any, ClassVar, NamedTuple
+from urllib.parse import parse_qsl
 
 from flask import Request, request
 from marshmallow import Schema, ValidationError, fields, post_load, pre_load, validate
@@ -23,6 +24,7 @@ from qwenapi.text.strict_json import parse_object
 
 MAX_SHOWN_CHARS = 64
 
+FORM = "application/x-www-form-urlencoded"
 _UNKNOWN = "is not a field of this request"
 _MISSING = "is required"
 
@@ -83,7 +85,7 @@ class StrictString(fields.String):
         claim = f"must be a string of at most {max_chars} characters"
         super().__init__(
             validate=validate.Length(max=max_chars, error=claim),
-            error_messages={"invalid": claim},
+            error_messages={"invalid": claim, "required": _MISSING},
             **kwargs,
         )
 
@@ -139,6 +141,20 @@ class RequestSchema(StrictSchema):
         return data
 
 
+class LenientSchema(RequestSchema):
+    """A body of the older interfaces: unknown fields are left out, numbers may be in quotes."""
+
+    @pre_load
+    def drop_nulls(self, data: Any, **_: Any) -> Any:
+        if not isinstance(data, Mapping):
+            return data
+        return {
+            name: _as_number(data[name], field)
+            for name, field in self.load_fields.items()
+            if data.get(name) is not None
+        }
+
+
 class FieldError(NamedTuple):
     path: tuple[str | int, ...]
     claim: str
@@ -157,6 +173,12 @@ def read_body(incoming: Request, max_bytes: int | None = None) -> bytes:
 
     The limit is the application's MAX_CONTENT_LENGTH where none is given.
     """
+    if not _is_json(incoming.mimetype):
+        raise UnsupportedMediaType
+    return _read(incoming, max_bytes)
+
+
+def _read(incoming: Request, max_bytes: int | None = None) -> bytes:
     _check_encoding(incoming)
     length = incoming.content_length
     if length is None:
@@ -216,11 +238,38 @@ def accepts(
     return decorate
 
 
-def _check_encoding(incoming: Request) -> None:
-    mimetype = incoming.mimetype
-    is_json = mimetype == "application/json" or (
+def read_fields(incoming: Request) -> dict[str, Any]:
+    """Return the fields of a urlencoded form or a JSON object; anything else is 415."""
+    if incoming.mimetype != FORM:
+        return parse_json(read_body(incoming))
+    try:
+        text = _read(incoming).decode("utf-8")
+        pairs = parse_qsl(text, keep_blank_values=True, errors="strict", max_num_fields=100)
+    except (UnicodeError, ValueError) as error:
+        raise BadRequest("The body is not a urlencoded form in UTF-8.", kind="json") from error
+    return dict(pairs)
+
+
+def _as_number(value: Any, field: Any) -> Any:
+    """Return a number written in quotes, or 2.0 where a whole number is wanted, as a number."""
+    try:
+        if isinstance(field, StrictInteger) and isinstance(value, str | float):
+            return int(value) if isinstance(value, str) or value.is_integer() else value
+        if isinstance(field, StrictFloat) and isinstance(value, str):
+            return float(value)
+    except ValueError:
+        pass
+    return value
+
+
+def _is_json(mimetype: str) -> bool:
+    return mimetype == "application/json" or (
         mimetype.startswith("application/") and mimetype.endswith("+json")
     )
+
+
+def _check_encoding(incoming: Request) -> None:
+    is_json = _is_json(incoming.mimetype) or incoming.mimetype == FORM
     encoding = incoming.headers.get("Content-Encoding", "identity").strip().lower()
     if not is_json or encoding not in ("", "identity"):
         raise UnsupportedMediaType

@@ -30,9 +30,13 @@ class RunningServer:
         environ: dict[str, str] | None = None,
     ):
         self.run_dir = run_dir
-        port = () if command == "model" or "--port" in flags else ("--port", "0")
+        mine: list[str] = []
+        if command != "model":
+            mine += ["--state-dir", str(run_dir / "state")]
+            mine += [] if "--port" in flags else ["--port", "0"]
+            mine += [] if "--profile" in flags else ["--profile", "openai"]
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "qwenapi", command, "--run-dir", str(run_dir), *port, *flags],
+            [sys.executable, "-m", "qwenapi", command, "--run-dir", str(run_dir), *mine, *flags],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

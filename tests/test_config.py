@@ -33,10 +33,10 @@ def write(tmp_path):
     return write_file
 
 
-def test_without_any_source_the_defaults_and_the_openai_profile_hold():
+def test_without_any_source_the_defaults_and_the_profile_of_all_documents_hold():
     settings = load()
-    assert (settings.host, settings.port, settings.profile) == ("127.0.0.1", 8000, "openai")
-    assert settings.defaults_max_tokens == 4096
+    assert (settings.host, settings.port, settings.profile) == ("127.0.0.1", 8000, "all")
+    assert settings.defaults_max_tokens is None
     assert settings.defaults_temperature is None
     assert settings.served_names == ("qwen-demo",)
 
@@ -280,3 +280,37 @@ def test_a_run_dir_behind_a_link_or_under_a_file_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="set --run-dir"):
         make_run_dir(tmp_path / "file" / "run")
+
+
+def test_the_profile_all_lists_every_document_the_general_one_last():
+    profiles = config.load_profiles(load(), {}, {})
+    assert [p.name for p in profiles] == ["news", "guide", "browser", "coder", "qwen2", "openai"]
+    by_name = {profile.name: profile for profile in profiles}
+    news, coder = by_name["news"], by_name["coder"]
+    assert (news.limits.max_running, news.limits.max_waiting) == (3, 10)
+    assert (news.settings.defaults_max_tokens, news.settings.defaults_temperature) == (100, 0.7)
+    assert coder.settings.defaults_repetition_penalty == 1.05
+    assert by_name["openai"].names == ("qwen-demo",)
+
+
+def test_flags_hold_in_every_profile():
+    flags = parse("--max-running", "2", "--served-model-name", "a", "b")
+    profiles = config.load_profiles(config.load(flags, {}), flags, {})
+    assert {profile.limits.max_running for profile in profiles} == {2}
+    assert profiles[-1].names == ("a", "b")
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("[api]\nnmes = ['a']", ["has no key nmes"]),
+        ("[api]\ndialect = 'soap'", ["api.dialect", "one of openai, fastapi, flat"]),
+        ("[api]\nclamp = 1", ["api.clamp", "must be a bool"]),
+        ("api = 3", ["api must be a table"]),
+    ],
+)
+def test_a_mistake_in_a_profiles_facts_is_named(write, text, names):
+    flags = parse("--profile", write(text))
+    with pytest.raises(ConfigError) as caught:
+        config.load_profiles(config.load(flags, {}), flags, {})
+    assert all(name in str(caught.value) for name in names)

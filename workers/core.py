@@ -39,6 +39,9 @@ class Gauges:
     cached_tokens: int = 0
     generated_tokens: int = 0
     preemptions: int = 0
+    device_allocated: int = 0
+    device_reserved: int = 0
+    device_total: int = 0
 
 
 class EngineCore(Protocol):

@@ -64,6 +64,9 @@ ENGINE_LAYOUT = Layout(
         "cached_tokens",
         "generated_tokens",
         "preemptions",
+        "device_allocated",  # bytes, as torch counts them; 0 on a CPU
+        "device_reserved",
+        "device_total",
     ),
 )
 

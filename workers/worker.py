@@ -172,6 +172,9 @@ class Worker:
             cached_tokens=gauges.cached_tokens,
             generated_tokens=gauges.generated_tokens,
             preemptions=gauges.preemptions,
+            device_allocated=gauges.device_allocated,
+            device_reserved=gauges.device_reserved,
+            device_total=gauges.device_total,
         )
 
     def _beat(self, phase: int) -> None:

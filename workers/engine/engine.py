@@ -107,6 +107,7 @@ class Engine:
             cached_tokens=self._cached_tokens,
             generated_tokens=self._generated_tokens,
             preemptions=scheduler.num_preemptions,
+            **self._runner.device_memory(),
         )
 
     def check_integrity(self) -> None:

@@ -37,6 +37,17 @@ class ModelRunner:
         # Pages are ordered head-major: block b of head h is page h * num_blocks + b.
         self._head_offsets = torch.arange(num_kv_heads, device=device)[:, None] * num_blocks
 
+    def device_memory(self) -> dict[str, int]:
+        """Return the bytes torch holds on the device, by the names of Gauges; none on a CPU."""
+        device = self._decoder.device
+        if device.type != "cuda":
+            return {}
+        return {
+            "device_allocated": torch.cuda.memory_allocated(device),
+            "device_reserved": torch.cuda.memory_reserved(device),
+            "device_total": torch.cuda.get_device_properties(device).total_memory,
+        }
+
     def execute(self, batch: Batch) -> list[tuple[Row, Sample | None]]:
         """Compute a batch; return its rows, each with its next token if the row is complete."""
         decodes = [row for row in batch.rows if row.num_tokens == 1]

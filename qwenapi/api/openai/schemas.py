@@ -11,6 +11,7 @@ from typing import Any, NoReturn, cast
 
 from marshmallow import ValidationError, fields, validates_schema
 
+from qwenapi.sampling import SamplingRequest
 from qwenapi.validation import (
     Neutral,
     RequestSchema,
@@ -38,33 +39,6 @@ ROLES = {"system": "system", "developer": "system", "user": "user", "assistant":
 TOKEN_IDS_CLAIM = f"must be a list of token ids, integers from 0 to {INT32}"
 
 Prompt = str | tuple[int, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class SamplingRequest:
-    """What both interfaces ask of sampling; `logprobs` counts alternatives to the chosen token."""
-
-    model: str | None = None
-    max_tokens: int | None = None
-    min_tokens: int = 0
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: int | None = None
-    min_p: float | None = None
-    repetition_penalty: float | None = None
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
-    logit_bias: Mapping[int, float] = field(default_factory=dict)
-    seed: int | None = None
-    n: int = 1
-    stop: tuple[str, ...] = field(default=(), repr=False)
-    stop_token_ids: tuple[int, ...] = ()
-    ignore_eos: bool = False
-    skip_special_tokens: bool = True
-    logprobs: int | None = None
-    priority: int = 0
-    stream: bool = False
-    include_usage: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,44 +10,37 @@ from dataclasses import dataclass
 from typing import Any
 
 from flask import Blueprint, Response, g, request
-from gevent import get_hub
 
 from qwenapi import sse
 from qwenapi.answer import Answer, Delta, Question
 from qwenapi.api.openai import render
-from qwenapi.api.openai.params import (
-    EngineParams,
-    RequestDefaults,
-    check_token_ids,
-    clamp,
-    clamped_header,
-    engine_params,
-)
+from qwenapi.api.openai.clamp import clamp
 from qwenapi.api.openai.schemas import (
     ChatRequest,
     ChatSchema,
     CompletionRequest,
     CompletionSchema,
     Prompt,
-    SamplingRequest,
 )
 from qwenapi.engine_client import random_seed
 from qwenapi.errors import DIALECTS, ApiError, BadRequest, EngineUnavailable, Wording
 from qwenapi.generation import Cancelled
 from qwenapi.logs import RequestLog
+from qwenapi.prompt import beside_others, encode_chat, served_model
 from qwenapi.responses import json_response
+from qwenapi.sampling import (
+    SamplingRequest,
+    check_token_ids,
+    clamped_header,
+    defaults_of,
+    engine_params,
+)
 from qwenapi.services import current_profile, services, use_profile
-from qwenapi.settings import Settings
-from qwenapi.text.errors import TemplateError
 from qwenapi.text.tokenizer import Tokenizer
 from qwenapi.validation import accepts
 from workers.protocol import ModelCard, TokenLogprob
 
 blueprint = Blueprint("openai", __name__)
-
-# A text is encoded at about 1 µs a character: longer ones must not hold up the other streams of
-# this process.
-MAX_INLINE_CHARACTERS = 4096
 
 
 @dataclass(frozen=True)
@@ -86,33 +79,29 @@ def _choose_profile(body: dict[str, Any]) -> None:
     g.clamped = clamp(body, profile) if profile.clamp else {}
 
 
+# Document 003's page asks below /api, its drawing without any prefix.
 @blueprint.post("/v1/chat/completions")
+@blueprint.post("/api/chat/completions", endpoint="chat_completions_of_page")
+@blueprint.post("/chat/completions", endpoint="chat_completions_bare")
 @accepts(ChatSchema, before=_choose_profile)
 def chat_completions(ask: ChatRequest) -> Response:
-    card, tokenizer = _model()
-    size = sum(len(text) for message in ask.messages for text in message.values())
+    card, tokenizer = served_model()
     thinking = ask.enable_thinking
     if thinking is None:
         thinking = current_profile().thinking
-    try:
-        ids = _in_thread_if(
-            size > MAX_INLINE_CHARACTERS,
-            lambda: tokenizer.encode_chat(ask.messages, enable_thinking=thinking),
-        )
-    except TemplateError as error:
-        raise BadRequest(str(error), param="messages") from error
+    ids = encode_chat(tokenizer, ask.messages, thinking, param="messages")
     return _respond(ask, [ids], CHAT, card, tokenizer)
 
 
 @blueprint.post("/v1/completions")
 @accepts(CompletionSchema, before=_choose_profile)
 def completions(ask: CompletionRequest) -> Response:
-    card, tokenizer = _model()
+    card, tokenizer = served_model()
+    for prompt in ask.prompts:
+        if not isinstance(prompt, str):
+            check_token_ids(prompt, card.vocab_size, "prompt")
     size = sum(len(prompt) for prompt in ask.prompts)
-    prompts = _in_thread_if(
-        size > MAX_INLINE_CHARACTERS,
-        lambda: [_encode(tokenizer, card, prompt) for prompt in ask.prompts],
-    )
+    prompts = beside_others(size, lambda: [_encode(tokenizer, prompt) for prompt in ask.prompts])
     return _respond(ask, prompts, COMPLETION, card, tokenizer)
 
 
@@ -129,22 +118,8 @@ def models() -> Response:
     return json_response(render.model_list(cards))
 
 
-def _model() -> tuple[ModelCard, Tokenizer]:
-    card = services().engine.card
-    tokenizer = services().tokenizers.of(card)
-    assert card is not None  # tokenizer() has raised
-    return card, tokenizer
-
-
-def _encode(tokenizer: Tokenizer, card: ModelCard, prompt: Prompt) -> list[int]:
-    if isinstance(prompt, str):
-        return tokenizer.encode(prompt)
-    check_token_ids(prompt, card.vocab_size, "prompt")
-    return list(prompt)
-
-
-def _in_thread_if(is_long: bool, work: Callable[[], Any]) -> Any:
-    return get_hub().threadpool.apply(work) if is_long else work()
+def _encode(tokenizer: Tokenizer, prompt: Prompt) -> list[int]:
+    return tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
 
 
 def _respond(
@@ -155,7 +130,13 @@ def _respond(
     tokenizer: Tokenizer,
 ) -> Response:
     profile = current_profile()
-    asked = [_params(ask, ids, card, profile.settings) for ids in prompts]
+    defaults = defaults_of(profile.settings)
+    asked = [
+        engine_params(
+            ask, prompt_tokens=len(ids), card=card, defaults=defaults, new_seed=random_seed
+        )
+        for ids in prompts
+    ]
     question = Question(
         prompts=[(ids, params) for ids, (params, _) in zip(prompts, asked, strict=True)],
         request_id=g.request_id,
@@ -184,22 +165,6 @@ def _respond(
     if clamped:
         response.headers["X-Clamped"] = clamped_header(clamped)
     return response
-
-
-def _params(
-    ask: SamplingRequest, ids: list[int], card: ModelCard, settings: Settings
-) -> EngineParams:
-    defaults = RequestDefaults(
-        max_tokens=settings.defaults_max_tokens or RequestDefaults.max_tokens,
-        temperature=settings.defaults_temperature,
-        top_p=settings.defaults_top_p,
-        top_k=settings.defaults_top_k,
-        min_p=settings.defaults_min_p,
-        repetition_penalty=settings.defaults_repetition_penalty,
-    )
-    return engine_params(
-        ask, prompt_tokens=len(ids), card=card, defaults=defaults, new_seed=random_seed
-    )
 
 
 class Writer:

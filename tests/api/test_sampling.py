@@ -2,15 +2,15 @@ from typing import Any
 
 import pytest
 
-from qwenapi.api.openai.params import (
+from qwenapi.api.openai.schemas import SamplingRequest
+from qwenapi.errors import BadRequest, ContextLengthExceeded
+from qwenapi.sampling import (
     EngineParams,
     RequestDefaults,
     check_token_ids,
     clamped_header,
     engine_params,
 )
-from qwenapi.api.openai.schemas import SamplingRequest
-from qwenapi.errors import BadRequest, ContextLengthExceeded
 from workers.protocol import ModelCard, SamplingParams
 
 CARD = ModelCard(

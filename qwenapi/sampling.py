@@ -6,15 +6,41 @@ outside the vocabulary, is refused.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple, TypedDict
+from dataclasses import dataclass, field
+from typing import NamedTuple, TypedDict
 
-from qwenapi.api.openai.schemas import SamplingRequest
 from qwenapi.errors import BadRequest, ContextLengthExceeded
-from qwenapi.profile import Profile
+from qwenapi.settings import Settings
 from workers.protocol import ModelCard, SamplingParams
 
 Clamped = Mapping[str, int | float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingRequest:
+    """What both interfaces ask of sampling; `logprobs` counts alternatives to the chosen token."""
+
+    model: str | None = None
+    max_tokens: int | None = None
+    min_tokens: int = 0
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    seed: int | None = None
+    n: int = 1
+    stop: tuple[str, ...] = field(default=(), repr=False)
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    skip_special_tokens: bool = True
+    logprobs: int | None = None
+    priority: int = 0
+    stream: bool = False
+    include_usage: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +53,18 @@ class RequestDefaults:
     top_k: int | None = None
     min_p: float | None = None
     repetition_penalty: float | None = None
+
+
+def defaults_of(settings: Settings) -> RequestDefaults:
+    """Return a profile's defaults."""
+    return RequestDefaults(
+        max_tokens=settings.defaults_max_tokens or RequestDefaults.max_tokens,
+        temperature=settings.defaults_temperature,
+        top_p=settings.defaults_top_p,
+        top_k=settings.defaults_top_k,
+        min_p=settings.defaults_min_p,
+        repetition_penalty=settings.defaults_repetition_penalty,
+    )
 
 
 class EngineParams(NamedTuple):
@@ -77,21 +115,6 @@ def check_token_ids(ids: Sequence[int], vocab_size: int, param: str) -> None:
             f"'{param}' names token {max(ids)}, but the model's ids end at {vocab_size - 1}.",
             param=param,
         )
-
-
-def clamp(body: dict[str, Any], profile: Profile) -> dict[str, int | float]:
-    """Cut a body's values to a profile's ranges; return the names cut and what they became."""
-    cut: dict[str, int | float] = {}
-    temperature = body.get("temperature")
-    if isinstance(temperature, int | float) and not isinstance(temperature, bool):
-        inside = min(max(temperature, 0.0), profile.max_temperature)
-        if inside != temperature:
-            cut["temperature"] = inside
-    for name in ("max_tokens", "max_completion_tokens"):
-        if type(body.get(name)) is int and body[name] > profile.max_tokens_cap > 0:
-            cut[name] = profile.max_tokens_cap
-    body.update(cut)
-    return cut
 
 
 def clamped_header(clamped: Clamped) -> str:

@@ -1,0 +1,231 @@
+"""`/v1/code/generate`, `/v1/code/chat_stream` and the conversations behind the second.
+
+The stream is plain text under an event-stream label: on a first turn a preface with the new id, one
+write of its own, then one write for each frame of the engine. A stream that fails ends without its
+last chunk, so that the caller's library raises; a turn is kept whole or not at all.
+"""
+
+import logging
+import socket
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import gevent
+from flask import Blueprint, Response, g, request
+
+from qwenapi import sse
+from qwenapi.answer import Answer, Question
+from qwenapi.api.coder.render import conversation_body, preface
+from qwenapi.api.coder.schemas import CodeRequest, CodeSchema
+from qwenapi.conversations import (
+    ConversationError,
+    ConversationFull,
+    ConversationNotFound,
+    ItemTooLarge,
+    PastTurn,
+    StoreFull,
+    Turn,
+    fit,
+)
+from qwenapi.engine_client import random_seed
+from qwenapi.errors import (
+    ApiError,
+    BadRequest,
+    EngineUnavailable,
+    InsufficientStorage,
+    NotFound,
+)
+from qwenapi.generation import Cancelled
+from qwenapi.prompt import encode_chat, served_model
+from qwenapi.responses import ignored_header, json_response
+from qwenapi.sampling import SamplingRequest, defaults_of, engine_params
+from qwenapi.services import conversations, current_profile, services, use_profile
+from qwenapi.text.tokenizer import Tokenizer
+from qwenapi.validation import load_request, read_fields
+from workers.protocol import ModelCard
+
+blueprint = Blueprint("coder", __name__)
+log = logging.getLogger(__name__)
+
+TENANT = ""  # one for all, while there are no keys
+# The part of the context that a history leaves to the answer, at the least.
+MIN_ANSWER_SHARE = 4
+MAX_SHOWN_CHARS = 64
+
+_schema = CodeSchema()
+
+
+@blueprint.before_request
+def choose_profile() -> None:
+    profile = services().profiles.of_interface("coder")
+    assert profile is not None  # otherwise this blueprint is not registered
+    use_profile(profile)
+
+
+@blueprint.post("/v1/code/generate")
+def generate() -> Response:
+    body = read_fields(request)
+    ask: CodeRequest = load_request(_schema, body)
+    card, tokenizer = served_model()
+    ids = _encode(tokenizer, (), ask.prompt)
+    with Answer(services().engine, tokenizer, request.environ) as answer:
+        answer.ask(_question(ids, card))
+        ((text, _),) = answer.wholes()
+        g.log.add(prompt_tokens=len(ids), completion_tokens=answer.completion_tokens)
+    response = json_response({"status": "success", "result": text})
+    response.headers.update(ignored_header(body, _schema.fields))
+    return response
+
+
+@blueprint.post("/v1/code/chat_stream")
+def chat_stream() -> Response:
+    body = read_fields(request)
+    ask: CodeRequest = load_request(_schema, body)
+    card, tokenizer = served_model()
+    answer = Answer(services().engine, tokenizer, request.environ)
+    turn: Turn | None = None
+    try:
+        turn = _begin(ask, answer)
+        history = fit(
+            turn.history,
+            lambda turns: len(_encode(tokenizer, turns, ask.prompt)),
+            card.max_model_len - card.max_model_len // MIN_ANSWER_SHARE,
+        )
+        answer.ask(_question(_encode(tokenizer, history, ask.prompt), card))
+    except BaseException:
+        answer.close()
+        if turn is not None:
+            turn.rollback()
+        raise
+    stream = Stream(answer, turn, is_first=turn.conversation_id != ask.conversation_id)
+    response = sse.stream(stream.pieces())
+    response.call_on_close(stream.close)
+    response.headers.update(ignored_header(body, _schema.fields))
+    return response
+
+
+@blueprint.get("/v1/code/conversations/<conversation_id>")
+def export(conversation_id: str) -> Response:
+    with translated(conversation_id):
+        conversation = conversations().export(TENANT, conversation_id)
+    return json_response(conversation_body(conversation))
+
+
+@blueprint.delete("/v1/code/conversations/<conversation_id>")
+def delete(conversation_id: str) -> Response:
+    with translated(conversation_id):
+        conversations().delete(TENANT, conversation_id)
+    return Response(status=204)
+
+
+@contextmanager
+def translated(conversation_id: str | None) -> Iterator[None]:
+    """Raise the store's errors as what a caller is told."""
+    try:
+        yield
+    except ConversationNotFound as error:
+        shown = (conversation_id or "")[:MAX_SHOWN_CHARS]
+        raise NotFound(f"会话不存在或已过期: {shown}") from error
+    except (ItemTooLarge, ConversationFull) as error:
+        raise BadRequest(str(error), param="prompt") from error
+    except StoreFull as error:
+        raise InsufficientStorage(str(error)) from error
+    except ConversationError as error:
+        raise EngineUnavailable(str(error), retry_after=1) from error
+
+
+class Stream:
+    """The text of one turn on its way; the turn is committed before the last chunk goes out."""
+
+    def __init__(self, answer: Answer, turn: Turn, *, is_first: bool) -> None:
+        self._answer = answer
+        self._turn = turn
+        self._is_first = is_first
+        self._log = g.log
+        self._request_id = g.request_id
+        self._environ = request.environ
+
+    def pieces(self) -> Iterator[bytes]:
+        # An empty piece still sends the headers: the turn is accepted, and its status is final.
+        yield preface(self._turn.conversation_id) if self._is_first else b""
+        texts: list[str] = []
+        reason = ""
+        try:
+            for deltas in self._answer.deltas():
+                for delta in deltas:
+                    texts.append(delta.text)
+                    reason = delta.finish_reason or reason
+                    if delta.text:
+                        yield delta.text.encode()
+            self._turn.commit("".join(texts), reason)
+        except Cancelled:
+            return
+        except (ApiError, ConversationError) as error:
+            log.warning("request %s broke off: %s", self._request_id, type(error).__name__)
+            self._break_off()
+
+    def close(self) -> None:
+        """Free the engine and, unless it was committed, forget the turn."""
+        self._answer.close()
+        self._turn.rollback()
+        self._log.add(
+            prompt_tokens=self._answer.prompt_tokens,
+            completion_tokens=self._answer.completion_tokens,
+        )
+
+    def _break_off(self) -> None:
+        """End the connection without the last chunk: the caller must not take this for the end."""
+        sock = self._environ.get("gunicorn.socket")
+        if sock is not None:
+            try:
+                sock._sock.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                pass
+
+
+def _begin(ask: CodeRequest, answer: Answer) -> Turn:
+    """Return the turn once those before it in its conversation have ended."""
+    profile = current_profile()
+    deadline = time.monotonic() + profile.settings.limits_queue_timeout
+
+    def pause(seconds: float) -> None:
+        gevent.sleep(seconds)
+        answer.check_caller()
+
+    def begin(conversation_id: str | None) -> Turn:
+        return conversations().begin_turn(
+            TENANT,
+            conversation_id,
+            ask.prompt,
+            owner=g.request_id,
+            deadline=deadline,
+            pause=pause,
+        )
+
+    with translated(ask.conversation_id):
+        try:
+            return begin(ask.conversation_id or None)
+        except ConversationNotFound:
+            if not profile.new_for_unknown:
+                raise
+            return begin(None)
+
+
+def _encode(tokenizer: Tokenizer, history: Sequence[PastTurn], prompt: str) -> list[int]:
+    messages = [message for turn in history for message in turn.messages]
+    messages.append({"role": "user", "content": prompt})
+    return encode_chat(tokenizer, messages, current_profile().thinking, param="prompt")
+
+
+def _question(ids: list[int], card: ModelCard) -> Question:
+    """Return what to ask; the document's callers choose no parameters."""
+    profile = current_profile()
+    params, _ = engine_params(
+        SamplingRequest(),
+        prompt_tokens=len(ids),
+        card=card,
+        defaults=defaults_of(profile.settings),
+        new_seed=random_seed,
+    )
+    return Question(prompts=[(ids, params)], request_id=g.request_id, limits=profile.limits)

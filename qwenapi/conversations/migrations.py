@@ -1,0 +1,79 @@
+"""The schema of the conversation file, step by step: the file's `user_version` counts the steps.
+
+A step that was released is never changed; a new one is added at the end of the list.
+"""
+
+import sqlite3
+from collections.abc import Callable
+
+from qwenapi.conversations.errors import StorageUnavailable
+
+
+def migrate(connection: sqlite3.Connection) -> None:
+    """Bring the file to the newest schema; it stays as it was if a step fails."""
+    if _version(connection) == len(MIGRATIONS):
+        return
+    connection.execute("BEGIN IMMEDIATE")
+    version = _version(connection)
+    if version > len(MIGRATIONS):
+        connection.execute("ROLLBACK")
+        raise StorageUnavailable() from RuntimeError(
+            f"the conversations were written by a newer qwenapi (schema {version})"
+        )
+    for migration in MIGRATIONS[version:]:
+        migration(connection)
+    connection.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
+    connection.execute("COMMIT")
+
+
+def _version(connection: sqlite3.Connection) -> int:
+    return int(connection.execute("PRAGMA user_version").fetchone()[0])
+
+
+def create_conversations(connection: sqlite3.Connection) -> None:
+    """Conversations and their turns; each tenant's bytes are counted by triggers."""
+    for statement in (
+        """CREATE TABLE conversations (
+            id TEXT PRIMARY KEY, tenant TEXT NOT NULL, created_at REAL NOT NULL,
+            used_at REAL NOT NULL, num_turns INTEGER NOT NULL, num_bytes INTEGER NOT NULL)""",
+        "CREATE INDEX conversations_by_use ON conversations (used_at)",
+        """CREATE TABLE turns (
+            conversation_id TEXT NOT NULL REFERENCES conversations ON DELETE CASCADE,
+            number INTEGER NOT NULL, user TEXT NOT NULL, assistant TEXT NOT NULL,
+            finish_reason TEXT NOT NULL, created_at REAL NOT NULL,
+            PRIMARY KEY (conversation_id, number))""",
+        """CREATE TABLE tenants (
+            tenant TEXT PRIMARY KEY, num_bytes INTEGER NOT NULL) WITHOUT ROWID""",
+        """CREATE TRIGGER conversation_added AFTER INSERT ON conversations BEGIN
+            INSERT OR IGNORE INTO tenants VALUES (new.tenant, 0);
+            UPDATE tenants SET num_bytes = num_bytes + new.num_bytes WHERE tenant = new.tenant;
+        END""",
+        """CREATE TRIGGER conversation_grown AFTER UPDATE OF num_bytes ON conversations BEGIN
+            UPDATE tenants SET num_bytes = num_bytes + new.num_bytes - old.num_bytes
+            WHERE tenant = new.tenant;
+        END""",
+        """CREATE TRIGGER conversation_erased AFTER DELETE ON conversations BEGIN
+            UPDATE tenants SET num_bytes = num_bytes - old.num_bytes WHERE tenant = old.tenant;
+        END""",
+    ):
+        connection.execute(statement)
+
+
+def create_claims(connection: sqlite3.Connection) -> None:
+    """The line before each conversation, and the lease of the turn that runs.
+
+    `expires_at` is the machine's monotonic clock, which the processes on one machine share.
+    """
+    for statement in (
+        """CREATE TABLE tickets (
+            number INTEGER PRIMARY KEY AUTOINCREMENT, conversation_id TEXT NOT NULL,
+            token TEXT NOT NULL UNIQUE, expires_at REAL NOT NULL)""",
+        "CREATE INDEX tickets_by_conversation ON tickets (conversation_id, number)",
+        """CREATE TABLE leases (
+            conversation_id TEXT PRIMARY KEY, tenant TEXT NOT NULL, token TEXT NOT NULL,
+            owner TEXT NOT NULL, expires_at REAL NOT NULL)""",
+    ):
+        connection.execute(statement)
+
+
+MIGRATIONS: list[Callable[[sqlite3.Connection], None]] = [create_conversations, create_claims]

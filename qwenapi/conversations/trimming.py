@@ -1,0 +1,44 @@
+"""Cut a history to what the context has room for. Pure: it counts with what it is given."""
+
+from collections.abc import Callable, Sequence
+
+from qwenapi.conversations.values import PastTurn
+
+# Two characters in a token are few, so a history of twice as many is a first guess that seldom
+# overflows, and short histories are counted once.
+CHARS_PER_TOKEN = 2
+
+
+def fit(
+    history: Sequence[PastTurn], count_tokens: Callable[[Sequence[PastTurn]], int], room: int
+) -> Sequence[PastTurn]:
+    """Return the longest run of newest turns with which the prompt takes at most `room` tokens.
+
+    `count_tokens` renders and counts the prompt with the turns it is given and the new question.
+    Turns are dropped whole, the oldest first; with none left the prompt may still be too long.
+    """
+    fits, tried = 0, _first_guess(history, room)
+    while tried < len(history) and count_tokens(_newest(history, tried)) <= room:
+        fits, tried = tried, min(2 * tried, len(history))
+    if fits < tried == len(history) and count_tokens(history) <= room:
+        return history
+    while tried - fits > 1:
+        middle = (fits + tried) // 2
+        if count_tokens(_newest(history, middle)) <= room:
+            fits = middle
+        else:
+            tried = middle
+    return _newest(history, fits)
+
+
+def _first_guess(history: Sequence[PastTurn], room: int) -> int:
+    num_chars = 0
+    for number, turn in enumerate(reversed(history)):
+        num_chars += len(turn.user) + len(turn.assistant)
+        if num_chars > room * CHARS_PER_TOKEN:
+            return max(1, number)
+    return len(history)
+
+
+def _newest(history: Sequence[PastTurn], number: int) -> Sequence[PastTurn]:
+    return history[len(history) - number :]

@@ -1,0 +1,72 @@
+"""The frozen values of the conversation store. They know nothing of where they are kept."""
+
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+ITEMS_PER_TURN = 2
+
+
+@dataclass(frozen=True)
+class PastTurn:
+    """What a user said and what was answered; neither is part of the repr, which may be logged."""
+
+    user: str = field(repr=False)
+    assistant: str = field(repr=False)
+    finish_reason: str
+    created_at: float  # seconds since 1970
+
+    @property
+    def messages(self) -> tuple[dict[str, str], dict[str, str]]:
+        """Return the two items of the turn as chat messages."""
+        return (
+            {"role": "user", "content": self.user},
+            {"role": "assistant", "content": self.assistant},
+        )
+
+    @property
+    def num_bytes(self) -> int:
+        return len(self.user.encode()) + len(self.assistant.encode())
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """A whole conversation, as its owner may take it away."""
+
+    id: str
+    created_at: float
+    used_at: float
+    turns: tuple[PastTurn, ...]
+
+    @property
+    def messages(self) -> Iterator[dict[str, str]]:
+        return (message for turn in self.turns for message in turn.messages)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoreLimits:
+    """How much is kept, and for how long.
+
+    `max_history_bytes` bounds what a turn loads, in whole turns from the newest: more text than the
+    longest context takes.
+    """
+
+    max_items: int = 2000
+    max_item_bytes: int = 1024**2
+    max_tenant_bytes: int = 1024**3
+    max_history_bytes: int = 8 * 1024**2
+    ttl_seconds: float = 7 * 24 * 3600
+    lease_seconds: float = 15
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One turn's claim to a conversation: its place in the line, then its lease.
+
+    The token tells it from every other, of this process and of the dead; `owner` is for people.
+    """
+
+    tenant: str
+    conversation_id: str
+    owner: str
+    token: str = field(default_factory=lambda: uuid.uuid4().hex)

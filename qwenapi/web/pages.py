@@ -1,0 +1,39 @@
+"""The files of the page, read once: name, bytes, type, tag. Knows nothing of Flask or requests."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+STATIC = Path(__file__).resolve().parent / "static"
+# What is served, and as what; files of other kinds in the folder are for its maintainers.
+CONTENT_TYPES: Mapping[str, str] = {
+    ".css": "text/css; charset=utf-8",
+    ".html": "text/html; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".svg": "image/svg+xml",
+    ".txt": "text/plain; charset=utf-8",
+}
+
+
+@dataclass(frozen=True)
+class Page:
+    """One file as it is sent."""
+
+    content: bytes
+    content_type: str
+
+    @cached_property
+    def etag(self) -> str:
+        return hashlib.sha256(self.content).hexdigest()[:32]
+
+
+def load_pages(folder: Path = STATIC) -> dict[str, Page]:
+    """Return every page of the folder by its name under `/ui/`; symbolic links are not followed."""
+    files = (file for file in folder.rglob("*") if file.suffix in CONTENT_TYPES)
+    return {
+        file.relative_to(folder).as_posix(): Page(file.read_bytes(), CONTENT_TYPES[file.suffix])
+        for file in files
+        if file.is_file() and not file.is_symlink()
+    }
