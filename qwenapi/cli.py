@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from qwenapi import __version__
+from qwenapi.ask import add_arguments as add_ask_arguments
 from qwenapi.bench import add_arguments as add_bench_arguments
 from qwenapi.bench import main as run_bench
 from qwenapi.config import load, load_profiles
@@ -70,6 +71,13 @@ def bench(parsed: argparse.Namespace) -> int:
     return run_bench(parsed)
 
 
+def ask(parsed: argparse.Namespace) -> int:
+    """Put one prompt to a running server and print the answer."""
+    from qwenapi.ask import main as run_ask
+
+    return run_ask(parsed)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = FlagParser(prog="qwenapi", description=DESCRIPTION)
     parser.add_argument("--version", action="version", version=f"qwenapi {__version__}")
@@ -80,6 +88,9 @@ def _parser() -> argparse.ArgumentParser:
         )
         add_flags(command, name)
         command.set_defaults(run=run)
+    question = commands.add_parser("ask", help=ask.__doc__, description=ask.__doc__)
+    add_ask_arguments(question)
+    question.set_defaults(run=ask)
     measure = commands.add_parser("bench", help=bench.__doc__, description=bench.__doc__)
     add_bench_arguments(measure)
     measure.set_defaults(run=bench)

@@ -20,6 +20,12 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 
 # Kinds of BadRequest that some documents answer with 422: the body has the wrong shape.
 MALFORMED = frozenset({"json", "missing", "type"})
+FASTAPI_KINDS = {
+    "json": "json_invalid",
+    "missing": "missing",
+    "type": "type_error",
+    "value": "value_error",
+}
 
 
 class ApiError(Exception):
@@ -203,8 +209,10 @@ def render_openai(error: ApiError, wording: Wording) -> RenderedError:
 def render_fastapi(error: ApiError, wording: Wording) -> RenderedError:
     """Render an error as FastAPI does: a sentence, or for a caller's fault a list of faults."""
     if isinstance(error, BadRequest):
-        kind = {"type": "type_error", "json": "json_invalid"}.get(error.kind, error.kind)
-        fault = {"type": kind, "loc": ["body", *_location(error.param)], "msg": error.message}
+        kind = FASTAPI_KINDS[error.kind]
+        is_prompt = isinstance(error, ContextLengthExceeded)
+        location = _location("prompt" if is_prompt else error.param)
+        fault = {"type": kind, "loc": ["body", *location], "msg": error.message}
         return RenderedError(422, {"detail": [fault]}, error.headers)
     return RenderedError(error.status, {"detail": wording.message(error)}, error.headers)
 

@@ -1,0 +1,160 @@
+"""Document 000: form posts, a raw text stream with a preface, conversations."""
+
+import os
+import re
+import signal
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import requests
+
+from tests.running_server import wait_for
+
+FIRST = "用 Python 写一个最基础版的冒泡排序算法"
+SECOND = "请把上面这段代码转换成 Java"
+PREFACE = re.compile(r"conversation_id:([0-9a-f-]{36})\n---\n")
+
+
+def stream(server, prompt, conversation_id=None):
+    """Return the pieces of a turn as the document's own client receives them."""
+    data = {"prompt": prompt} | ({"conversation_id": conversation_id} if conversation_id else {})
+    url = server.url + "/v1/code/chat_stream"
+    with requests.post(url, data=data, stream=True, timeout=60) as response:
+        assert response.status_code == 200, response.text
+        assert response.headers["Content-Type"] == "text/event-stream; charset=utf-8"
+        return list(response.iter_content(chunk_size=None, decode_unicode=True))
+
+
+def history(server, conversation_id):
+    body = server.get(f"/v1/code/conversations/{conversation_id}").json()
+    return [(m["role"], m["content"]) for m in body["messages"]]
+
+
+def test_a_whole_answer_comes_in_the_documented_body(coder):
+    answer = requests.post(coder.url + "/v1/code/generate", data={"prompt": FIRST}, timeout=60)
+    assert answer.status_code == 200
+    assert list(answer.json()) == ["status", "result"]
+    assert answer.json()["status"] == "success" and answer.json()["result"]
+
+
+def test_a_session_of_two_turns_knows_its_first(coder):
+    pieces = stream(coder, FIRST)
+    found = PREFACE.fullmatch(pieces[0])
+    assert found, f"the preface is not one piece of its own: {pieces[:2]}"
+    assert len(pieces) > 20, "the text did not come piece by piece"
+    first = "".join(pieces[1:])
+    second = "".join(stream(coder, SECOND, found[1]))
+    assert "conversation_id:" not in second
+    # the stub repeats its prompt, which holds the first turn if the server remembers it
+    assert FIRST[:10] in second
+    assert history(coder, found[1]) == [
+        ("user", FIRST),
+        ("assistant", first),
+        ("user", SECOND),
+        ("assistant", second),
+    ]
+
+
+def test_json_is_taken_too_and_fields_nobody_documents_are_named(coder):
+    answer = coder.post("/v1/code/generate", {"prompt": "hi", "temperature": 0.1})
+    assert answer.status_code == 200 and answer.headers["X-Ignored"] == "temperature"
+
+
+@pytest.mark.parametrize("data", [{}, {"prompt": ""}, {"other": "x"}])
+def test_a_missing_prompt_is_a_422_list(coder, data):
+    answer = requests.post(
+        coder.url + "/v1/code/chat_stream",
+        data=data or b"",
+        timeout=60,
+        headers={"Content-Type": "application/x-www-form-urlencoded"},
+    )
+    assert answer.status_code == 422
+    (fault,) = answer.json()["detail"]
+    assert (fault["type"], fault["loc"]) == ("missing", ["body", "prompt"])
+
+
+def test_multipart_is_refused_and_an_unknown_conversation_is_404(coder):
+    files = {"prompt": (None, "hi")}
+    answer = requests.post(coder.url + "/v1/code/generate", files=files, timeout=60)
+    assert answer.status_code == 415 and isinstance(answer.json()["detail"], str)
+    for unknown in ("00000000-0000-4000-8000-000000000000", "../../etc/passwd", "x" * 200, "中文"):
+        data = {"prompt": "hi", "conversation_id": unknown}
+        answer = requests.post(coder.url + "/v1/code/chat_stream", data=data, timeout=60)
+        assert answer.status_code == 404
+        assert answer.json()["detail"].startswith("会话不存在或已过期: ")
+
+
+def test_a_prompt_that_does_not_fit_is_a_422_list(coder):
+    data = {"prompt": "冒泡" * 9000}
+    answer = requests.post(coder.url + "/v1/code/generate", data=data, timeout=60)
+    assert answer.status_code == 422
+    assert answer.json()["detail"][0]["loc"] == ["body", "prompt"]
+
+
+def test_turns_of_one_conversation_follow_each_other_and_none_is_lost(coder):
+    pieces = stream(coder, "begin")
+    conversation_id = PREFACE.fullmatch(pieces[0])[1]
+    with ThreadPoolExecutor(12) as pool:
+        list(pool.map(lambda i: stream(coder, f"turn {i}", conversation_id), range(12)))
+    items = history(coder, conversation_id)
+    assert [role for role, _ in items] == ["user", "assistant"] * 13
+    assert sorted(text for role, text in items[2:] if role == "user") == sorted(
+        f"turn {i}" for i in range(12)
+    )
+
+
+def test_a_turn_whose_caller_leaves_leaves_no_trace(coder):
+    conversation_id = PREFACE.fullmatch(stream(coder, "begin")[0])[1]
+    before = history(coder, conversation_id)
+    data = {"prompt": "never mind", "conversation_id": conversation_id}
+    url = coder.url + "/v1/code/chat_stream"
+    with requests.post(url, data=data, stream=True, timeout=60) as response:
+        next(response.iter_content(chunk_size=None))
+    coder.wait_until_idle()
+    stream(coder, "still here", conversation_id)
+    assert history(coder, conversation_id)[: len(before)] == before
+    assert "never mind" not in str(history(coder, conversation_id))
+
+
+def test_a_deleted_conversation_is_gone(coder):
+    conversation_id = PREFACE.fullmatch(stream(coder, "begin")[0])[1]
+    url = f"{coder.url}/v1/code/conversations/{conversation_id}"
+    assert requests.delete(url, timeout=10).status_code == 204
+    assert requests.get(url, timeout=10).status_code == 404
+    assert requests.delete(url, timeout=10).status_code == 404
+
+
+def test_an_engine_that_dies_breaks_the_stream_off_and_the_turn_is_not_kept(start_server):
+    server = start_server("--stub", "--stub-step-seconds", "0.02", "--profile", "coder")
+    conversation_id = PREFACE.fullmatch(_first_pieces(server, "begin", 3)[0])
+    assert conversation_id
+    with ThreadPoolExecutor(2) as pool:
+        whole = pool.submit(
+            requests.post, server.url + "/v1/code/generate", data={"prompt": "x"}, timeout=60
+        )
+        broken = pool.submit(stream, server, "long")
+        wait_for(lambda: server.row()["running"] == 2)
+        os.kill(server.row()["pid"], signal.SIGKILL)
+        with pytest.raises(requests.exceptions.ChunkedEncodingError):
+            broken.result()
+        assert whole.result().status_code == 500
+        assert whole.result().json()["detail"].startswith("服务器内部错误: ")
+
+
+def _first_pieces(server, prompt, count):
+    url = server.url + "/v1/code/chat_stream"
+    with requests.post(url, data={"prompt": prompt}, stream=True, timeout=60) as response:
+        pieces = response.iter_content(chunk_size=None, decode_unicode=True)
+        return [next(pieces) for _ in range(count)]
+
+
+def test_conversations_outlive_a_restart(tmp_path, start_server):
+    flags = ("--stub", "--profile", "coder", "--default-max-tokens", "20")
+    state = ("--state-dir", str(tmp_path / "kept"))
+    first = start_server(*flags, *state)
+    conversation_id = PREFACE.fullmatch(stream(first, FIRST)[0])[1]
+    kept = history(first, conversation_id)
+    first.stop()
+    second = start_server(*flags, *state)
+    assert history(second, conversation_id) == kept
+    assert stream(second, SECOND, conversation_id)
