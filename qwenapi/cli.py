@@ -37,8 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def serve(parsed: argparse.Namespace) -> int:
     """Run both halves on this machine."""
     settings = load(vars(parsed))
-    if settings.model:
-        _check_model(settings.engine_config().model)
+    _check_model(settings.engine_config().model)
     folder = _own(run_dir(settings, "serve"))
     http, url = _http(parsed, settings, folder)
     return _supervise(settings, folder, [_engines(settings, folder), [http]], f"ready: {url}")

@@ -8,14 +8,13 @@ Knows how each source is read and how a mistake in it is named. Refuses to know 
 import difflib
 import math
 import os
-import sys
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from qwenapi.profile import Profile
-from qwenapi.settings import Setting, Settings, table
+from qwenapi.settings import Setting, Settings, etc_dir, table
 from workers.errors import ConfigError
 
 INTERNAL_VARIABLES = ("QWENAPI_DOCUMENTS", "QWENAPI_FAULT", "QWENAPI_TEST")
@@ -71,12 +70,6 @@ def profile_path(name: str) -> Path:
         known = sorted(file.stem for file in folder.glob("*.toml"))
         raise ConfigError(f"profile {name!r} does not exist; there are: {', '.join(known)}")
     return path
-
-
-def etc_dir() -> Path:
-    """Return the folder of the shipped files: etc/ of a checkout, else share/qwenapi."""
-    checkout = Path(__file__).resolve().parent.parent / "etc"
-    return checkout if checkout.is_dir() else Path(sys.prefix) / "share" / "qwenapi"
 
 
 def closest(word: str, known: Iterable[str]) -> str:

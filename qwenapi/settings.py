@@ -6,6 +6,7 @@ come from (config.py) and what they do.
 """
 
 import os
+import sys
 import types
 import typing
 from dataclasses import asdict, dataclass, field, fields
@@ -225,11 +226,18 @@ class Settings:
         return self.served_model_name or (self.model_name,)
 
     def engine_config(self) -> EngineConfig:
-        """Return what each engine needs; an empty `model` stays empty: the embedded demo."""
+        """Return what each engine needs; with no model named, the demo that is shipped."""
         names = {wanted.name for wanted in fields(EngineConfig)}
         given = {name: value for name, value in asdict(self).items() if name in names}
-        given["model"] = os.path.abspath(os.path.expanduser(self.model)) if self.model else ""
+        chosen = os.path.expanduser(self.model) if self.model else etc_dir() / "models" / "demo"
+        given["model"] = os.path.abspath(chosen)
         return EngineConfig(**given, max_waiting=self.limits_max_waiting)
+
+
+def etc_dir() -> Path:
+    """Return the folder of the shipped files: etc/ of a checkout, else share/qwenapi."""
+    checkout = Path(__file__).resolve().parent.parent / "etc"
+    return checkout if checkout.is_dir() else Path(sys.prefix) / "share" / "qwenapi"
 
 
 @cache

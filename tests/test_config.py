@@ -226,7 +226,7 @@ def test_an_engine_gets_every_field_it_has():
     engine = settings.engine_config()
     assert engine.model == str(Path.cwd() / "some/dir")
     assert (engine.max_num_seqs, engine.max_waiting, engine.stub) == (3, 9, True)
-    assert load().engine_config().model == ""
+    assert load().engine_config().model.endswith("/etc/models/demo")
 
 
 def test_a_model_is_called_like_its_directory():

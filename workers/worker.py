@@ -17,7 +17,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import replace
 
 from workers import logs
 from workers.admission import Admission
@@ -211,13 +210,7 @@ def _frames(output: StepOutput) -> dict[int, Step]:
 
 
 def load_core(config: EngineConfig, progress: Callable[[str, float], None]) -> EngineCore:
-    """Return the engine, or its stub, with the embedded model if none is named; torch is imported
-    only here.
-    """
-    if not config.model:
-        from workers.model.demo import demo_model_dir
-
-        config = replace(config, model=str(demo_model_dir()))
+    """Return the engine, or its stub; torch is imported only here."""
     if config.stub:
         from workers.stub import StubEngine
 

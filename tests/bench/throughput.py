@@ -17,8 +17,10 @@ import time
 from pathlib import Path
 
 from qwenapi.bench import Load, Result, run, table
+from qwenapi.settings import etc_dir
 from tests.running_server import RunningServer
 
+DEMO = etc_dir() / "models" / "demo"
 PROMPT_TOKENS = 128
 NEW_TOKENS = 64
 VOCABULARY = 8192
@@ -29,8 +31,6 @@ def make_model(directory: Path) -> None:
     """Write a random model of Qwen3-0.6B's dimensions, with the demo's tokenizer."""
     import torch
     from transformers import Qwen3Config, Qwen3ForCausalLM
-
-    from workers.model.demo import demo_model_dir
 
     config = Qwen3Config(
         vocab_size=VOCABULARY,
@@ -46,8 +46,8 @@ def make_model(directory: Path) -> None:
     )
     torch.manual_seed(0)
     Qwen3ForCausalLM(config).to(torch.bfloat16).save_pretrained(directory)
-    shutil.copy(demo_model_dir() / "tokenizer_config.json", directory)
-    tokenizer = json.loads((demo_model_dir() / "tokenizer.json").read_bytes())
+    shutil.copy(DEMO / "tokenizer_config.json", directory)
+    tokenizer = json.loads((DEMO / "tokenizer.json").read_bytes())
     vocabulary = tokenizer["model"]["vocab"]
     first_free = 1 + max(*vocabulary.values(), *(t["id"] for t in tokenizer["added_tokens"]))
     # Every id needs a text, or a token would leave no trace in the stream.

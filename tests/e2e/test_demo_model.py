@@ -2,6 +2,7 @@
 
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -87,10 +88,11 @@ def test_two_hundred_random_disconnects_leave_every_block_free(server):
 
 def test_a_long_prompt_is_computed_while_others_keep_their_pace(server):
     with ThreadPoolExecutor(2) as pool:
-        steady = pool.submit(server.stream, "steady", max_tokens=300, ignore_eos=True)
+        fields = {"max_tokens": 300, "ignore_eos": True, "skip_special_tokens": False}
+        steady = pool.submit(server.stream, "steady", **fields)
         wait_for(lambda: server.row()["running"] == 1)
         before = server.row()["generated_tokens"]
-        long = server.chat("long " * 700, max_tokens=2)
+        long = server.chat("long " * 1500, max_tokens=2)
         assert long.status_code == 200
         assert long.json()["usage"]["prompt_tokens"] > 1400
         assert server.row()["generated_tokens"] - before > 2 + 2, "nobody else got a token"
@@ -98,7 +100,7 @@ def test_a_long_prompt_is_computed_while_others_keep_their_pace(server):
 
 
 def test_choices_differ_by_seed_and_the_first_is_that_of_a_single_one(server):
-    fields = {"max_tokens": 12, "seed": 5, "temperature": 1, "ignore_eos": True}
+    fields = {"max_tokens": 40, "seed": 5, "temperature": 2, "top_k": 0, "top_p": 1}
     three = [c["message"]["content"] for c in server.chat("hello", n=3, **fields).json()["choices"]]
     assert len(set(three)) == 3
     assert three[0] == server.text("hello", **fields)
@@ -158,7 +160,41 @@ def test_sampling_fields_reach_the_engine(server):
     assert penalized != biased
 
 
+def python_of(answer):
+    """Return the code of an answer: its fenced block, or all of it."""
+    found = re.search(r"```(?:python)?\n(.*?)```", answer, re.S)
+    return found[1] if found else answer
+
+
+def test_a_sort_it_writes_sorts(server):
+    plainly = {"temperature": 0, "chat_template_kwargs": {"enable_thinking": False}}
+    answer = server.text("用 Python 写一个最基础版的冒泡排序算法，只写函数体即可", **plainly)
+    scope = {}
+    exec(compile(python_of(answer), "answer", "exec"), scope)
+    (sort,) = [value for name, value in scope.items() if name != "__builtins__"]
+    chosen = random.Random(1)
+    numbers = [chosen.randrange(100) for _ in range(30)]
+    given = list(numbers)
+    assert (sort(given) or given) == sorted(numbers)
+
+
+def test_a_second_turn_knows_the_first_and_a_stop_string_cuts_what_it_says(server):
+    first = {"role": "user", "content": "用 Python 写一个冒泡排序"}
+    code = server.post("/v1/chat/completions", {"messages": [first], "temperature": 0}).json()
+    code = code["choices"][0]["message"]
+    turns = [first, code, {"role": "user", "content": "把上面的代码换成 Java"}]
+    java = server.post("/v1/chat/completions", {"messages": turns, "temperature": 0}).json()
+    text = java["choices"][0]["message"]["content"]
+    assert "int[]" in text and "bubble" in text.lower()
+    stop = text[len(text) // 2 : len(text) // 2 + 6]
+    asked = {"messages": turns, "temperature": 0, "stop": stop}
+    cut = server.post("/v1/chat/completions", asked).json()["choices"][0]
+    assert cut["message"]["content"] == text[: text.index(stop)]
+    assert cut["finish_reason"] == "stop"
+
+
 def test_a_killed_engine_comes_back_by_itself(server):
+    server.wait_until_idle()
     pid = server.row()["pid"]
     with ThreadPoolExecutor(1) as pool:
         answer = pool.submit(server.chat, "hello", max_tokens=1500, ignore_eos=True)

@@ -14,9 +14,9 @@ import psutil
 import pytest
 import requests
 
+from qwenapi.settings import etc_dir
 from tests.e2e.test_http_on_stub import raw_request
 from tests.running_server import RunningServer, sse_events, wait_for
-from workers.model.demo import demo_model_dir
 
 MESSAGES = [{"role": "user", "content": "hello 你好"}]
 LONG = {"messages": MESSAGES, "max_tokens": 2000}
@@ -100,7 +100,7 @@ def test_a_request_is_answered_though_every_engine_it_could_go_to_dies(start_ser
 
 
 def test_a_restart_that_fails_says_why(tmp_path, start_server):
-    shutil.copytree(demo_model_dir(), tmp_path / "model")
+    shutil.copytree(etc_dir() / "models" / "demo", tmp_path / "model")
     server = start_server(*SLOW, "--model", str(tmp_path / "model"))
     shutil.rmtree(tmp_path / "model")
     os.kill(engine_pid(server), signal.SIGKILL)
