@@ -91,6 +91,7 @@ class Supervisor:
         self._on_ready = on_ready
         self._was_ready = False
         self._num_signals = 0
+        self._has_said_goodbye = False
         self._exit_code: int = ExitCode.OK
         self.failure: str | None = None
 
@@ -121,6 +122,9 @@ class Supervisor:
 
     def tick(self, now: float) -> None:
         """Look at every child once and do what its state asks for."""
+        if self._is_stopping and not self._has_said_goodbye:
+            self._has_said_goodbye = True
+            log.info("stopping within %g s; a second signal ends it now", self._drain_timeout)
         for watch in self._watches:
             if watch.state is State.RUNNING:
                 self._watch(watch, now)

@@ -18,7 +18,7 @@ def _serve(tmp_path_factory, profile, *flags):
 
 @pytest.fixture(scope="module")
 def coder(tmp_path_factory):
-    yield from _serve(tmp_path_factory, "coder", "--default-max-tokens", "60")
+    yield from _serve(tmp_path_factory, "coder", "--default-max-tokens", "200")
 
 
 @pytest.fixture(scope="module")

@@ -208,7 +208,8 @@ def test_a_second_sigterm_ends_at_once(start_server):
     with raw_request(server, LONG | {"stream": True}) as sock:
         wait_for(lambda: server.row()["running"] == 1)
         server.process.terminate()
-        wait_for(lambda: sock.recv(65536))
+        wait_for(lambda: "stopping within" in server.log)
+        assert sock.recv(65536)
         server.process.terminate()
         server.process.wait(5)
     _, alive = psutil.wait_procs(processes, timeout=5)
