@@ -55,7 +55,7 @@ def test_a_killed_engine_ends_its_streams_with_an_error_event_and_comes_back(sta
             events = sse_events(stream.result().content)
             assert stream.result().status_code == 200
             assert events[-1]["error"]["code"] == "engine_failed"
-            assert "[DONE]" not in events and len(events) > 2
+            assert "[DONE]" not in events and len(events) >= 2
         for whole in wholes:
             assert whole.result().status_code == 500
             assert whole.result().json()["error"]["code"] == "engine_failed"
