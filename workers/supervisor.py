@@ -128,8 +128,8 @@ class Supervisor:
         for watch in self._watches:
             if watch.state is State.RUNNING:
                 self._watch(watch, now)
-            elif watch.state is State.BACKOFF and now >= watch.restart_at:
-                self._start(watch, now)
+            elif watch.state is State.BACKOFF:
+                self._restart(watch, now)
         if self._is_stopping:
             self._stop_next_group(now)
         elif not self._was_ready and all(w.child.is_ready() for w in self._watches):
@@ -151,6 +151,12 @@ class Supervisor:
         watch.child.start()
         watch.state, watch.started_at, watch.kill_at = State.RUNNING, now, None
         log.info("%s started, pid %s", watch.child.name, watch.child.pid)
+
+    def _restart(self, watch: _Watch, now: float) -> None:
+        if self._is_stopping:
+            watch.state = State.STOPPED
+        elif now >= watch.restart_at:
+            self._start(watch, now)
 
     def _watch(self, watch: _Watch, now: float) -> None:
         code = watch.child.poll()
@@ -187,9 +193,6 @@ class Supervisor:
         self._num_signals = 2
 
     def _stop_next_group(self, now: float) -> None:
-        for watch in self._watches:
-            if watch.state is State.BACKOFF:
-                watch.state = State.STOPPED
         if self._num_signals > 1:
             for watch in self._watches:
                 if watch.state is State.RUNNING:

@@ -11,8 +11,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import openai
 import pytest
+import requests
 
-from tests.running_server import content_of, sse_events, wait_for
+from tests.running_server import content_of, quickest, sse_events, wait_for
 
 MESSAGES = [{"role": "user", "content": "你好，世界 🙂👨‍👩‍👧 ok"}]
 
@@ -143,23 +144,30 @@ def test_sixty_four_streams_at_once_each_equal_the_same_request_alone(stub_serve
 
 @pytest.mark.parametrize("stream", [True, False])
 def test_a_client_that_leaves_is_noticed_within_a_tenth_of_a_second(stub_server, stream):
-    with raw_request(stub_server, {"messages": MESSAGES, "stream": stream, "max_tokens": 4000}):
-        wait_for(lambda: stub_server.row()["running"] == 1)
-    left = time.monotonic()
-    wait_for(lambda: stub_server.row()["running"] == 0, 5)
-    assert time.monotonic() - left < 0.1 + 0.05  # one step of the stub and one look at the page
+    def leave():
+        body = {"messages": MESSAGES, "stream": stream, "max_tokens": 4000}
+        with raw_request(stub_server, body):
+            wait_for(lambda: stub_server.row()["running"] == 1)
+        left = time.monotonic()
+        wait_for(lambda: stub_server.row()["running"] == 0, 5)
+        return time.monotonic() - left
+
+    assert min(leave() for _ in range(3)) < 0.1
 
 
 @pytest.mark.parametrize("stray", [b"\r\n", b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n"])
 def test_bytes_behind_a_request_do_not_hide_that_its_client_left(stub_server, stray):
-    with raw_request(stub_server, {"messages": MESSAGES, "max_tokens": 4000}) as sock:
-        sock.sendall(stray)
-        wait_for(lambda: stub_server.row()["running"] == 1)
-        time.sleep(0.2)
-        assert stub_server.row()["running"] == 1, "taken for gone"
-    left = time.monotonic()
-    wait_for(lambda: stub_server.row()["running"] == 0, 5)
-    assert time.monotonic() - left < 0.25
+    def leave():
+        with raw_request(stub_server, {"messages": MESSAGES, "max_tokens": 4000}) as sock:
+            sock.sendall(stray)
+            wait_for(lambda: stub_server.row()["running"] == 1)
+            time.sleep(0.2)
+            assert stub_server.row()["running"] == 1, "taken for gone"
+        left = time.monotonic()
+        wait_for(lambda: stub_server.row()["running"] == 0, 5)
+        return time.monotonic() - left
+
+    assert min(leave() for _ in range(3)) < 0.1
 
 
 def test_a_queued_client_that_leaves_is_noticed_too(start_server):
@@ -168,11 +176,15 @@ def test_a_queued_client_that_leaves_is_noticed_too(start_server):
     )
     with raw_request(server, {"messages": MESSAGES, "max_tokens": 4000}):
         wait_for(lambda: server.row()["running"] == 1)
-        with raw_request(server, {"messages": MESSAGES, "max_tokens": 4000}):
-            wait_for(lambda: server.row()["waiting"] == 1)
-        left = time.monotonic()
-        wait_for(lambda: server.row()["waiting"] == 0, 5)
-        assert time.monotonic() - left < 0.15
+
+        def leave():
+            with raw_request(server, {"messages": MESSAGES, "max_tokens": 4000}):
+                wait_for(lambda: server.row()["waiting"] == 1)
+            left = time.monotonic()
+            wait_for(lambda: server.row()["waiting"] == 0, 5)
+            return time.monotonic() - left
+
+        assert min(leave() for _ in range(3)) < 0.1
         assert server.row()["running"] == 1
     server.wait_until_idle()
 
@@ -220,9 +232,8 @@ def test_three_run_ten_wait_and_fifty_one_are_told_at_once(start_server):
     assert delays[25] < 0.1
     assert delays[-1] < 1
     with server_busy(server):
-        started = time.monotonic()
-        assert server.chat("one more", max_tokens=1).status_code == 503
-        assert time.monotonic() - started < 0.1
+        seconds, answer = quickest(lambda: server.chat("one more", max_tokens=1))
+        assert answer.status_code == 503 and seconds < 0.1
     server.wait_until_idle()
 
 
@@ -286,11 +297,9 @@ def test_a_bad_field_is_named_quickly_and_costs_the_engine_nothing(
     stub_server, fields, status, param
 ):
     steps = stub_server.row()["step"]
-    started = time.monotonic()
-    answer = stub_server.post(
-        "/v1/chat/completions", {"model": "qwen-demo", "messages": MESSAGES} | fields
-    )
-    assert time.monotonic() - started < 0.05
+    asked = {"model": "qwen-demo", "messages": MESSAGES} | fields
+    seconds, answer = quickest(lambda: stub_server.post("/v1/chat/completions", asked))
+    assert seconds < 0.05
     assert answer.status_code == status
     error = answer.json()["error"]
     assert error["param"] == param and error["type"] == "invalid_request_error"
@@ -314,16 +323,14 @@ BAD_BODIES = [
 
 @pytest.mark.parametrize(("body", "content_type", "status"), BAD_BODIES)
 def test_a_bad_body_is_refused_quickly_in_openais_words(stub_server, body, content_type, status):
-    host = stub_server.url.removeprefix("http://")
-    connection = http.client.HTTPConnection(host, timeout=10)
-    started = time.monotonic()
-    connection.request("POST", "/v1/chat/completions", body, {"Content-Type": content_type})
-    answer = connection.getresponse()
-    error = json.loads(answer.read())["error"]
-    assert time.monotonic() - started < (0.5 if status == 413 else 0.05)
-    connection.close()
-    assert answer.status == status and error["type"] == "invalid_request_error"
-    assert answer.headers["X-Request-Id"]
+    def ask():
+        url = stub_server.url + "/v1/chat/completions"
+        return requests.post(url, data=body, headers={"Content-Type": content_type}, timeout=10)
+
+    seconds, answer = quickest(ask)
+    assert seconds < (0.5 if status == 413 else 0.05)  # five megabytes take a while to send
+    assert answer.status_code == status and answer.headers["X-Request-Id"]
+    assert answer.json()["error"]["type"] == "invalid_request_error"
 
 
 def test_a_chunked_body_is_refused_rather_than_cut(stub_server):
