@@ -5,6 +5,7 @@ microseconds. A group's requests are limited together (running + waiting); the e
 hold for all.
 """
 
+import itertools
 import threading
 import time
 from collections import Counter, deque
@@ -44,7 +45,10 @@ class Admission:
     def decide(self, key: Key, request: Generate) -> Rejected | None:
         """Admit the request and return None, or return why not."""
         with self._lock:
-            rejected = self._invalid(key, request) or self._full(request) or self._too_slow(request)
+            rejected = self._invalid(key, request)
+            # A replay was admitted once, and its caller has been told so.
+            if rejected is None and request.epoch == 0:
+                rejected = self._full(request) or self._too_slow(request)
             if rejected is None:
                 self._admitted[key] = _Admitted(request.group, len(request.prompt_ids))
                 self._in_group[request.group] += 1
@@ -88,8 +92,18 @@ class Admission:
             and max(prompt) < card.vocab_size
             and 1 <= len(request.choices) <= min(MAX_CHOICES, card.max_num_seqs)
             and request.params.max_tokens >= 1
+            and self._is_resumable(request)
         )
         return None if is_valid else self._rejected(request, "invalid")
+
+    def _is_resumable(self, request: Generate) -> bool:
+        """Return whether a replay's ids are the model's, and of as many choices as it asks for."""
+        if not request.resume:
+            return True
+        ids = list(itertools.chain.from_iterable(request.resume))
+        return len(request.resume) == len(request.choices) and (
+            not ids or (min(ids) >= 0 and max(ids) < self._card.vocab_size)
+        )
 
     def _full(self, request: Generate) -> Rejected | None:
         max_running = request.max_running or self._card.max_num_seqs

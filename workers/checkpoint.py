@@ -35,7 +35,8 @@ class Checkpoint:
 
     def check_config(self) -> None:
         """Raise ModelError if config.json cannot be read or lacks what every model has."""
-        assert self.vocab_size and self.max_position_embeddings
+        for field in ("vocab_size", "max_position_embeddings"):
+            self._positive_int(field)
 
     @cached_property
     def config(self) -> dict[str, Any]:

@@ -19,6 +19,7 @@ class EngineConfig:
     dtype: str = "auto"
     device: str = "auto"
     quantization: str = "auto"
+    attention_backend: str = "auto"
     max_model_len: int = 0
     max_num_seqs: int = 256
     max_num_batched_tokens: int = 0
@@ -27,6 +28,7 @@ class EngineConfig:
     kv_cache_gb: float = 0.0
     threads: int = 0
     enable_prefix_caching: bool = True
+    deterministic: bool = False
     max_waiting: int = 1024
     step_timeout: float = 0.0
     log_level: str = "info"

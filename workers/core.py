@@ -32,7 +32,6 @@ class Gauges:
 
     running: int = 0
     waiting: int = 0
-    waiting_tokens: int = 0
     free_blocks: int = 0
     total_blocks: int = 0
     prompt_tokens: int = 0

@@ -18,7 +18,7 @@ from workers.report import Report, WorkerSpec
 
 
 class EngineChild:
-    """One engine process as its supervisor sees it (workers.supervisor.Child)."""
+    """One engine process as its supervisor sees it (workers.watch.Child)."""
 
     def __init__(
         self,
@@ -36,12 +36,13 @@ class EngineChild:
         self._process: BaseProcess | None = None
         self._pipe: Connection | None = None
         self._is_ready = False
+        self._num_tokens, self._has_served = 0, False
 
     def start(self) -> None:
         """Spawn the process: CUDA cannot be used in a forked child, and threads do not survive a
         fork.
         """
-        self.failure, self._is_ready = None, False
+        self.failure, self._is_ready, self._has_served = None, False, False
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe(duplex=True)
         self._process = context.Process(
@@ -57,10 +58,18 @@ class EngineChild:
     def poll(self) -> int | None:
         """Return the exit code, negative for a signal, or None while the process runs."""
         self._hear()
+        num_tokens = self._page.read(self._spec.index)["generated_tokens"]
+        # Growth, as the row keeps a lost process's number until the next one has written its own.
+        self._has_served = self._has_served or num_tokens > self._num_tokens
+        self._num_tokens = num_tokens
         return self._process.exitcode if self._process else None
 
     def is_ready(self) -> bool:
         return self._is_ready
+
+    def has_served(self) -> bool:
+        """Return whether a step has given somebody tokens since the start."""
+        return self._has_served
 
     def hang(self) -> str | None:
         """Return why the engine must be taken for hung, or None."""
@@ -69,6 +78,9 @@ class EngineChild:
         if row["pid"] != self.pid or age <= row["step_timeout_ns"]:
             return None
         return f"no sign of life for {age / 1e9:.1f} s in step {row['step']}"
+
+    def discourage(self) -> None:
+        """Do nothing: the HTTP half says who is ready."""
 
     def terminate(self) -> None:
         self._signal(signal.SIGTERM)

@@ -10,6 +10,11 @@ import threading
 _PR_SET_PDEATHSIG = 1
 
 
+def die_with_parent() -> None:
+    """Let the kernel end this process when its parent dies from now on."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
 def hold(fd: int) -> None:
     """End this process with SIGKILL when its parent dies, or when the other end of the pipe `fd`
     closes.
@@ -17,7 +22,7 @@ def hold(fd: int) -> None:
     PDEATHSIG acts at once but follows the thread that spawned us and misses a parent that died
     before this call; the pipe misses nothing but a stopped parent.
     """
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    die_with_parent()
 
     def watch() -> None:
         try:

@@ -4,10 +4,11 @@ The file is allocated with posix_fallocate, so a full tmpfs is an error at creat
 SIGBUS. A slot is leased with an open-file-description lock: the kernel releases it on any death,
 and the next owner continues its counters. (`fcntl.lockf` leases would vanish when their owner opens
 and closes the file again; multiprocessing.shared_memory unlinks a segment when an unrelated reader
-exits, on Python 3.11.) All values are int64, written by their owner only.
+exits, on Python 3.11.) All values are int64, written by their owner only. A slot may end in a ring
+of records.
 
-    header  magic, layout hash, slots, fields      4 × int64
-    slot 0  field 0, field 1, …                    len(fields) × int64
+    header  magic, layout hash, slots, int64s a slot               4 × int64
+    slot 0  field 0, field 1, …, record 0, record 1, …             slot_ints × int64
     slot 1  …
 """
 
@@ -16,6 +17,8 @@ import hashlib
 import mmap
 import os
 import struct
+from array import array
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -31,10 +34,12 @@ _FLOCK = struct.Struct("hhqqi4x")
 
 @dataclass(frozen=True)
 class Layout:
-    """A page's name and the fields of each of its slots."""
+    """A page's name, the fields of each of its slots, and the fields of each record behind them."""
 
     name: str
     fields: tuple[str, ...]
+    record: tuple[str, ...] = ()
+    num_records: int = 0
 
     @cached_property
     def index(self) -> dict[str, int]:
@@ -43,14 +48,24 @@ class Layout:
     @cached_property
     def hash(self) -> int:
         """Return 63 bits that differ when a field was added, moved or renamed."""
-        digest = hashlib.sha256("\n".join(self.fields).encode()).digest()
-        return int.from_bytes(digest[:8], "big") >> 1
+        words = "\n".join((*self.fields, *self.record, str(self.num_records)))
+        return int.from_bytes(hashlib.sha256(words.encode()).digest()[:8], "big") >> 1
+
+    @property
+    def slot_ints(self) -> int:
+        """Return how many int64s a slot takes."""
+        return len(self.fields) + self.num_records * len(self.record)
+
+    def start(self, slot: int) -> int:
+        """Return where a slot begins, counted in int64s."""
+        return HEADER_INTS + slot * self.slot_ints
 
 
 ENGINE_LAYOUT = Layout(
     "engine",
     (
         "pid",
+        "starts",  # processes this slot has had
         "generation",
         "phase",
         "step",
@@ -69,6 +84,15 @@ ENGINE_LAYOUT = Layout(
         "device_total",
     ),
 )
+# What goes on counting when a slot's next process takes over; the rest is of this moment.
+ENGINE_COUNTERS = (
+    "starts",
+    "step",
+    "prompt_tokens",
+    "cached_tokens",
+    "generated_tokens",
+    "preemptions",
+)
 
 
 class Phase:
@@ -84,6 +108,7 @@ class SharedPage:
         self.path = path
         self.layout = layout
         self._fd = fd
+        self._own: set[int] = set()
         size = os.fstat(fd).st_size
         if size < INT_BYTES * HEADER_INTS or size % INT_BYTES:
             os.close(fd)
@@ -94,26 +119,19 @@ class SharedPage:
 
     @classmethod
     def create(cls, path: Path, layout: Layout, num_slots: int) -> "SharedPage":
-        """Open the page, making it if missing; counters of an existing one of this layout go on."""
-        size = INT_BYTES * (HEADER_INTS + num_slots * len(layout.fields))
+        """Open the page, making it if missing; counters of an existing one of this layout go on.
+
+        One of another size is replaced as a file: who has mapped it must not lose the ground.
+        """
+        size = INT_BYTES * layout.start(num_slots)
         try:
-            # A link somebody planted in /dev/shm is not followed, nor is their file written.
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o660)
-        except OSError as error:
-            raise PageError(f"{path}: {error.strerror}") from error
-        try:
-            if os.fstat(fd).st_uid != os.getuid():
-                raise PermissionError(0, "the file belongs to somebody else")
-            if os.fstat(fd).st_size != size:
-                os.ftruncate(fd, 0)
-                os.posix_fallocate(fd, 0, size)
-                os.pwrite(
-                    fd, struct.pack("=4q", MAGIC, layout.hash, num_slots, len(layout.fields)), 0
+            if not _is_ours(path, size):
+                _make(
+                    path, size, struct.pack("=4q", MAGIC, layout.hash, num_slots, layout.slot_ints)
                 )
         except OSError as error:
-            os.close(fd)
             raise PageError(f"{path}: cannot allocate {size} bytes: {error.strerror}") from error
-        return cls(path, layout, fd)
+        return cls.open(path, layout)
 
     @classmethod
     def open(cls, path: Path, layout: Layout) -> "SharedPage":
@@ -123,62 +141,138 @@ class SharedPage:
             raise PageError(f"{path}: {error.strerror}") from error
         return cls(path, layout, fd)
 
+    @classmethod
+    def private(cls, layout: Layout) -> "SharedPage":
+        """Return a page of one slot that only this process sees, for where none can be shared."""
+        fd = os.memfd_create(layout.name, os.MFD_CLOEXEC)
+        os.ftruncate(fd, INT_BYTES * layout.start(1))
+        os.pwrite(fd, struct.pack("=4q", MAGIC, layout.hash, 1, layout.slot_ints), 0)
+        return cls(Path("private"), layout, fd)
+
     def lease(self, slot: int) -> "Slot":
         """Become the only writer of a slot until this process ends or closes the page."""
-        start = INT_BYTES * (HEADER_INTS + slot * len(self.layout.fields))
-        lock = _FLOCK.pack(
-            fcntl.F_WRLCK, os.SEEK_SET, start, INT_BYTES * len(self.layout.fields), 0
-        )
         try:
-            fcntl.fcntl(self._fd, fcntl.F_OFD_SETLK, lock)
+            fcntl.fcntl(self._fd, fcntl.F_OFD_SETLK, self._lock(slot, fcntl.F_WRLCK))
         except OSError as error:
             raise PageError(f"{self.path}: slot {slot} belongs to another process") from error
+        self._own.add(slot)
         return Slot(self, slot)
+
+    def release(self, slot: int) -> None:
+        """Give a leased slot back; its Slot must not be used any more."""
+        fcntl.fcntl(self._fd, fcntl.F_OFD_SETLK, self._lock(slot, fcntl.F_UNLCK))
+        self._own.discard(slot)
+
+    def is_leased(self, slot: int) -> bool:
+        """Return whether a slot has a living owner, this process or another."""
+        if slot in self._own:
+            return True  # a description's own locks never stand in its way
+        answer = fcntl.fcntl(self._fd, fcntl.F_OFD_GETLK, self._lock(slot, fcntl.F_WRLCK))
+        return bool(_FLOCK.unpack(answer)[0] != fcntl.F_UNLCK)
 
     def read(self, slot: int) -> dict[str, int]:
         """Return the fields of a slot. Each value is whole; several need not be of the same
         instant.
         """
-        start = HEADER_INTS + slot * len(self.layout.fields)
-        values = self._ints[start : start + len(self.layout.fields)].tolist()
-        return dict(zip(self.layout.fields, values, strict=True))
+        return dict(zip(self.layout.fields, self.values(slot), strict=True))
+
+    def value(self, slot: int, place: int) -> int:
+        """Return one field of a slot, by its place in the layout's order."""
+        return self._ints[self.layout.start(slot) + place]
+
+    def values(self, slot: int) -> list[int]:
+        """Return the values of a slot's fields, in the layout's order."""
+        start = self.layout.start(slot)
+        return self._ints[start : start + len(self.layout.fields)].tolist()
+
+    def records(self, slot: int) -> list[list[int]]:
+        """Return a slot's records as they lie; one being written may be half new."""
+        start = self.layout.start(slot) + len(self.layout.fields)
+        flat = self._ints[start : self.layout.start(slot + 1)].tolist()
+        width = len(self.layout.record)
+        return [flat[i : i + width] for i in range(0, len(flat), width)]
 
     def close(self) -> None:
         self._ints.release()
         self._map.close()
         os.close(self._fd)
 
+    def _lock(self, slot: int, kind: int) -> bytes:
+        start, stop = (INT_BYTES * self.layout.start(s) for s in (slot, slot + 1))
+        return _FLOCK.pack(kind, os.SEEK_SET, start, stop - start, 0)
+
     def _check(self, size: int) -> int:
-        magic, layout_hash, num_slots, num_fields = self._ints[:HEADER_INTS].tolist()
+        magic, layout_hash, num_slots, slot_ints = self._ints[:HEADER_INTS].tolist()
         if magic != MAGIC or layout_hash != self.layout.hash:
             self.close()
             raise PageError(
                 f"{self.path}: not a page of this version's layout {self.layout.name!r}"
             )
-        if size != INT_BYTES * (HEADER_INTS + num_slots * num_fields):
+        if size != INT_BYTES * (HEADER_INTS + num_slots * slot_ints):
             self.close()
             raise PageError(f"{self.path}: truncated")
         return num_slots
 
 
 class Slot:
-    """The writable fields of one leased slot."""
+    """The writable fields of one leased slot.
+
+    `ints[start + i]` is field i, for those who write too often for a name.
+    """
 
     def __init__(self, page: SharedPage, slot: int) -> None:
-        self._page = page
-        self._ints = page._ints
-        self._start = HEADER_INTS + slot * len(page.layout.fields)
+        self.ints = page._ints
+        self.start = page.layout.start(slot)
+        self._layout = page.layout
         self._index = page.layout.index
 
     def __getitem__(self, field: str) -> int:
-        return self._ints[self._start + self._index[field]]
+        return self.ints[self.start + self._index[field]]
 
     def __setitem__(self, field: str, value: int) -> None:
-        self._ints[self._start + self._index[field]] = value
+        self.ints[self.start + self._index[field]] = value
 
     def update(self, **fields: int) -> None:
         for field, value in fields.items():
             self[field] = value
+
+    def write_record(self, number: int, values: Sequence[int]) -> None:
+        """Write record `number`, counted from 0 for ever, over the one a ring's length before."""
+        layout = self._layout
+        width = len(layout.record)
+        start = self.start + len(layout.fields) + number % layout.num_records * width
+        self.ints[start : start + width] = memoryview(array("q", values))
+
+
+def _is_ours(path: Path, size: int) -> bool:
+    """Return whether a file of this size is there already; raise OSError if it is not ours."""
+    # A link somebody planted in /dev/shm is not followed, nor is their file used.
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return False
+    try:
+        if os.fstat(fd).st_uid != os.getuid():
+            raise PermissionError(0, "the file belongs to somebody else")
+        return os.fstat(fd).st_size == size
+    finally:
+        os.close(fd)
+
+
+def _make(path: Path, size: int, header: bytes) -> None:
+    """Write a page of zeros beside the path, and put it in its place when it is whole."""
+    unfinished = path.with_name(f"{path.name}.{os.getpid()}")
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+    fd = os.open(unfinished, flags, 0o660)
+    try:
+        os.posix_fallocate(fd, 0, size)
+        os.pwrite(fd, header, 0)
+        os.replace(unfinished, path)
+    except OSError:
+        unfinished.unlink()
+        raise
+    finally:
+        os.close(fd)
 
 
 def page_path(run_dir: Path, layout: Layout) -> Path:
@@ -186,11 +280,23 @@ def page_path(run_dir: Path, layout: Layout) -> Path:
 
     The layout's hash is part of the name, so that two versions never meet in one file.
     """
-    name = f"{layout.name}-{layout.hash:016x}.page"
+    folder, prefix = _place(run_dir)
+    return folder / f"{prefix}{layout.name}-{layout.hash:016x}.page"
+
+
+def remove_pages(run_dir: Path) -> None:
+    """Remove every page of a run directory, whatever its layout."""
+    folder, prefix = _place(run_dir)
+    for path in folder.glob(f"{prefix}*.page"):
+        path.unlink(missing_ok=True)
+
+
+def _place(run_dir: Path) -> tuple[Path, str]:
+    """Return the folder of a run directory's pages, and how their names begin there."""
     if _is_tmpfs(run_dir) or not os.access("/dev/shm", os.W_OK):
-        return run_dir / name
-    place = hashlib.sha256(str(run_dir.resolve()).encode()).hexdigest()[:12]
-    return Path("/dev/shm") / f"qwenapi-{os.getuid()}-{place}-{name}"
+        return run_dir, ""
+    digest = hashlib.sha256(str(run_dir.resolve()).encode()).hexdigest()[:12]
+    return Path("/dev/shm"), f"qwenapi-{os.getuid()}-{digest}-"
 
 
 def _is_tmpfs(path: Path) -> bool:

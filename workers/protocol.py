@@ -27,12 +27,25 @@ PROTOCOL_VERSION_MIN = 1
 MAX_FRAME_BYTES = 16 * 1024 * 1024
 MAX_CHOICES = 16
 MAX_LOGPROBS = 20
+# The low bits of a wire id count the attempts at a request.
+EPOCH_BITS = 8
+MAX_EPOCH = (1 << EPOCH_BITS) - 1
 
 _LENGTH = struct.Struct(">I")
 
 FinishReason = Literal["stop", "length"]
 RejectReason = Literal["queue_full", "overloaded", "too_long", "draining", "invalid"]
-FailReason = Literal["queue_timeout", "engine_error", "engine_lost", "draining"]
+FailReason = Literal[
+    "queue_timeout",
+    "engine_error",
+    "engine_lost",
+    "draining",
+    "server_shutdown",
+    # What the HTTP half says of a request it could not let another engine go on with:
+    "engine_crash",
+    "engine_unavailable",
+    "model_changed",
+]
 
 
 class Message(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -137,7 +150,8 @@ class Generate(Message, frozen=True, tag="generate", kw_only=True):
 
     @property
     def epoch(self) -> int:
-        return self.wid & 0xFF
+        """Return which attempt this is; all but the first are replays, once admitted already."""
+        return self.wid & MAX_EPOCH
 
 
 class Abort(Message, frozen=True, tag="abort"):
@@ -246,7 +260,7 @@ _decode_from_engine = msgspec.msgpack.Decoder(FromEngine)
 
 def wire_id(serial: int, epoch: int) -> int:
     """Return the id of attempt `epoch` (0-255) of the connection's request number `serial`."""
-    return serial << 8 | epoch & 0xFF
+    return serial << EPOCH_BITS | epoch & MAX_EPOCH
 
 
 def encode(message: Message) -> bytes:

@@ -3,9 +3,12 @@ drills.
 
 It answers with the ids of the prompt itself, over and over, at one token per sequence and step; a
 choice starts at the prompt's token number `seed + choice`. Its text is therefore valid wherever the
-prompt's was.
+prompt's was. A request can be poison: see Poison.
 """
 
+import enum
+import itertools
+import os
 import time
 from collections import Counter
 from dataclasses import dataclass
@@ -13,6 +16,8 @@ from dataclasses import dataclass
 from workers.checkpoint import Checkpoint
 from workers.config import EngineConfig
 from workers.core import Gauges, Key, StepOutput
+from workers.errors import ExitCode
+from workers.fairness import TenantCounters
 from workers.protocol import (
     Chunk,
     Failed,
@@ -21,10 +26,22 @@ from workers.protocol import (
     Generate,
     ModelCard,
     Started,
+    TokenLogprob,
 )
 
 NUM_BLOCKS = 65_536
 BLOCK_SIZE = 32
+# The bias of this token makes a request poison; else the stub has no use for biases.
+POISON_TOKEN = 0
+POISONED_POSITION = 5
+
+
+class Poison(enum.IntEnum):
+    """What a request does to the engine whenever its token number POISONED_POSITION is due."""
+
+    EXIT = -91
+    EXIT_IN_COMPANY = -92  # only beside other requests
+    HANG = -93  # without ever letting another thread run
 
 
 @dataclass
@@ -45,6 +62,7 @@ class StubEngine:
         self.card = _card(config)
         self._waiting: dict[Key, tuple[Generate, float]] = {}
         self._running: dict[Key, _Running] = {}
+        self._tenants = TenantCounters()
         self._next_step = 0.0
         self._generated_tokens = 0
 
@@ -54,14 +72,15 @@ class StubEngine:
 
     def add(self, key: Key, request: Generate) -> None:
         self._waiting[key] = (request, time.monotonic())
+        self._tenants.enter(request.tenant)
 
     def abort(self, key: Key, choices: tuple[int, ...] = ()) -> bool:
         if running := self._running.get(key):
             running.open -= set(choices or running.open)
             if not running.open:
-                del self._running[key]
-        elif not choices:
-            self._waiting.pop(key, None)
+                self._leave(key)
+        elif not choices and key in self._waiting:
+            self._leave(key)
         return key not in self._running and key not in self._waiting
 
     def step(self) -> StepOutput:
@@ -96,19 +115,27 @@ class StubEngine:
     def _admit(self, output: StepOutput) -> None:
         in_group = Counter(running.request.group for running in self._running.values())
         now = time.monotonic()
-        for key, (request, arrival) in sorted(
-            self._waiting.items(), key=lambda item: item[1][0].priority
-        ):
+        waiting = self._waiting.items()
+        resumed = [item for item in waiting if any(item[1][0].resume)]
+        new = [item for item in waiting if not any(item[1][0].resume)]
+        in_turn = self._tenants.in_turn(new, lambda item: item[1][0])
+        for key, (request, arrival) in itertools.chain(resumed, in_turn):
             if len(self._running) < self.card.max_num_seqs and (
                 not request.max_running or in_group[request.group] < request.max_running
             ):
                 del self._waiting[key]
                 in_group[request.group] += 1
+                self._tenants.charge(request.tenant, read=len(request.prompt_ids))
                 self._running[key] = self._start(request)
                 output.started.append((key, Started(request.wid, 0)))
             elif now - arrival > request.queue_timeout:
-                del self._waiting[key]
+                self._leave(key)
                 output.failed.append((key, Failed(request.wid, "queue_timeout")))
+
+    def _leave(self, key: Key) -> None:
+        running = self._running.pop(key, None)
+        request = running.request if running else self._waiting.pop(key)[0]
+        self._tenants.leave(request.tenant)
 
     def _start(self, request: Generate) -> _Running:
         script = [i for i in request.prompt_ids if i not in self.card.eos_token_ids] or [0]
@@ -122,23 +149,40 @@ class StubEngine:
         limit = min(params.max_tokens, self.card.max_model_len - len(request.prompt_ids))
         for choice in sorted(running.open):
             position = running.num_tokens[choice]
+            if position == POISONED_POSITION and POISON_TOKEN in params.logit_bias:
+                self._take_poison(params.logit_bias[POISON_TOKEN])
             token = script[(params.seed + choice + position) % len(script)]
             is_stop = token in params.stop_token_ids and position >= params.min_tokens
             reason: FinishReason | None = (
                 "stop" if is_stop else "length" if position + 1 >= limit else None
             )
-            chunk = Chunk(
-                request.wid, choice, position, (token,), reason, token if is_stop else None
-            )
+            stop_token_id = token if is_stop else None
+            logprobs = _logprobs(token, position, params.logprobs)
+            chunk = Chunk(request.wid, choice, position, (token,), reason, stop_token_id, logprobs)
             output.chunks.append((key, chunk))
             running.num_tokens[choice] = position + 1
             self._generated_tokens += 1
+            self._tenants.charge(request.tenant, given=1)
             if reason is not None:
                 running.open.discard(choice)
         if not running.open:
-            del self._running[key]
+            self._leave(key)
             total = sum(running.num_tokens.values())
             output.finished.append((key, Finished(request.wid, len(request.prompt_ids), total)))
+
+    def _take_poison(self, poison: float) -> None:
+        if poison == Poison.EXIT or (poison == Poison.EXIT_IN_COMPANY and len(self._running) > 1):
+            os._exit(ExitCode.INTERNAL)
+        if poison == Poison.HANG:
+            sum(range(1 << 62))  # one call into C
+
+
+def _logprobs(token: int, position: int, num_top: int | None) -> tuple[TokenLogprob, ...]:
+    """Return a log-probability that tells positions apart, and as many alternatives as asked."""
+    if num_top is None:
+        return ()
+    value = -1.0 / (position + 2)
+    return (TokenLogprob(token, value, (token,) * num_top, (value,) * num_top),)
 
 
 def _card(config: EngineConfig) -> ModelCard:

@@ -1,77 +1,35 @@
-"""Keep child processes alive: start, watch, restart with back-off, kill the hung, stop in order.
+"""Keep child processes alive: start, watch, restart with back-off, kill the hung, reload, stop in
+order.
 
 Knows children by a small protocol, so engines and the HTTP server are kept by the same code. Signal
 handlers only note; `tick` decides, is public and never sleeps. Never imports torch.
+
+    SIGTERM, SIGINT   stop: the last group drains, then the one before it; a second one ends at once
+    SIGHUP            reload, as `qwenapi reload`
 """
 
-import enum
 import fcntl
 import logging
 import os
-import random
 import select
 import signal
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Protocol
+from typing import Any
 
+from workers.admin import AdminServer, Pending, Reply
 from workers.errors import ConfigError, ExitCode
+from workers.notify import Notifier
+from workers.reload import Reload, Reloader
+from workers.watch import Child, State, Watch
 
 log = logging.getLogger(__name__)
 
 TICK_SECONDS = 0.2
-FIRST_BACKOFF = 0.1
-MAX_BACKOFF = 30.0
-# A child that has lived this long starts again with the first back-off.
-HEALTHY_SECONDS = 60.0
-# Between asking a hung child for its stacks and killing it.
-DUMP_SECONDS = 2.0
-
-
-class Child(Protocol):
-    """A process to keep alive."""
-
-    name: str
-    failure: str | None
-
-    @property
-    def pid(self) -> int | None: ...
-
-    def start(self) -> None: ...
-
-    def poll(self) -> int | None:
-        """Return the exit code (negative: a signal), or None while it runs."""
-
-    def is_ready(self) -> bool: ...
-
-    def hang(self) -> str | None:
-        """Return why it must be taken for hung, or None."""
-
-    def terminate(self) -> None: ...
-
-    def dump(self) -> None: ...
-
-    def kill(self) -> None: ...
-
-
-class State(enum.Enum):
-    RUNNING = enum.auto()
-    BACKOFF = enum.auto()
-    STOPPED = enum.auto()
-
-
-@dataclass
-class _Watch:
-    """What the supervisor remembers of a child."""
-
-    child: Child
-    state: State = State.STOPPED
-    started_at: float = 0.0
-    restart_at: float = 0.0
-    kill_at: float | None = None
-    backoff: float = FIRST_BACKOFF
+# How long a draining service says that it is not ready before it takes no more requests.
+LAME_DUCK_SECONDS = 5.0
 
 
 class Supervisor:
@@ -85,135 +43,231 @@ class Supervisor:
         *,
         drain_timeout: float,
         on_ready: Callable[[], None] = lambda: None,
+        on_stop: Callable[[], None] = lambda: None,
+        reloaders: Mapping[str, Reloader] | None = None,
+        notifier: Notifier | None = None,
     ) -> None:
-        self._groups = [[_Watch(child) for child in group] for group in groups]
+        """`reloaders`: how each half is reloaded, by its name; the first is meant where none is
+        named. `on_stop` is called once, when a stop begins.
+        """
+        self._groups = [[Watch(child) for child in group] for group in groups]
         self._drain_timeout = drain_timeout
         self._on_ready = on_ready
+        self._on_stop = on_stop
+        self._reloaders = dict(reloaders or {})
+        self._notifier = notifier or Notifier({})
+        self._since = time.monotonic()
         self._was_ready = False
         self._num_signals = 0
+        self._is_reload_due = False
+        self._stop_at: float | None = None
         self._has_said_goodbye = False
+        self._reload: Reload | None = None
         self._exit_code: int = ExitCode.OK
         self.failure: str | None = None
 
     @property
     def is_done(self) -> bool:
-        return self._is_stopping and all(w.state is State.STOPPED for w in self._watches)
+        return self._is_stopping and not any(watch.is_running for watch in self._watches)
 
-    def run(self) -> int:
-        """Run until told to stop; return the exit code, which `failure` puts in words."""
+    @property
+    def state(self) -> str:
+        """Return what the whole is doing, in one word."""
+        if self._is_stopping:
+            return "stopping"
+        if self._stop_at is not None:
+            return "draining"
+        if self._is_reloading:
+            return "reloading"
+        if any(watch.state is State.BROKEN for watch in self._watches):
+            return "broken"
+        return "ready" if self._is_ready else "starting"
+
+    def run(self, run_dir: Path | None = None) -> int:
+        """Run until told to stop; return the exit code, which `failure` puts in words. Operators
+        are heard at the admin socket of `run_dir`.
+        """
         wake_fd, note_fd = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(note_fd)
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, self._note)
-        self.start()
+        admin = None if run_dir is None else AdminServer(run_dir, self.command)
+        try:
+            self.start()
+            self._run(wake_fd, admin)
+        except Exception:
+            # Children without a supervisor would serve on, and nobody could stop them.
+            log.critical("the supervisor failed", exc_info=True)
+            self._exit_code = ExitCode.INTERNAL
+            for watch in self._watches:
+                watch.kill()
+        if admin is not None:
+            admin.close()
+        return self._exit_code
+
+    def _run(self, wake_fd: int, admin: AdminServer | None) -> None:
         while not self.is_done:
-            if select.select([wake_fd], [], [], TICK_SECONDS)[0]:
+            heard = [wake_fd] if admin is None else [wake_fd, admin.fileno()]
+            if wake_fd in select.select(heard, [], [], TICK_SECONDS)[0]:
                 os.read(wake_fd, 64)
             self.tick(time.monotonic())
-        return self._exit_code
+            if admin is not None:
+                admin.tick()
 
     def start(self) -> None:
         for watch in self._watches:
-            self._start(watch, time.monotonic())
+            watch.start(time.monotonic())
 
     def stop(self) -> None:
         """Begin to stop, or if that has begun, end at once."""
         self._num_signals += 1
 
+    def drain(self, now: float) -> None:
+        """Say for a while that the service is not ready, serving on; then stop."""
+        if self._stop_at is None:
+            log.info("draining: not ready from now on, stopping in %g s", LAME_DUCK_SECONDS)
+            self._stop_at = now + LAME_DUCK_SECONDS
+            for watch in self._watches:
+                watch.child.discourage()
+
+    def command(self, request: dict[str, Any]) -> Pending:
+        """Begin what an operator asks for; the reply comes when it is done."""
+        now = time.monotonic()
+        match request:
+            case {"command": "status"}:
+                reply = self.status(now)
+                return lambda: reply
+            case {"command": "reload", **rest}:
+                return self._begin_reload(str(rest.get("half") or ""))
+            case {"command": "drain"}:
+                self.drain(now)
+                return lambda: None  # the end of the stream is the reply
+        return lambda: {"error": "unknown command; there are status, reload, drain"}
+
+    def status(self, now: float) -> Reply:
+        """Return what an operator may know."""
+        return {
+            "pid": os.getpid(),
+            "state": self.state,
+            "seconds": round(now - self._since, 1),
+            "children": [asdict(watch.status(now)) for watch in self._watches],
+        }
+
     def tick(self, now: float) -> None:
         """Look at every child once and do what its state asks for."""
+        if self._stop_at is not None and now >= self._stop_at and not self._is_stopping:
+            self.stop()
         if self._is_stopping and not self._has_said_goodbye:
-            self._has_said_goodbye = True
-            log.info("stopping within %g s; a second signal ends it now", self._drain_timeout)
+            self._say_goodbye(now)
         for watch in self._watches:
-            if watch.state is State.RUNNING:
-                self._watch(watch, now)
-            elif watch.state is State.BACKOFF:
-                self._restart(watch, now)
+            code = watch.tick(now)
+            if code is not None:
+                self._on_exit(watch, code, now)
+        for group in self._groups:
+            group[:] = [watch for watch in group if watch.is_running or not watch.is_replaced]
+        if not any(watch.state is State.HANGING for watch in self._watches):
+            self._notifier.pat_watchdog(now)
         if self._is_stopping:
             self._stop_next_group(now)
-        elif not self._was_ready and all(w.child.is_ready() for w in self._watches):
+            return
+        self._go_on_reloading(now)
+        if not self._was_ready and self._is_ready:
             self._was_ready = True
             self._on_ready()
+            self._notifier.send(READY=1, STATUS="ready")
 
     @property
-    def _watches(self) -> list[_Watch]:
+    def _watches(self) -> list[Watch]:
         return [watch for group in self._groups for watch in group]
+
+    @property
+    def _is_ready(self) -> bool:
+        return all(watch.state is State.READY for watch in self._watches if not watch.is_replaced)
 
     @property
     def _is_stopping(self) -> bool:
         return self._num_signals > 0
 
+    @property
+    def _is_reloading(self) -> bool:
+        return self._reload is not None and self._reload.result is None
+
     def _note(self, number: int, frame: object) -> None:
-        self.stop()
-
-    def _start(self, watch: _Watch, now: float) -> None:
-        watch.child.start()
-        watch.state, watch.started_at, watch.kill_at = State.RUNNING, now, None
-        log.info("%s started, pid %s", watch.child.name, watch.child.pid)
-
-    def _restart(self, watch: _Watch, now: float) -> None:
-        if self._is_stopping:
-            watch.state = State.STOPPED
-        elif now >= watch.restart_at:
-            self._start(watch, now)
-
-    def _watch(self, watch: _Watch, now: float) -> None:
-        code = watch.child.poll()
-        if code is not None:
-            self._on_exit(watch, code, now)
-        elif watch.kill_at is not None:
-            if now >= watch.kill_at:
-                watch.child.kill()
-        elif reason := watch.child.hang():
-            log.warning("%s hangs (%s): killing it", watch.child.name, reason)
-            watch.child.dump()
-            watch.kill_at = now + DUMP_SECONDS
-
-    def _on_exit(self, watch: _Watch, code: int, now: float) -> None:
-        if self._is_stopping:
-            watch.state = State.STOPPED
-        elif not self._was_ready:
-            watch.state = State.STOPPED
-            self._fail(watch.child, code)
+        if number == signal.SIGHUP:
+            self._is_reload_due = True
         else:
-            if now - watch.started_at > HEALTHY_SECONDS:
-                watch.backoff = FIRST_BACKOFF
-            # Full jitter keeps several copies from loading in step.
-            watch.restart_at = now + random.uniform(0, watch.backoff)
-            watch.backoff = min(MAX_BACKOFF, 2 * watch.backoff)
-            watch.state = State.BACKOFF
-            reason = watch.child.failure or describe_exit(code)
-            log.warning("%s ended (%s), starting it again", watch.child.name, reason)
+            self.stop()
 
-    def _fail(self, child: Child, code: int) -> None:
+    def _begin_reload(self, half: str) -> Pending:
+        """Begin a reload and return what knows its result."""
+        refusal = ""
+        if half and half not in self._reloaders:
+            refusal = f"there is no {half} half here to reload"
+        elif self._is_reloading:
+            refusal = "a reload is under way"
+        elif self._is_stopping or self._stop_at is not None:
+            refusal = "the service is about to stop"
+        elif not self._was_ready:
+            refusal = "the service is still starting"
+        if refusal or not self._reloaders:
+            return lambda: {"error": refusal or "nothing here can be reloaded"}
+        reloader = self._reloaders[half or next(iter(self._reloaders))]
+        self._notifier.reloading()
+        reload = self._reload = Reload(self._groups[reloader.group], reloader, self._drain_timeout)
+
+        def reply() -> Reply | None:
+            if reload.result is None:
+                return None
+            return {"error": reload.result} if reload.result else self.status(time.monotonic())
+
+        return reply
+
+    def _go_on_reloading(self, now: float) -> None:
+        if self._is_reload_due:
+            self._is_reload_due = False
+            if refused := self._begin_reload("")():
+                log.error("reload refused: %s", refused.get("error"))
+        if self._reload is not None and self._reload.result is None:
+            self._reload.tick(now)
+            if self._reload.result is not None:
+                self._notifier.send(READY=1, STATUS=self._reload.result or "ready")
+
+    def _say_goodbye(self, now: float) -> None:
+        self._has_said_goodbye = True
+        log.info("stopping within %g s; a second signal ends it now", self._drain_timeout)
+        self._notifier.send(STOPPING=1, STATUS="stopping")
+        if self._reload is not None:
+            self._reload.cancel("the service is about to stop", now)
+        for watch in self._watches:
+            if not watch.is_running:
+                watch.stopped(now)  # nothing is started any more
+        self._on_stop()
+
+    def _on_exit(self, watch: Watch, code: int, now: float) -> None:
+        if self._is_stopping or watch.state is State.RETIRING:
+            watch.stopped(now)
+        elif not self._was_ready:
+            watch.stopped(now)
+            self._fail(watch, code)
+        else:
+            watch.back_off(code, now)
+
+    def _fail(self, watch: Watch, code: int) -> None:
         """Give up, because a child that has never served cannot be helped by starting it again."""
-        self.failure = child.failure or f"{child.name} ended ({describe_exit(code)}) while starting"
+        self.failure = watch.failure(code)
         self._exit_code = code if code in set(ExitCode) and code else ExitCode.INTERNAL
         self._num_signals = 2
 
     def _stop_next_group(self, now: float) -> None:
         if self._num_signals > 1:
             for watch in self._watches:
-                if watch.state is State.RUNNING:
-                    watch.child.kill()
+                watch.kill()
             return
         for group in reversed(self._groups):
-            running = [watch for watch in group if watch.state is State.RUNNING]
-            for watch in running:
-                if watch.kill_at is None:
-                    watch.child.terminate()
-                    watch.kill_at = now + self._drain_timeout
-            if running:
+            for watch in group:
+                watch.retire(now, self._drain_timeout)
+            if any(watch.is_running for watch in group):
                 return
-
-
-def describe_exit(code: int) -> str:
-    """Return an exit code in words: its name, or the signal's."""
-    if code < 0:
-        return f"signal {signal.Signals(-code).name}"
-    names = {int(known): known.name for known in ExitCode}
-    return f"exit code {code}" + (f", {names[code]}" if code in names else "")
 
 
 def lock_run_dir(run_dir: Path) -> int:

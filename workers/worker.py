@@ -35,6 +35,7 @@ IDLE_SECONDS = 0.5
 MIN_STEP_TIMEOUT = {"cuda": 10.0, "cpu": 120.0, "stub": 10.0}
 LOADING_TIMEOUT = 900.0
 SLOWEST_STEPS = 20
+CORE_COUNTERS = ("prompt_tokens", "cached_tokens", "generated_tokens", "preemptions")
 
 
 class Inbox:
@@ -74,6 +75,8 @@ class Worker:
         self._slowest_step = 0.0
         self._is_draining = False
         self._generation = row["generation"]
+        # A core counts from its own start; the page goes on where the last process was lost.
+        self._counted_before = {name: row[name] for name in CORE_COUNTERS}
         self._spec = spec
         self._listener = Listener(spec.socket_path, self._hello, self)
 
@@ -144,7 +147,7 @@ class Worker:
 
     def _step(self) -> None:
         self._row["step"] += 1
-        self._beat(Phase.STEPPING)
+        self._beat(Phase.DRAINING if self._is_draining else Phase.STEPPING)
         started = time.monotonic()
         output = self._core.step()
         self._slowest_step = max(self._slowest_step, time.monotonic() - started)
@@ -162,18 +165,18 @@ class Worker:
     def _publish_gauges(self) -> None:
         gauges = self._core.gauges()
         self._admission.publish(gauges)
+        counted = {
+            name: before + getattr(gauges, name) for name, before in self._counted_before.items()
+        }
         self._row.update(
             running=gauges.running,
             waiting=gauges.waiting,
             free_blocks=gauges.free_blocks,
             total_blocks=gauges.total_blocks,
-            prompt_tokens=gauges.prompt_tokens,
-            cached_tokens=gauges.cached_tokens,
-            generated_tokens=gauges.generated_tokens,
-            preemptions=gauges.preemptions,
             device_allocated=gauges.device_allocated,
             device_reserved=gauges.device_reserved,
             device_total=gauges.device_total,
+            **counted,
         )
 
     def _beat(self, phase: int) -> None:
@@ -250,12 +253,15 @@ def _start(config: EngineConfig, spec: WorkerSpec, report: Report) -> Worker:
     row = SharedPage.open(spec.page_path, ENGINE_LAYOUT).lease(spec.index)
     row.update(
         pid=os.getpid(),
+        starts=row["starts"] + 1,
         generation=time.time_ns(),
         phase=Phase.LOADING,
         beat_ns=time.monotonic_ns(),
         step_timeout_ns=int(LOADING_TIMEOUT * 1e9),
         running=0,
         waiting=0,
+        free_blocks=0,
+        total_blocks=0,
     )
 
     def progress(what: str, fraction: float) -> None:

@@ -24,6 +24,8 @@ from workers.protocol import Chunk, Failed, Finished, Generate, SamplingParams
 
 # tests/gpu/check.py runs these same tests on CUDA.
 DEVICE = os.environ.get("QWENAPI_TEST_DEVICE", "cpu")
+# With `triton` and TRITON_INTERPRET=1, they run on a CPU through the kernels.
+ATTENTION = os.environ.get("QWENAPI_TEST_ATTENTION", "auto")
 EOS = 2
 DIMENSIONS = {
     "vocab_size": 320,
@@ -143,8 +145,10 @@ def drive(model_of) -> Callable[..., Driver]:
     """Return a driver of a new float32 engine over a tiny model."""
 
     def drive(name: str = "qwen3", clock: Callable[[], float] | None = None, **settings) -> Driver:
-        settings = {"num_blocks": 400, "block_size": 8, "threads": 2} | settings
-        config = EngineConfig(str(model_of(name)[0]), dtype="float32", device=DEVICE, **settings)
+        defaults = {"num_blocks": 400, "block_size": 8, "threads": 2, "dtype": "float32"}
+        if not settings.get("deterministic"):
+            defaults["attention_backend"] = ATTENTION
+        config = EngineConfig(str(model_of(name)[0]), device=DEVICE, **(defaults | settings))
         more = {} if clock is None else {"clock": clock}
         return Driver(Engine(config, lambda stage, fraction: None, **more))
 

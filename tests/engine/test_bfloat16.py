@@ -25,7 +25,7 @@ def test_merged_parts_lie_side_by_side_and_lose_their_weights():
     parts = [torch.nn.Linear(8, 3), torch.nn.Linear(8, 5)]
     x = torch.randn(4, 8)
     expected = torch.cat([part(x) for part in parts], dim=-1)
-    torch.testing.assert_close(merge(parts)(x), expected)
+    torch.testing.assert_close(merge(parts, is_exact=False)(x), expected)
     assert all(part.weight is None and part.bias is None for part in parts)
 
 

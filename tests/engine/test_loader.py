@@ -138,8 +138,8 @@ def test_no_weight_is_kept_twice(copy, monkeypatch):
     kept = []
 
     class Watched(decoder.Decoder):
-        def __init__(self, model):
-            super().__init__(model)
+        def __init__(self, model, **options):
+            super().__init__(model, **options)
             kept.extend(model.model.layers.parameters())
 
     monkeypatch.setattr("workers.engine.start.Decoder", Watched)

@@ -210,3 +210,31 @@ def test_an_abort_of_the_last_choice_takes_back_what_was_still_to_be_said(drive)
     assert not driver.engine.has_work
     driver.add(1, range(10, 20), max_tokens=2)
     assert driver.run().finished.keys() == {1}
+
+
+def test_a_tenant_that_floods_does_not_keep_another_waiting():
+    bench = Bench(rows=2, budget=64)
+    for key in range(1, 21):
+        bench.add(key, tenant="flood")
+    for _ in range(3):
+        bench.step()
+    bench.add(99, tenant="other")
+    waited = len(bench.ended)
+    while 99 not in bench.ended:
+        bench.step()
+    # those that ran when it came, and at most one more beside it
+    assert len(bench.ended) - waited <= 4
+    bench.run()
+    assert sorted(bench.ended) == [*range(1, 21), 99]
+
+
+def test_an_answer_under_way_goes_before_anybody_new():
+    bench = Bench(rows=2, budget=64)
+    for key in (1, 2):
+        bench.add(key, max_tokens=5)
+    bench.step()
+    for key in (3, 4):
+        bench.add(key, tenant="new")
+    bench.add(5, tenant="old", resume=((1,),))
+    bench.run()
+    assert bench.ended.index(5) < min(bench.ended.index(3), bench.ended.index(4))

@@ -1,9 +1,13 @@
 """`python -m tests.gpu.check`: everything a machine with a GPU has to say, in one call.
 
-1. The engine's own tests on CUDA (float32, no TF32): parity with generate(), batching, resume.
-2. Decode and prefill rates of the engine alone, on random bfloat16 weights of Qwen3's sizes.
+1. The kernels' tests, compiled: float32, bfloat16 and float16, each within its own error.
+2. The engine's own tests on CUDA (float32, no TF32): parity with generate(), batching, resume; with
+   the kernels, and parity with torch's attention too.
+3. Attention's time beside that of the bytes and products it cannot do without.
+4. Decode and prefill rates of the engine alone, on random bfloat16 weights of Qwen3's sizes.
 
-Needs torch with CUDA, transformers, pytest, hypothesis and msgspec. Not run yet: no GPU was there.
+Needs torch with CUDA, triton, transformers, pytest, hypothesis, msgspec and requests. Not run yet:
+no GPU was there.
 """
 
 import argparse
@@ -15,7 +19,15 @@ import tempfile
 import time
 from pathlib import Path
 
-ENGINE_TESTS = ("test_parity.py", "test_batching.py", "test_sampler.py")
+from tests.gpu import attention_roofline
+
+KERNEL_TESTS = ("tests/kernels",)
+ENGINE_TESTS = (
+    "tests/engine/test_parity.py",
+    "tests/engine/test_batching.py",
+    "tests/engine/test_sampler.py",
+    "tests/engine/test_threshold_drawing.py",
+)
 DIMENSIONS = {
     "Qwen3-0.6B": {
         "hidden_size": 1024,
@@ -45,15 +57,21 @@ def main() -> int:
         print("no CUDA device: nothing checked")
         return 1
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, {platform.machine()}")
-    code = run_tests()
+    code = run_tests(KERNEL_TESTS)
+    code = run_tests(ENGINE_TESTS) or code
+    code = run_tests(ENGINE_TESTS[:1], attention="torch") or code
+    attention_roofline.report()
     for name in parsed.models:
         time_model(name, parsed.rows)
     return code
 
 
-def run_tests() -> int:
-    files = [str(Path("tests/engine") / name) for name in ENGINE_TESTS]
-    environ = os.environ | {"QWENAPI_TEST_DEVICE": "cuda", "NVIDIA_TF32_OVERRIDE": "0"}
+def run_tests(files: tuple[str, ...], attention: str = "auto") -> int:
+    environ = os.environ | {
+        "QWENAPI_TEST_DEVICE": "cuda",
+        "QWENAPI_TEST_ATTENTION": attention,
+        "NVIDIA_TF32_OVERRIDE": "0",
+    }
     return subprocess.run([sys.executable, "-m", "pytest", "-q", *files], env=environ).returncode
 
 

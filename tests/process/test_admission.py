@@ -4,12 +4,12 @@ import pytest
 from tests.process.test_protocol import CARD
 from workers.admission import MIN_FINISHED, Admission
 from workers.core import Gauges
-from workers.protocol import Generate, SamplingParams
+from workers.protocol import Generate, SamplingParams, wire_id
 
 
 def ask(**fields):
     values = {
-        "wid": 1,
+        "wid": wire_id(1, 0),
         "request_id": "r",
         "prompt_ids": (1, 2, 3),
         "params": SamplingParams(max_tokens=4),
@@ -60,6 +60,9 @@ def test_a_key_is_counted_once_and_released_once(admission):
         ({"choices": ()}, "invalid"),
         ({"choices": tuple(range(5))}, "invalid"),
         ({"params": SamplingParams(max_tokens=0)}, "invalid"),
+        ({"resume": ((1,), (2,))}, "invalid"),
+        ({"resume": ((CARD.vocab_size,),)}, "invalid"),
+        ({"resume": ((-1,),)}, "invalid"),
         ({"prompt_ids": (1,) * CARD.max_model_len}, "too_long"),
     ],
 )
@@ -99,3 +102,15 @@ def test_a_wait_is_predicted_only_from_enough_finished_requests_of_one_busy_peri
     admission.publish(Gauges(waiting=0))
     admission.publish(Gauges(waiting=20))
     assert admission.decide("new period", ask(queue_timeout=10)) is None
+
+
+def test_a_replay_is_taken_whatever_the_queue_as_it_was_admitted_once(admission):
+    limits = {"group": "news", "max_running": 1, "max_waiting": 1}
+    for i in range(6):
+        admission.decide(i, ask(group=str(i)))
+    assert admission.decide("new", ask(**limits)).reason == "queue_full"
+    again = [admission.decide(i, ask(wid=wire_id(i, 1), **limits)) for i in range(10, 20)]
+    assert again == [None] * 10
+    assert admission.decide("x", ask(wid=wire_id(9, 1), prompt_ids=())).reason == "invalid"
+    admission.is_draining = True
+    assert admission.decide("y", ask(wid=wire_id(9, 1))).reason == "draining"

@@ -88,3 +88,12 @@ def test_a_planted_link_is_not_followed(tmp_path):
     with pytest.raises(PageError):
         SharedPage.create(tmp_path / "p", ENGINE_LAYOUT, 1)
     assert (tmp_path / "victim").read_text() == "precious"
+
+
+def test_a_page_made_anew_in_another_size_leaves_its_readers_theirs(tmp_path):
+    old = SharedPage.create(tmp_path / "p", ENGINE_LAYOUT, 40)
+    old.lease(39)["step"] = 7
+    new = SharedPage.create(tmp_path / "p", ENGINE_LAYOUT, 1)
+    assert old.read(39)["step"] == 7  # truncated under it, this would be SIGBUS
+    assert new.num_slots == 1 and new.read(0)["step"] == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["p"]

@@ -5,13 +5,13 @@ import sys
 import pytest
 
 from workers.errors import ConfigError, ExitCode
-from workers.supervisor import (
+from workers.supervisor import Supervisor, lock_run_dir
+from workers.watch import (
     DUMP_SECONDS,
     HEALTHY_SECONDS,
     MAX_BACKOFF,
-    Supervisor,
+    TRIAL_SECONDS,
     describe_exit,
-    lock_run_dir,
 )
 
 
@@ -25,6 +25,7 @@ class FakeChild:
         self.calls = []
         self.exit_code = None
         self.ready = False
+        self.serves = True
         self.hangs = None
 
     def start(self):
@@ -37,8 +38,14 @@ class FakeChild:
     def is_ready(self):
         return self.ready
 
+    def has_served(self):
+        return self.serves
+
     def hang(self):
         return self.hangs
+
+    def discourage(self):
+        self.calls.append("discourage")
 
     def terminate(self):
         self.calls.append("terminate")
@@ -91,7 +98,7 @@ def test_ready_is_said_once_and_only_when_all_are(supervisor, engine, http, read
 def test_a_dead_child_comes_back_with_growing_pauses_that_a_healthy_life_resets(
     supervisor, engine, http, monkeypatch
 ):
-    monkeypatch.setattr("workers.supervisor.random.uniform", lambda low, high: high)
+    monkeypatch.setattr("workers.watch.random.uniform", lambda low, high: high)
     make_ready(supervisor, engine, http)
     now, pauses = 100.0, []
     for _ in range(12):
@@ -136,6 +143,83 @@ def test_a_hung_child_is_asked_for_its_stacks_then_killed_then_replaced(supervis
     supervisor.tick(13)
     supervisor.tick(13.2)
     assert engine.calls == ["start", "dump", "kill", "start"]
+
+
+def test_a_hung_child_is_not_given_the_time_to_drain(supervisor, engine, http):
+    make_ready(supervisor, engine, http)
+    http.hangs = "the process is stopped"
+    supervisor.tick(10)
+    supervisor.stop()
+    supervisor.tick(11)
+    supervisor.tick(10 + DUMP_SECONDS)
+    assert http.exit_code == -9
+
+
+def test_who_dies_again_and_again_without_serving_is_tried_seldom_until_it_serves(
+    supervisor, engine, http
+):
+    make_ready(supervisor, engine, http)
+    engine.serves = False
+    now = 100.0
+    for _ in range(5):
+        assert supervisor.state != "broken"
+        engine.exit_code = 1
+        supervisor.tick(now)
+        while engine.exit_code is not None and supervisor.state != "broken":
+            now += 0.2
+            supervisor.tick(now)
+    broken_at, starts = now, engine.calls.count("start")
+    assert supervisor.state == "broken" and now < 110
+    for trial in (1, 2):
+        supervisor.tick(broken_at + trial * TRIAL_SECONDS - 1)
+        assert engine.calls.count("start") == starts + trial - 1
+        supervisor.tick(broken_at + trial * TRIAL_SECONDS)
+        assert engine.calls.count("start") == starts + trial
+        engine.exit_code = 1
+        supervisor.tick(broken_at + trial * TRIAL_SECONDS)
+        assert supervisor.state == "broken"
+    supervisor.tick(broken_at + 3 * TRIAL_SECONDS)
+    engine.serves = True
+    supervisor.tick(broken_at + 3 * TRIAL_SECONDS + 1)
+    assert supervisor.state == "ready"
+    engine.exit_code = 1
+    supervisor.tick(broken_at + 3 * TRIAL_SECONDS + 2)
+    assert supervisor.state == "starting", "one death after it served is no breakdown"
+
+
+def test_deaths_that_lie_far_apart_break_nothing(supervisor, engine, http):
+    make_ready(supervisor, engine, http)
+    engine.serves = False
+    for death in range(10):
+        engine.exit_code = 1
+        supervisor.tick(100.0 * (death + 1))
+        supervisor.tick(100.0 * (death + 1) + 50)
+        supervisor.tick(100.0 * (death + 1) + 51)
+    assert supervisor.state == "ready"
+
+
+def test_a_drain_is_announced_before_it_begins(supervisor, engine, http):
+    make_ready(supervisor, engine, http)
+    supervisor.drain(10)
+    supervisor.drain(11)  # asked twice, done once
+    assert supervisor.state == "draining"
+    supervisor.tick(14)
+    assert http.calls == ["start", "discourage"]
+    supervisor.tick(15)
+    assert http.calls == ["start", "discourage", "terminate"]
+    assert supervisor.state == "stopping"
+
+
+def test_the_end_of_listening_is_told_once_when_a_stop_begins(engine, http):
+    told = []
+    supervisor = Supervisor([[engine], [http]], drain_timeout=10, on_stop=lambda: told.append(1))
+    supervisor.start()
+    make_ready(supervisor, engine, http)
+    assert not told
+    supervisor.stop()
+    supervisor.tick(1)
+    supervisor.tick(2)
+    assert told == [1]
 
 
 def test_stopping_drains_http_first_and_the_engine_after_it(supervisor, engine, http):
@@ -206,3 +290,18 @@ def test_a_run_directory_has_one_owner_and_the_second_is_told_which(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="cannot be used"):
         lock_run_dir(tmp_path / "file")
+
+
+def test_a_supervisor_that_fails_leaves_no_children_behind():
+    """In a process of its own: `run` takes over the signals."""
+    code = """
+from tests.process.test_supervisor import FakeChild
+from workers.supervisor import Supervisor
+child = FakeChild("engine-0")
+child.hang = lambda: 1 / 0
+supervisor = Supervisor([[child]], drain_timeout=1)
+print(supervisor.run(), child.calls)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout.split(" ", 1)[0] == str(int(ExitCode.INTERNAL))
+    assert "kill" in done.stdout and "ZeroDivisionError" in done.stderr

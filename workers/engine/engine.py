@@ -100,7 +100,6 @@ class Engine:
         return Gauges(
             running=scheduler.num_running,
             waiting=scheduler.num_waiting,
-            waiting_tokens=scheduler.num_waiting_tokens,
             free_blocks=self._blocks.num_free,
             total_blocks=self._blocks.num_blocks,
             prompt_tokens=self._prompt_tokens,

@@ -1,22 +1,24 @@
 """From a batch to its sampled tokens: lays rows out flat, plans their attention, runs the model.
 
 Knows sequences' tokens and block ids, and turns them into a few tensors per step. Refuses to know
-who runs next and what becomes of a token.
+who runs next and what becomes of a token. Where kernels attend, packing.py lays the rows out.
 
     flat batch:  one token of each decoding row, shortest context first │ the spans of prompts
 """
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from workers.engine.batch import Batch, Row
 from workers.engine.block_manager import TRASH
+from workers.engine.packing import pack
 from workers.engine.processors import SamplingRow
 from workers.engine.sampler import Sample, sample
 from workers.engine.sequence import Sequence
-from workers.model.attention import AttentionPlan, DecodeGroup, PrefillSpan
+from workers.model.attention import AttentionPlan, DecodeGroup, Plan, PrefillSpan
 from workers.model.decoder import Decoder
 
 # A group's rows are padded to its longest. Up to this many blocks, one group beats two.
@@ -25,13 +27,31 @@ _SMALL_BLOCKS = 8
 _MAX_GROUP_TOKENS = 1 << 18
 
 
+class _FlatBatch(NamedTuple):
+    """Rows in the order of their logits, and what the decoder takes."""
+
+    rows: list[Row]
+    token_ids: Tensor
+    positions: Tensor
+    plan: Plan
+    last_tokens: Tensor
+
+
 class ModelRunner:
     """The device half of a step."""
 
     def __init__(
-        self, decoder: Decoder, num_kv_heads: int, num_blocks: int, block_size: int
+        self,
+        decoder: Decoder,
+        num_kv_heads: int,
+        num_blocks: int,
+        block_size: int,
+        *,
+        for_kernels: bool = False,
     ) -> None:
         self._decoder = decoder
+        self._num_kv_heads = num_kv_heads
+        self._for_kernels = for_kernels
         self._block_size = block_size
         device = decoder.device
         # Pages are ordered head-major: block b of head h is page h * num_blocks + b.
@@ -50,27 +70,37 @@ class ModelRunner:
 
     def execute(self, batch: Batch) -> list[tuple[Row, Sample | None]]:
         """Compute a batch; return its rows, each with its next token if the row is complete."""
-        decodes = [row for row in batch.rows if row.num_tokens == 1]
+        flat = self._pack(batch) if self._for_kernels else self._gather(batch)
+        logits = self._decoder.forward(flat.token_ids, flat.positions, flat.plan, flat.last_tokens)
+        sampled = [_sampling_row(row.sequence) for row in flat.rows if row.is_sampled]
+        samples = iter(sample(logits, sampled) if sampled else ())
+        return [(row, next(samples) if row.is_sampled else None) for row in flat.rows]
+
+    def _pack(self, batch: Batch) -> _FlatBatch:
+        packed = pack(batch.rows, self._num_kv_heads, self._block_size, self._decoder.device)
+        return _FlatBatch(list(batch.rows), *packed)
+
+    def _gather(self, batch: Batch) -> _FlatBatch:
+        is_exact = self._decoder.is_exact  # then there are no groups, only spans
+        decodes = [row for row in batch.rows if row.num_tokens == 1 and not is_exact]
         decodes.sort(key=lambda row: row.sequence.num_computed)
-        prefills = [row for row in batch.rows if row.num_tokens > 1]
+        prefills = [row for row in batch.rows if row.num_tokens > 1 or is_exact]
         rows = decodes + prefills
         token_ids, positions, slots, ends = self._flatten(rows)
-        sampled = [(row, end) for row, end in zip(rows, ends, strict=True) if row.is_sampled]
         plan = AttentionPlan(
             slots=self._tensor(slots),
             decodes=tuple(self._decode_groups(decodes)),
             prefills=tuple(self._prefill_spans(prefills, len(decodes))),
+            is_exact=is_exact,
         )
-        logits = self._decoder.forward(
+        last_tokens = [end for row, end in zip(rows, ends, strict=True) if row.is_sampled]
+        return _FlatBatch(
+            rows,
             self._tensor(token_ids),
             self._tensor(positions),
             plan,
-            self._tensor([end for _, end in sampled]),
+            self._tensor(last_tokens),
         )
-        samples = iter(
-            sample(logits, [_sampling_row(row.sequence) for row, _ in sampled]) if sampled else ()
-        )
-        return [(row, next(samples) if row.is_sampled else None) for row in rows]
 
     def _flatten(self, rows: list[Row]) -> tuple[list[int], list[int], list[int], list[int]]:
         """Return the flat batch's token ids, positions and slots, and each row's last index."""

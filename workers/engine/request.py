@@ -54,6 +54,11 @@ class Request:
         return self.cached_tokens is not None
 
     @property
+    def is_resumed(self) -> bool:
+        """Whether it goes on with an answer that an engine before this one had begun."""
+        return any(self.generate.resume)
+
+    @property
     def is_finished(self) -> bool:
         return all(sequence.is_finished for sequence in self.sequences)
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from workers.engine.drawing import DrawParams, draw_free, draw_restricted
 from workers.engine.noise import row_key
 from workers.engine.processors import SamplingRow, process
+from workers.engine.threshold_drawing import draw
 from workers.protocol import MAX_LOGPROBS, TokenLogprob
 
 
@@ -33,7 +34,7 @@ def sample(logits: Tensor, rows: Sequence[SamplingRow]) -> list[Sample]:
     logits = logits.float()
     raw = logits[asking].log_softmax(-1) if asking else None
     process(logits, rows)
-    tokens = _choose(logits, rows)
+    tokens = (choose_on_cpu if logits.device.type == "cpu" else choose_on_gpu)(logits, rows)
     samples = [Sample(token) for token in tokens.tolist()]
     if raw is not None:
         for index, logprob in zip(
@@ -43,7 +44,8 @@ def sample(logits: Tensor, rows: Sequence[SamplingRow]) -> list[Sample]:
     return samples
 
 
-def _choose(logits: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
+def choose_on_cpu(logits: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
+    """Return one token per row of processed float32 logits, drawn where few candidates are."""
     greedy = [index for index, row in enumerate(rows) if row.is_greedy]
     free = [
         index for index, row in enumerate(rows) if not row.is_greedy and not _is_restricted(row)
@@ -58,6 +60,18 @@ def _choose(logits: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
         top_k = [rows[index].params.top_k for index in bound]
         tokens[bound] = draw_restricted(*_tempered(logits, rows, bound), top_k)
     return tokens
+
+
+def choose_on_gpu(logits: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
+    """Return the same tokens by the same few kernels for all rows, which the host waits for none
+    of.
+    """
+    scaled, params = _tempered(logits, rows, list(range(len(rows))))
+    has_top_k = any(row.params.top_k > 0 for row in rows)
+    has_top_p = any(row.params.top_p < 1.0 for row in rows)
+    tokens = draw(scaled, params, has_top_k=has_top_k, has_top_p=has_top_p)
+    is_greedy = torch.tensor([row.is_greedy for row in rows], device=logits.device)
+    return torch.where(is_greedy, _best(logits), tokens)
 
 
 def _best(logits: Tensor) -> Tensor:
@@ -84,7 +98,11 @@ def _tempered(
     integers = torch.tensor(
         [[p.top_k, low, high] for p, (low, high) in zip(params, keys, strict=True)]
     )
-    floats = torch.tensor([[p.temperature, p.top_p, p.min_p] for p in params], dtype=torch.float32)
+    temperatures = [1.0 if row.is_greedy else row.params.temperature for row in chosen]
+    floats = torch.tensor(
+        [[t, p.top_p, p.min_p] for t, p in zip(temperatures, params, strict=True)],
+        dtype=torch.float32,
+    )
     integers, floats = integers.to(logits.device), floats.to(logits.device)
     words = integers[:, 1:].to(torch.int32)
     draw = DrawParams(integers[:, 0], floats[:, 1], floats[:, 2], words[:, 0], words[:, 1])

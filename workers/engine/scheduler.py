@@ -7,14 +7,15 @@ wire.
        ▲                  │                            new sequences, all from one token budget
        └────preempt───────┘ (blocks freed, recomputed later)
 
-Rows come in the order (priority, arrival, choice); the last of that order is preempted first. A
-step that preempted admits nobody, so the blocks just taken are not given away again.
+Rows come in the order (priority, arrival, choice); the last of that order is preempted first. Of
+those who wait within a priority, the tenant that has been given least is admitted first. A step
+that preempted admits nobody, so the blocks just taken are not given away again.
 """
 
 import heapq
 from bisect import insort
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from operator import attrgetter
 
 from workers.engine.batch import Batch, Row
@@ -22,6 +23,7 @@ from workers.engine.block_manager import BlockManager, BlockTable
 from workers.engine.request import Request
 from workers.engine.sequence import Sequence, SequenceStatus
 from workers.engine.waiting_queue import WaitingQueue
+from workers.fairness import TenantCounters
 
 # Blocks kept free at admission, so that running rows can grow a little before anyone is preempted.
 _WATERMARK = 0.01
@@ -42,6 +44,7 @@ class Scheduler:
         self._budget = max_num_batched_tokens
         self._watermark = int(_WATERMARK * blocks.num_blocks)
         self._waiting = WaitingQueue()
+        self._tenants = TenantCounters()
         self._running: list[Sequence] = []
         self._requests: set[Request] = set()
         self._deadlines: list[tuple[float, int, Request]] = []
@@ -61,14 +64,10 @@ class Scheduler:
     def num_waiting(self) -> int:
         return len(self._waiting) + sum(len(request.held) for request in self._requests)
 
-    @property
-    def num_waiting_tokens(self) -> int:
-        held = (sequence for request in self._requests for sequence in request.held)
-        return self._waiting.num_tokens + sum(sequence.num_uncomputed for sequence in held)
-
     def add(self, request: Request, now: float) -> None:
         """Queue the unfinished sequences of a request."""
         self._requests.add(request)
+        self._tenants.enter(request.generate.tenant)
         deadline = now + request.generate.queue_timeout
         heapq.heappush(self._deadlines, (deadline, request.arrival, request))
         assert request.leader is not None
@@ -117,6 +116,7 @@ class Scheduler:
             self._release_siblings(request)
         if token_id is not None:
             sequence.append(token_id)
+            self._tenants.charge(request.generate.tenant, given=1)
             if sequence.finish_reason is not None:
                 self._end(sequence)
 
@@ -169,12 +169,10 @@ class Scheduler:
     def _admit(self, plan: "_Plan") -> list[Request]:
         """Let sequences run while rows, budget and blocks last; return what starts."""
         started: list[Request] = []
+        if plan.num_left == 0 or len(self._running) >= self._max_num_seqs:
+            return started
         owed = sum(self._blocks_owed(sequence) for sequence in self._running)
-        # Started requests first: rows are promised to them, so nobody who waits for rows may stand
-        # in their way, whatever its priority.
-        for sequence in sorted(
-            self._waiting, key=lambda sequence: not sequence.request.has_started
-        ):
+        for sequence in self._in_turn():
             request = sequence.request
             if plan.num_left == 0 or len(self._running) >= self._max_num_seqs:
                 break
@@ -192,6 +190,18 @@ class Scheduler:
             self._run(sequence, table, plan)
             owed += self._blocks_owed(sequence)
         return started
+
+    def _in_turn(self) -> Iterator[Sequence]:
+        """Yield who waits. Started requests come first: rows are promised to them, so nobody who
+        waits for rows may stand in their way, whatever its priority. Then those in the middle of
+        their answer: their callers had their turn, on an engine that was lost.
+        """
+        waiting = list(self._waiting)
+        yield from (sequence for sequence in waiting if sequence.request.has_started)
+        others = [sequence for sequence in waiting if not sequence.request.has_started]
+        yield from (sequence for sequence in others if sequence.request.is_resumed)
+        new = [sequence for sequence in others if not sequence.request.is_resumed]
+        yield from self._tenants.in_turn(new, lambda sequence: sequence.request.generate)
 
     def _is_group_full(self, request: Request) -> bool:
         generate = request.generate
@@ -219,6 +229,8 @@ class Scheduler:
 
     def _start(self, request: Request, num_cached: int) -> None:
         request.cached_tokens = min(num_cached, len(request.prompt_ids))
+        num_read = len(request.prompt_ids) - request.cached_tokens
+        self._tenants.charge(request.generate.tenant, read=num_read)
         self._group_running[request.generate.group] += 1
         self._num_promised_rows += request.num_unfinished
 
@@ -253,6 +265,7 @@ class Scheduler:
 
     def _leave(self, request: Request) -> None:
         self._requests.remove(request)
+        self._tenants.leave(request.generate.tenant)
         if request.has_started:
             self._group_running[request.generate.group] -= 1
 

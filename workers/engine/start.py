@@ -8,6 +8,7 @@ import ctypes
 from collections.abc import Callable
 
 import torch
+from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
 from workers.checkpoint import Checkpoint
@@ -16,8 +17,9 @@ from workers.cores import physical_cores
 from workers.engine.model_runner import ModelRunner
 from workers.engine.processors import SamplingRow
 from workers.engine.sampler import sample
-from workers.errors import ModelError
-from workers.model.attention import AttentionPlan, PrefillSpan
+from workers.errors import ConfigError, ModelError
+from workers.model.attention import AttentionPlan, Plan, PrefillSpan
+from workers.model.attention_backend import uses_kernels
 from workers.model.capacity import (
     Limits,
     available_bytes,
@@ -27,6 +29,7 @@ from workers.model.capacity import (
 )
 from workers.model.decoder import CacheShape, Decoder
 from workers.model.loader import choose_device, choose_dtype, load_config, load_weights
+from workers.model.paged_plan import PagedPlan
 from workers.model.quantized import Quantization
 from workers.protocol import ModelCard, SamplingParams
 
@@ -45,12 +48,23 @@ def start(config: EngineConfig, progress: Progress) -> tuple[ModelCard, ModelRun
     checkpoint = Checkpoint.at(config.model)
     model_config = load_config(checkpoint)
     _check_quantization(config.quantization, checkpoint)
+    if config.deterministic and device.type != "cpu":
+        raise ConfigError(f"--deterministic is for CPUs yet, and the device is {device}")
+    if config.deterministic and config.attention_backend == "triton":
+        raise ConfigError("--deterministic is computed by torch; leave --attention-backend out")
+    for_kernels = uses_kernels(config.attention_backend, device)
+    shape = CacheShape.of(model_config, dtype, for_kernels=for_kernels)
     torch.set_num_threads(config.threads or physical_cores())
     _keep_freed_memory()
     model = load_weights(checkpoint, model_config, dtype, device, progress)
-    shape = CacheShape.of(model_config, dtype)
     decoder, limits = _build(config, model_config, model, shape, progress)
-    runner = ModelRunner(decoder, shape.num_kv_heads, limits.num_blocks, limits.block_size)
+    runner = ModelRunner(
+        decoder,
+        shape.num_kv_heads,
+        limits.num_blocks,
+        limits.block_size,
+        for_kernels=shape.for_kernels,
+    )
     progress("ready", 1.0)
     return _card(checkpoint, model_config, dtype, device, limits), runner
 
@@ -75,7 +89,7 @@ def _build(
 ) -> tuple[Decoder, Limits]:
     """Return the decoder with a cache of the size that fits beside it."""
     progress("merging weights", 0.0)
-    decoder = Decoder(model)
+    decoder = Decoder(model, is_exact=config.deterministic)
     device = decoder.device
     layers = decoder.layer_devices
     if device.type == "cuda":
@@ -94,12 +108,22 @@ def _run_worst_step(decoder: Decoder, shape: CacheShape, num_tokens: int, num_ro
     """Make the allocator take what the largest step needs, so that the cache is sized beside it."""
     decoder.allocate_cache(shape, 2, 16)
     zeros = torch.zeros(num_tokens, dtype=torch.int64, device=decoder.device)
-    span = PrefillSpan(0, num_tokens, zeros[:0], num_tokens)
     rows = zeros[: min(num_rows, num_tokens)]
     positions = torch.arange(num_tokens, device=decoder.device)
-    logits = decoder.forward(zeros, positions, AttentionPlan(zeros, (), (span,)), rows)
-    sample(logits, [SamplingRow(SamplingParams(max_tokens=1, logprobs=1))] * len(rows))
+    logits = decoder.forward(zeros, positions, _worst_plan(zeros, shape.for_kernels), rows)
+    params = SamplingParams(max_tokens=1, temperature=1.0, top_k=1, top_p=0.5, logprobs=1)
+    sample(logits, [SamplingRow(params)] * len(rows))
     decoder.allocate_cache(shape, 1, 1)
+
+
+def _worst_plan(zeros: Tensor, for_kernels: bool) -> Plan:
+    """Return the plan of one prompt of as many tokens, all of whose blocks are the trash block."""
+    num_tokens = zeros.shape[0]
+    if not for_kernels:
+        return AttentionPlan(zeros, (), (PrefillSpan(0, num_tokens, zeros[:0], num_tokens),))
+    slots = zeros.int()
+    ends = torch.tensor([0, num_tokens], dtype=torch.int32, device=zeros.device)
+    return PagedPlan(slots, ends, ends[1:], slots[None], num_tokens)
 
 
 def _card(

@@ -25,10 +25,6 @@ class WaitingQueue:
         """Iterate over a copy, so that the visitor may remove what it admits."""
         return iter(self._sequences.copy())
 
-    @property
-    def num_tokens(self) -> int:
-        return sum(sequence.num_uncomputed for sequence in self._sequences)
-
     def add(self, sequence: Sequence) -> None:
         insort(self._sequences, sequence, key=_order)
 

@@ -2,7 +2,8 @@
 
 Two kinds of work in one batch: groups of single-token rows, padded to the longest of their group,
 and spans of several tokens of one sequence. Heads that share a key head are packed into the query
-axis. Queries come scaled. Refuses to know layers, weights and scheduling.
+axis. Queries come scaled. Where kernels do all that, their plan is in paged_plan.py, and here is
+only the choice. Refuses to know layers, weights and scheduling.
 """
 
 from dataclasses import dataclass, replace
@@ -12,7 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from workers.model import cpu_attention
+from workers.model import cpu_attention, exact
+from workers.model.block_pages import BlockPages
+from workers.model.paged_plan import PagedPlan
 from workers.model.pages import Pages
 
 Moved = TypeVar("Moved")
@@ -49,11 +52,14 @@ class PrefillSpan:
 
 @dataclass(frozen=True)
 class AttentionPlan:
-    """All attention of one step; equal for every layer on one device."""
+    """All attention of one step; equal for every layer on one device. An exact one has only spans,
+    and each of their tokens is computed as if it were alone.
+    """
 
     slots: Tensor
     decodes: tuple[DecodeGroup, ...]
     prefills: tuple[PrefillSpan, ...]
+    is_exact: bool = False
 
     def to(self, device: torch.device) -> "AttentionPlan":
         """Return the plan with its tensors on another device."""
@@ -64,20 +70,41 @@ class AttentionPlan:
                 for group in self.decodes
             ),
             tuple(replace(span, pages=_move(span.pages, device)) for span in self.prefills),
+            self.is_exact,
         )
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, pages: Pages, plan: AttentionPlan) -> Tensor:
+Plan = AttentionPlan | PagedPlan
+LayerPages = Pages | BlockPages
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, pages: LayerPages, plan: Plan) -> Tensor:
     """Return the context `[tokens, heads, head_dim]` of all tokens of a step.
 
     `key` and `value` are those of the step's own tokens, already written to the pages.
     """
+    if isinstance(plan, PagedPlan):
+        assert isinstance(pages, BlockPages)
+        return pages.attend(query, plan)
+    assert isinstance(pages, Pages)
+    return _attend_gathered(query, key, value, pages, plan)
+
+
+def _attend_gathered(
+    query: Tensor, key: Tensor, value: Tensor, pages: Pages, plan: AttentionPlan
+) -> Tensor:
     context = torch.empty_like(query, memory_format=torch.contiguous_format)
     for group in plan.decodes:
         rows = slice(group.first, group.stop)
         context[rows] = _attend_group(query[rows], pages, group)
     for span in plan.prefills:
         rows = slice(span.first, span.stop)
+        if plan.is_exact:
+            keys, values = pages.gather(span.pages)
+            context[rows] = exact.attend_span(
+                query[rows], keys[:, : span.length], values[:, : span.length]
+            )
+            continue
         if span.num_computed == 0:
             keys, values = key[rows].transpose(0, 1), value[rows].transpose(0, 1)
         else:

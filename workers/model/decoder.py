@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
-from workers.model.attention import AttentionPlan
+from workers.model.attention import LayerPages, Plan
+from workers.model.block_pages import BlockPages
 from workers.model.fused import DecoderLayer, RMSNorm, Rope
 from workers.model.linear import Linear
 from workers.model.pages import Pages
@@ -19,41 +20,47 @@ from workers.model.pages import Pages
 
 @dataclass(frozen=True)
 class CacheShape:
-    """The dimensions of one token's keys and values in one layer."""
+    """The dimensions of one token's keys and values in one layer, and who is to read them."""
 
     num_kv_heads: int
     head_dim: int
     dtype: torch.dtype
+    for_kernels: bool = False
 
     @classmethod
-    def of(cls, config: PretrainedConfig, dtype: torch.dtype) -> "CacheShape":
+    def of(
+        cls, config: PretrainedConfig, dtype: torch.dtype, *, for_kernels: bool = False
+    ) -> "CacheShape":
         head_dim = (
             getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         )
-        return cls(config.num_key_value_heads, head_dim, dtype)
+        return cls(config.num_key_value_heads, head_dim, dtype, for_kernels)
 
     @property
     def token_bytes(self) -> int:
         return 2 * self.num_kv_heads * self.head_dim * self.dtype.itemsize
 
-    def pages(self, num_blocks: int, block_size: int, device: torch.device) -> Pages:
-        """Return empty pages of one layer."""
-        return Pages(self.num_kv_heads, num_blocks, block_size, self.head_dim, self.dtype, device)
+    def pages(self, num_blocks: int, block_size: int, device: torch.device) -> LayerPages:
+        """Return empty pages of one layer, for kernels or for torch."""
+        layout = BlockPages if self.for_kernels else Pages
+        return layout(self.num_kv_heads, num_blocks, block_size, self.head_dim, self.dtype, device)
 
 
 class Decoder:
     """The model of one engine. Its cache is allocated when it is known how much memory is left."""
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: PreTrainedModel, *, is_exact: bool = False) -> None:
+        """With `is_exact`, a token's logits depend on nothing beside it; see exact.py."""
         base: Any = model.model
         head = model.lm_head.weight.detach()
         self._embedding = base.embed_tokens.weight.detach()
         self._rotary = base.rotary_emb
-        self._layers = [DecoderLayer(layer) for layer in base.layers]
-        self._pages: list[Pages] = []
+        self._layers = [DecoderLayer(layer, is_exact=is_exact) for layer in base.layers]
+        self._pages: list[LayerPages] = []
         self._norm = RMSNorm(base.norm)
         self._head_device = head.device
-        self._head = Linear(head)
+        self._head = Linear(head, is_exact=is_exact)
+        self.is_exact = is_exact
         self.device: torch.device = self._embedding.device
         self.dtype: torch.dtype = self._embedding.dtype
 
@@ -69,9 +76,7 @@ class Decoder:
         ]
 
     @torch.inference_mode()
-    def forward(
-        self, token_ids: Tensor, positions: Tensor, plan: AttentionPlan, rows: Tensor
-    ) -> Tensor:
+    def forward(self, token_ids: Tensor, positions: Tensor, plan: Plan, rows: Tensor) -> Tensor:
         """Return the logits `[len(rows), vocabulary]` of the tokens at `rows` of the flat batch."""
         hidden = self._embedding[token_ids]
         rope = Rope.compute(self._rotary, positions).to(self.device)

@@ -2,7 +2,7 @@
 
 Knows the arithmetic between two residual additions: merged projections, norms, rotary embedding,
 MLP. Modules of transformers are Any here: which attributes they have is what the parity tests
-guard. Refuses to know where keys and values are kept; that is behind Pages.
+guard. Refuses to know where keys and values are kept; that is behind LayerPages.
 """
 
 from typing import Any, NamedTuple
@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from workers.model.attention import AttentionPlan, attend
+from workers.model import exact
+from workers.model.attention import LayerPages, Plan, attend
 from workers.model.linear import merge, take
-from workers.model.pages import Pages
 
 
 class Rope(NamedTuple):
@@ -73,17 +73,17 @@ class FusedAttention:
     Qwen2 has a bias and no head norms, Qwen3 the reverse; both are told from the module itself.
     """
 
-    def __init__(self, module: Any) -> None:
+    def __init__(self, module: Any, *, is_exact: bool) -> None:
         self._head_dim = int(module.head_dim)
         self._scale = float(module.scaling)
         self._num_heads = module.q_proj.weight.shape[0] // self._head_dim
         self._num_kv_heads = module.k_proj.weight.shape[0] // self._head_dim
         self._head_norm = self._merge_head_norms(module)
         self._eps = 0.0 if self._head_norm is None else float(module.q_norm.variance_epsilon)
-        self._qkv = merge([module.q_proj, module.k_proj, module.v_proj])
-        self._out = take(module.o_proj)
+        self._qkv = merge([module.q_proj, module.k_proj, module.v_proj], is_exact=is_exact)
+        self._out = take(module.o_proj, is_exact=is_exact)
 
-    def __call__(self, hidden: Tensor, rope: Rope, pages: Pages, plan: AttentionPlan) -> Tensor:
+    def __call__(self, hidden: Tensor, rope: Rope, pages: LayerPages, plan: Plan) -> Tensor:
         tokens = hidden.shape[0]
         heads = self._qkv(hidden).view(tokens, -1, self._head_dim)
         num_rotated = self._num_heads + self._num_kv_heads
@@ -115,36 +115,40 @@ class FusedAttention:
 class FusedMLP:
     """SwiGLU with one projection for gate and up."""
 
-    def __init__(self, module: Any) -> None:
-        self._gate_up = merge([module.gate_proj, module.up_proj])
-        self._down = take(module.down_proj)
+    def __init__(self, module: Any, *, is_exact: bool) -> None:
+        self._gate_up = merge([module.gate_proj, module.up_proj], is_exact=is_exact)
+        self._down = take(module.down_proj, is_exact=is_exact)
+        self._silu = exact.silu if is_exact else F.silu
 
     def __call__(self, hidden: Tensor) -> Tensor:
         gate, up = self._gate_up(hidden).chunk(2, dim=-1)
-        return self._down(F.silu(gate).mul_(up))
+        return self._down(self._silu(gate).mul_(up))
 
 
 class Experts:
     """A mixture-of-experts block, as transformers computes it."""
 
-    def __init__(self, module: Any) -> None:
+    def __init__(self, module: Any, *, is_exact: bool) -> None:
         self._module = module
+        self._is_exact = is_exact
 
     def __call__(self, hidden: Tensor) -> Tensor:
+        if self._is_exact:  # an expert's product has as many rows as chose it
+            return torch.cat([self._module(token[None, None])[0] for token in hidden])
         return self._module(hidden[None])[0]
 
 
 class DecoderLayer:
     """Attention and MLP with their norms and residual additions."""
 
-    def __init__(self, module: Any) -> None:
+    def __init__(self, module: Any, *, is_exact: bool = False) -> None:
         self._input_norm = RMSNorm(module.input_layernorm)
         self.device = self._input_norm.device
         self._post_norm = RMSNorm(module.post_attention_layernorm)
-        self._attention = FusedAttention(module.self_attn)
-        dense = hasattr(module.mlp, "gate_proj")
-        self._mlp = FusedMLP(module.mlp) if dense else Experts(module.mlp)
+        self._attention = FusedAttention(module.self_attn, is_exact=is_exact)
+        feed_forward = FusedMLP if hasattr(module.mlp, "gate_proj") else Experts
+        self._mlp = feed_forward(module.mlp, is_exact=is_exact)
 
-    def __call__(self, hidden: Tensor, rope: Rope, pages: Pages, plan: AttentionPlan) -> Tensor:
+    def __call__(self, hidden: Tensor, rope: Rope, pages: LayerPages, plan: Plan) -> Tensor:
         hidden = hidden + self._attention(self._input_norm(hidden), rope, pages, plan)
         return hidden.add_(self._mlp(self._post_norm(hidden)))

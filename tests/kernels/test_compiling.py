@@ -1,0 +1,64 @@
+"""The kernels compile to machine code for Hopper, in a process without the interpreter."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+pytest.importorskip("triton", reason="kernels need the package triton")
+
+# Compiles what the command line names, and prints what the assembler says of each.
+PROGRAM = """
+import json, sys
+import torch, triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from workers.model.kernels import paged_attention
+
+def compile(name, types, constants, **options):
+    kernel = getattr(paged_attention, name)
+    signature, attributes = {}, {}
+    for index, argument in enumerate(kernel.arg_names):
+        signature[argument] = types.get(argument, "constexpr" if argument in constants else "i32")
+        if signature[argument][0] == "*" or argument in ALIGNED:
+            attributes[index,] = [["tt.divisibility", 16]]
+    source = ASTSource(kernel, signature, constants, attributes)
+    return triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
+
+ALIGNED = {"query_stride", "page_stride", "slot_stride", "key_stride", "value_stride"}
+number, number32, integer = "*bf16", "*fp32", "*i32"
+types = {name: number for name in ("query", "keys", "values", "context", "key", "value")}
+types |= {name: number32 for name in ("part_context", "part_largest", "part_total")}
+types |= {name: integer for name in ("starts", "lengths", "tables", "slots")}
+for max_query, splits, block_size in ((1, 1, 64), (1, 8, 16), (9, 1, 64), (9, 1, 16)):
+    tile = paged_attention.choose_tile(max_query, torch.bfloat16)
+    constants = {
+        "GROUP": 4, "HEAD_DIM": 128, "PADDED_DIM": 128, "BLOCK_SIZE": block_size,
+        "NUM_QUERIES": tile.queries, "NUM_KEYS": tile.keys, "NUM_SPLITS": splits,
+        "IS_SINGLE": max_query == 1,
+    }
+    options = {"num_warps": tile.num_warps, "num_stages": tile.num_stages}
+    compiled = compile("_attend_tiles", types, constants, **options)
+    print(json.dumps({
+        "shared": compiled.metadata.shared, "copies": compiled.asm["ptx"].count("cp.async.cg"),
+        "products": compiled.asm["ptx"].count("mma"),
+    }))
+compile("_fold_parts", types, {"HEAD_DIM": 128, "PADDED_DIM": 128, "NUM_SPLITS": 8})
+compile("_write_tokens", types, {"WIDTH": 1024, "PADDED": 1024})
+"""
+
+
+def test_kernels_compile_for_hopper(tmp_path):
+    environ = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    environ |= {"TRITON_CACHE_DIR": str(tmp_path), "PYTHONPATH": os.getcwd()}
+    ran = subprocess.run(
+        [sys.executable, "-c", PROGRAM], env=environ, capture_output=True, text=True, timeout=300
+    )
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    compiled = [json.loads(line) for line in ran.stdout.splitlines()]
+    assert len(compiled) == 4
+    for one in compiled:
+        assert one["products"] > 0 and one["copies"] > 0  # matrix units, and copies ahead of them
+        assert one["shared"] < 227 * 1024  # what a program may have of an H200

@@ -1,0 +1,31 @@
+"""Which attention an engine computes with: torch over gathered pages, or the Triton kernels."""
+
+import logging
+import os
+from importlib.util import find_spec
+
+import torch
+
+from workers.errors import ConfigError
+
+_logger = logging.getLogger(__name__)
+
+
+def uses_kernels(asked: str, device: torch.device) -> bool:
+    """Return whether to attend by kernels; `auto` is on CUDA, but never under the interpreter.
+
+    Raise ConfigError if they were asked for in vain.
+    """
+    is_interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    if asked == "torch" or (asked == "auto" and (device.type != "cuda" or is_interpreted)):
+        return False
+    obstacle = ""
+    if find_spec("triton") is None:
+        obstacle = "triton is not installed; pip install 'qwenapi[kernels]'"
+    elif device.type != "cuda" and not is_interpreted:
+        obstacle = f"the device is {device}; only tests run it there, with TRITON_INTERPRET=1"
+    if obstacle and asked == "triton":
+        raise ConfigError(f"attention_backend = 'triton', but {obstacle}")
+    if obstacle:
+        _logger.warning("attention by torch, which is slower than by kernels: %s", obstacle)
+    return not obstacle

@@ -1,0 +1,71 @@
+"""Arithmetic whose result for one token depends on nothing beside it: for `deterministic = true`.
+
+A matrix product picks its kernel by the number of rows, and another kernel adds in another order:
+one row of `F.linear` alone and among 64 differs in nine of ten elements. So every shape is fixed
+here: products in blocks of 16 rows padded with zeros, attention for one query at a time over blocks
+of 128 keys, folded in their order. A prompt computed at once, in chunks, or token by token again
+after an engine was lost then gives the same bits.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+LINEAR_ROWS = 16
+KEY_BLOCK = 128
+
+
+def blocks_of_rows(x: Tensor) -> tuple[Tensor, ...]:
+    """Return x `[rows, in]` as blocks of LINEAR_ROWS rows, the last one filled up with zeros."""
+    return F.pad(x, (0, 0, 0, -x.shape[0] % LINEAR_ROWS)).split(LINEAR_ROWS)
+
+
+def silu(x: Tensor) -> Tensor:
+    """Return the SiLU of `[rows, width]`, row by row: threads share out a whole tensor, and where a
+    share ends the last elements are computed by another routine.
+    """
+    return torch.cat([F.silu(row) for row in x.split(1)])
+
+
+def attend_span(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """Attend causally with `[tokens, heads, head_dim]`, the last tokens of `[kv_heads, length,
+    head_dim]`; queries come scaled.
+    """
+    tokens, num_heads, head_dim = query.shape
+    num_kv_heads, length = keys.shape[:2]
+    filled = (0, 0, 0, -length % KEY_BLOCK)
+    key_blocks = F.pad(keys, filled).split(KEY_BLOCK, dim=1)
+    value_blocks = F.pad(values, filled).split(KEY_BLOCK, dim=1)
+    blocks = [
+        (key.contiguous().transpose(1, 2), value.contiguous())
+        for key, value in zip(key_blocks, value_blocks, strict=True)
+    ]
+    packed = query.reshape(tokens, num_kv_heads, -1, head_dim)
+    context = torch.empty_like(packed)
+    for token in range(tokens):
+        num_visible = length - tokens + token + 1
+        context[token] = _attend_one(packed[token].contiguous(), blocks, num_visible)
+    return context.view(tokens, num_heads, head_dim)
+
+
+def _attend_one(query: Tensor, blocks: list[tuple[Tensor, Tensor]], num_visible: int) -> Tensor:
+    """Attend one query `[kv_heads, group, head_dim]` over its first `num_visible` keys.
+
+    The softmax is folded block by block, as in Milakov and Gimelshein, "Online normalizer
+    calculation for softmax" (2018), in float32.
+    """
+    shape = query.shape[:2]
+    largest = torch.full((*shape, 1), float("-inf"))
+    total = torch.zeros((*shape, 1))
+    context = torch.zeros(query.shape)
+    for first, (key, value) in zip(range(0, num_visible, KEY_BLOCK), blocks, strict=False):
+        scores = torch.bmm(query, key).float()
+        scores[..., max(0, num_visible - first) :] = float("-inf")
+        larger = torch.maximum(largest, scores.amax(-1, keepdim=True))
+        weights = (scores - larger).exp_()
+        shrink = (largest - larger).exp_()
+        part = torch.bmm(weights.to(value.dtype), value).float()
+        context = context.mul_(shrink).add_(part)
+        total = total.mul_(shrink).add_(weights.sum(-1, keepdim=True))
+        largest = larger
+    return (context / total).to(query.dtype)

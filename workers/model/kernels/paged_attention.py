@@ -1,0 +1,256 @@
+"""Attention over paged keys and values in one Triton kernel: prefill, decode, and both mixed.
+
+    program (block, kv head, split):
+      block ──► row and first token, found in `starts` by bisection
+      M queries = tokens × the heads that share the key head, one tile for the matrix units
+      for every N keys of the split that a query may see: online softmax, in float32
+
+Lengths and block tables are read on the device; the grid is bounded by shapes alone, so a CUDA
+graph may hold a launch. With several splits each writes its part, and a second kernel folds them.
+One split always, and a row's result depends on nothing beside it. Queries come scaled.
+
+Checked under Triton's interpreter in float32 and float16 against plain torch and float64, and
+compiled for sm_90. Not checked: any GPU, and so no bfloat16 result, no speed, no tile size.
+"""
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from workers.model.paged_plan import PagedPlan
+
+_LOG2_E = tl.constexpr(1.4426950408889634)
+
+
+class Tile(NamedTuple):
+    """How one program is shaped: queries, keys at a time, warps, and stages of the pipeline."""
+
+    queries: int
+    keys: int
+    num_warps: int
+    num_stages: int
+
+
+# The look at the block table takes some of the stages: compiled for sm_90, five leave two tiles of
+# keys and values in flight, and two to four leave one.
+_DECODE = Tile(queries=16, keys=64, num_warps=4, num_stages=5)
+_PREFILL = Tile(queries=128, keys=64, num_warps=8, num_stages=5)
+# Full float32 has no matrix units, and twice the bytes. It is for checking, not for speed.
+_DECODE_FLOAT32 = Tile(queries=16, keys=32, num_warps=4, num_stages=2)
+_PREFILL_FLOAT32 = Tile(queries=32, keys=32, num_warps=8, num_stages=2)
+
+
+def attend(query: Tensor, keys: Tensor, values: Tensor, plan: PagedPlan) -> Tensor:
+    """Return the context `[tokens, heads, head_dim]` of all rows; padding tokens get anything.
+
+    Pages are `[blocks, block_size, kv_heads, head_dim]`, and hold the step's own tokens already.
+    """
+    num_tokens, num_heads, head_dim = query.shape
+    num_kv_heads, num_rows = keys.shape[2], plan.lengths.shape[0]
+    assert query.stride()[1:] == (head_dim, 1) and keys.stride() == values.stride()
+    group = num_heads // num_kv_heads
+    tile = choose_tile(plan.max_query, query.dtype)
+    assert group <= tile.queries, f"{group} heads share a key head: more than a tile holds"
+    tokens_per_block = tile.queries // group
+    is_single = plan.max_query == 1
+    # Row r has blocks from starts[r] // tokens_per_block + r on: at least as many as it needs.
+    num_blocks = num_rows if is_single else num_tokens // tokens_per_block + num_rows
+    context = query.new_empty(query.shape)
+    parts = _Parts.empty(query, plan.num_splits)
+    _attend_tiles[(num_blocks, num_kv_heads, plan.num_splits)](
+        query, keys, values, context, *parts, plan.starts, plan.lengths, plan.tables,
+        num_rows, query.stride(0), plan.tables.stride(0), keys.stride(0), keys.stride(1),
+        GROUP=group, HEAD_DIM=head_dim, PADDED_DIM=_padded(head_dim), BLOCK_SIZE=keys.shape[1],
+        NUM_QUERIES=tile.queries, NUM_KEYS=tile.keys, NUM_SPLITS=plan.num_splits,
+        IS_SINGLE=is_single, num_warps=tile.num_warps, num_stages=tile.num_stages,
+    )  # fmt: skip
+    if plan.num_splits > 1:
+        _fold_parts[(num_tokens, num_heads)](
+            context, *parts, plan.starts, num_rows,
+            HEAD_DIM=head_dim, PADDED_DIM=_padded(head_dim), NUM_SPLITS=plan.num_splits,
+            num_warps=4,
+        )  # fmt: skip
+    return context
+
+
+def write(slots: Tensor, key: Tensor, value: Tensor, keys: Tensor, values: Tensor) -> None:
+    """Store `[tokens, kv_heads, head_dim]` at the slots of the tokens."""
+    num_tokens, num_kv_heads, head_dim = key.shape
+    assert key.stride()[1:] == value.stride()[1:] == (head_dim, 1)
+    assert keys.is_contiguous() and values.is_contiguous()
+    width = num_kv_heads * head_dim
+    _write_tokens[(num_tokens,)](
+        slots, key, value, keys, values, key.stride(0), value.stride(0),
+        WIDTH=width, PADDED=triton.next_power_of_2(width), num_warps=4,
+    )  # fmt: skip
+
+
+def choose_tile(max_query: int, dtype: torch.dtype) -> Tile:
+    """Return the shape of programs for rows of at most `max_query` tokens."""
+    if dtype == torch.float32:
+        return _DECODE_FLOAT32 if max_query == 1 else _PREFILL_FLOAT32
+    return _DECODE if max_query == 1 else _PREFILL
+
+
+def _padded(head_dim: int) -> int:
+    # A product on matrix units takes powers of two from 16 on.
+    return max(16, triton.next_power_of_2(head_dim))
+
+
+class _Parts(NamedTuple):
+    """What splits hand over, float32: a context each, and the logarithms and sums to fold it."""
+
+    context: Tensor
+    largest: Tensor
+    total: Tensor
+
+    @classmethod
+    def empty(cls, query: Tensor, num_splits: int) -> "_Parts":
+        num_tokens, num_heads, head_dim = query.shape if num_splits > 1 else (0, 0, 0)
+        shape = (num_tokens, num_heads, num_splits)
+        context = query.new_empty((*shape, head_dim), dtype=torch.float32)
+        return cls(context, context.new_empty(shape), context.new_empty(shape))
+
+
+@triton.jit(do_not_specialize=["num_rows", "table_stride"])
+def _attend_tiles(
+    query, keys, values, context, part_context, part_largest, part_total,
+    starts, lengths, tables, num_rows, query_stride, table_stride, page_stride, slot_stride,
+    GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, PADDED_DIM: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr, NUM_QUERIES: tl.constexpr, NUM_KEYS: tl.constexpr,
+    NUM_SPLITS: tl.constexpr, IS_SINGLE: tl.constexpr,
+):  # fmt: skip
+    """Attend with one tile of queries of one row, over one split of the keys they may see."""
+    block, kv_head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    tokens_per_block: tl.constexpr = NUM_QUERIES // GROUP
+    if IS_SINGLE:
+        row, first = block, 0
+    else:
+        row, first = _find_row(block, starts, num_rows, tokens_per_block)
+    start = tl.load(starts + row)
+    num_tokens = tl.load(starts + row + 1) - start
+    if first >= num_tokens:
+        return
+    num_computed = tl.load(lengths + row) - num_tokens
+
+    member = tl.arange(0, NUM_QUERIES)
+    token = first + member // GROUP
+    is_real = (member < tokens_per_block * GROUP) & (token < num_tokens)
+    head = kv_head * GROUP + member % GROUP
+    dim = tl.arange(0, PADDED_DIM)
+    is_dim = (dim < HEAD_DIM)[None, :]
+    at = (start + token).to(tl.int64) * query_stride + head * HEAD_DIM
+    q = tl.load(query + at[:, None] + dim[None, :], mask=is_real[:, None] & is_dim, other=0.0)
+
+    num_visible = num_computed + tl.minimum(first + tokens_per_block, num_tokens)
+    per_split = tl.cdiv(tl.cdiv(num_visible, NUM_KEYS), NUM_SPLITS) * NUM_KEYS
+    begin = split * per_split
+    end = tl.minimum(begin + per_split, num_visible)
+    table = tables + row.to(tl.int64) * table_stride
+    largest = tl.full([NUM_QUERIES], float("-inf"), tl.float32)
+    total = tl.zeros([NUM_QUERIES], tl.float32)
+    acc = tl.zeros([NUM_QUERIES, PADDED_DIM], tl.float32)
+    for offset in range(begin, end, NUM_KEYS):
+        position = offset + tl.arange(0, NUM_KEYS)
+        is_key = position < end
+        page = _find_page(table, offset, position, is_key, BLOCK_SIZE, NUM_KEYS)
+        lies = page.to(tl.int64) * page_stride + position % BLOCK_SIZE * slot_stride
+        lies = lies[:, None] + kv_head * HEAD_DIM + dim[None, :]
+        key = tl.load(keys + lies, mask=is_key[:, None] & is_dim, other=0.0)
+        value = tl.load(values + lies, mask=is_key[:, None] & is_dim, other=0.0)
+        is_visible = position[None, :] <= (num_computed + token)[:, None]
+        largest, total, acc = _fold_tile(q, key, value, is_visible, largest, total, acc)
+
+    token_head = (start + token).to(tl.int64) * (tl.num_programs(1) * GROUP) + head
+    if NUM_SPLITS == 1:
+        at = token_head[:, None] * HEAD_DIM + dim[None, :]
+        acc = acc / tl.where(is_real, total, 1.0)[:, None]
+        tl.store(context + at, acc.to(context.dtype.element_ty), mask=is_real[:, None] & is_dim)
+    else:
+        at = token_head * NUM_SPLITS + split
+        tl.store(part_largest + at, largest, mask=is_real)
+        tl.store(part_total + at, total, mask=is_real)
+        at = at[:, None] * HEAD_DIM + dim[None, :]
+        tl.store(part_context + at, acc, mask=(is_real & (total > 0))[:, None] & is_dim)
+
+
+@triton.jit
+def _fold_tile(q, key, value, is_visible, largest, total, acc):
+    """Fold one tile of keys into the online softmax, whose logarithms are of base 2."""
+    scores = tl.dot(q, tl.trans(key), input_precision="ieee") * _LOG2_E
+    scores = tl.where(is_visible, scores, float("-inf"))
+    larger = tl.maximum(largest, tl.max(scores, 1))
+    # A query that sees nothing of this split would subtract infinities.
+    finite = tl.where(larger == float("-inf"), 0.0, larger)
+    weights = tl.exp2(scores - finite[:, None])
+    shrink = tl.exp2(largest - finite)
+    part = tl.dot(weights.to(value.dtype), value, input_precision="ieee")
+    return larger, total * shrink + tl.sum(weights, 1), acc * shrink[:, None] + part
+
+
+@triton.jit
+def _find_row(block, starts, num_rows, tokens_per_block: tl.constexpr):
+    """Return the row a block of queries belongs to, and the first of the row's tokens in it."""
+    low = 0
+    high = num_rows
+    while high - low > 1:
+        middle = (low + high) // 2
+        is_before = tl.load(starts + middle) // tokens_per_block + middle <= block
+        low = tl.where(is_before, middle, low)
+        high = tl.where(is_before, high, middle)
+    before = tl.load(starts + low) // tokens_per_block + low
+    return low, (block - before) * tokens_per_block
+
+
+@triton.jit
+def _find_page(
+    table, offset, position, is_key, BLOCK_SIZE: tl.constexpr, NUM_KEYS: tl.constexpr
+):  # fmt: skip
+    """Return the pages of a tile of keys; one look at the table where one page holds them all."""
+    if BLOCK_SIZE % NUM_KEYS == 0:
+        page = tl.load(table + offset // BLOCK_SIZE)
+    else:
+        page = tl.load(table + position // BLOCK_SIZE, mask=is_key, other=0)
+    return page
+
+
+@triton.jit(do_not_specialize=["num_rows"])
+def _fold_parts(
+    context, part_context, part_largest, part_total, starts, num_rows,
+    HEAD_DIM: tl.constexpr, PADDED_DIM: tl.constexpr, NUM_SPLITS: tl.constexpr,
+):  # fmt: skip
+    """Fold the splits of one token and head."""
+    token, head = tl.program_id(0), tl.program_id(1)
+    if token >= tl.load(starts + num_rows):
+        return
+    token_head = token.to(tl.int64) * tl.num_programs(1) + head
+    dim = tl.arange(0, PADDED_DIM)
+    is_dim = dim < HEAD_DIM
+    at = token_head * NUM_SPLITS + tl.arange(0, NUM_SPLITS)
+    largest = tl.load(part_largest + at)
+    total = tl.load(part_total + at)
+    weights = tl.exp2(largest - tl.max(largest, 0))
+    is_seen = (total > 0)[:, None] & is_dim[None, :]
+    parts = tl.load(part_context + at[:, None] * HEAD_DIM + dim[None, :], is_seen, other=0.0)
+    folded = tl.sum(parts * weights[:, None], 0) / tl.sum(total * weights, 0)
+    at = token_head * HEAD_DIM + dim
+    tl.store(context + at, folded.to(context.dtype.element_ty), mask=is_dim)
+
+
+@triton.jit
+def _write_tokens(
+    slots, key, value, keys, values, key_stride, value_stride,
+    WIDTH: tl.constexpr, PADDED: tl.constexpr,
+):  # fmt: skip
+    """Copy the key and value heads of one token to its slot."""
+    token = tl.program_id(0).to(tl.int64)
+    slot = tl.load(slots + token).to(tl.int64)
+    at = tl.arange(0, PADDED)
+    is_real = at < WIDTH
+    tl.store(keys + slot * WIDTH + at, tl.load(key + token * key_stride + at, is_real), is_real)
+    tl.store(
+        values + slot * WIDTH + at, tl.load(value + token * value_stride + at, is_real), is_real
+    )

@@ -1,0 +1,44 @@
+"""What the kernels compute, in plain torch, row by row: slow, and obvious enough to be believed.
+
+Its functions have the signatures of those in paged_attention.py. Pages are
+`[blocks, block_size, kv_heads, head_dim]`, queries come scaled.
+"""
+
+import torch
+from torch import Tensor
+
+from workers.model.paged_plan import PagedPlan
+
+
+def attend(query: Tensor, keys: Tensor, values: Tensor, plan: PagedPlan) -> Tensor:
+    """Return the context `[tokens, heads, head_dim]` of all rows; padding tokens get zeros."""
+    context = torch.zeros_like(query, memory_format=torch.contiguous_format)
+    starts, lengths = plan.starts.tolist(), plan.lengths.tolist()
+    for row, length in enumerate(lengths):
+        tokens = slice(starts[row], starts[row + 1])
+        if tokens.start < tokens.stop:
+            table = plan.tables[row, : -(-length // keys.shape[1])].long()
+            row_keys, row_values = (
+                part[table].flatten(0, 1)[:length].transpose(0, 1) for part in (keys, values)
+            )
+            context[tokens] = attend_row(query[tokens], row_keys, row_values)
+    return context
+
+
+def attend_row(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """Attend causally with the last tokens of `[kv_heads, length, head_dim]`."""
+    tokens, num_heads, head_dim = query.shape
+    num_kv_heads, length = keys.shape[:2]
+    packed = query.reshape(tokens, num_kv_heads, -1, head_dim).permute(1, 2, 0, 3)
+    scores = packed @ keys.transpose(1, 2)[:, None]
+    last = torch.arange(length - tokens, length, device=query.device)
+    is_future = torch.arange(length, device=query.device) > last[:, None]
+    weights = scores.masked_fill(is_future, float("-inf")).softmax(-1)
+    context = weights @ values[:, None]
+    return context.permute(2, 0, 1, 3).reshape(tokens, num_heads, head_dim)
+
+
+def write(slots: Tensor, key: Tensor, value: Tensor, keys: Tensor, values: Tensor) -> None:
+    """Store `[tokens, kv_heads, head_dim]` at the slots of the tokens."""
+    keys.flatten(0, 1)[slots.long()] = key
+    values.flatten(0, 1)[slots.long()] = value
