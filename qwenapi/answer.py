@@ -1,30 +1,38 @@
 """One caller's answer on its way: tokens of all its choices in, text out.
 
-Knows engines by EngineClient and text by TextStream; refuses to know any dialect. Whatever ends an
-answer, `close` frees what it holds in the engines; calling it twice does no harm.
+Knows engines by EngineClient, text by TextStream and its entry in the ledger; refuses to know any
+dialect. Whatever ends an answer, `close` frees what it holds in the engines and settles its entry;
+calling it twice does no harm.
 """
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from qwenapi.disconnect import ClientWatcher
-from qwenapi.engine_client import EngineClient, NoEngine, Refused
+from qwenapi.engines.client import EngineClient, NoEngine, Refused
+from qwenapi.engines.generation import Beat, Cancelled, Generation, Mailbox
 from qwenapi.errors import (
     ApiError,
     ContextLengthExceeded,
+    EngineCrash,
     EngineFailed,
     EngineUnavailable,
     InternalError,
+    ModelChanged,
     QueueFull,
+    ServerShutdown,
 )
-from qwenapi.generation import Beat, Generation, Mailbox
+from qwenapi.keys import Allowance
+from qwenapi.ledger.layout import FAILURES
+from qwenapi.ledger.store import Entry
 from qwenapi.limits import Limits
 from qwenapi.text.stop_matcher import StopAutomaton
 from qwenapi.text.text_stream import TextStream
 from qwenapi.text.tokenizer import Tokenizer
-from workers.protocol import Chunk, Failed, Rejected, SamplingParams, TokenLogprob
+from workers.protocol import Chunk, Failed, Rejected, SamplingParams, Started, TokenLogprob
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,9 +42,10 @@ class Question:
     """
 
     prompts: Sequence[tuple[Sequence[int], SamplingParams]]
+    model_hash: str  # of the model whose tokenizer made them
     request_id: str
     n: int = 1
-    priority: int = 0
+    priority: int | None = None  # as the caller asked
     stops: Sequence[str] = field(default=(), repr=False)
     skip_special_tokens: bool = True
     limits: Limits = Limits()
@@ -56,15 +65,22 @@ class Answer:
     """All choices of all prompts of one request; choice c of prompt p has the index p × n + c."""
 
     def __init__(
-        self, engine: EngineClient, tokenizer: Tokenizer, environ: Mapping[str, Any]
+        self,
+        engine: EngineClient,
+        tokenizer: Tokenizer,
+        entry: Entry,
+        allowance: Allowance,
+        environ: Mapping[str, Any],
     ) -> None:
         self._engine = engine
         self._tokenizer = tokenizer
+        self._entry = entry
+        self._allowance = allowance
         self._mailbox = Mailbox()
         self._streams: dict[tuple[Generation, int], tuple[int, TextStream]] = {}
         self._generations: list[Generation] = []
-        # Up to the end of each choice: what an engine sent behind a stop string is nobody's.
-        self.completion_tokens = 0
+        self._finish_reason = ""
+        self._is_whole = False
         # While queued and between tokens nothing is written, so only this sees a caller that
         # leaves.
         self._watcher = ClientWatcher(environ, self._mailbox.cancel)
@@ -75,6 +91,9 @@ class Answer:
         """
         indexes = itertools.count()
         stops = StopAutomaton(question.stops)
+        key = self._allowance.key
+        num_tokens = sum(len(prompt_ids) for prompt_ids, _ in question.prompts)
+        self._allowance.enter(num_tokens, question.limits.queue_timeout, self.check_caller)
         try:
             for prompt_ids, params in question.prompts:
                 generation = self._engine.submit(
@@ -82,11 +101,14 @@ class Answer:
                     params,
                     request_id=question.request_id,
                     n=question.n,
-                    priority=question.priority,
+                    priority=key.urgency(question.priority),
+                    tenant=key.tenant,
+                    model_hash=question.model_hash,
                     limits=question.limits,
                     mailbox=self._mailbox,
                 )
                 self._generations.append(generation)
+                self._entry.accept(len(prompt_ids))
                 for choice in generation.request.choices:
                     self._streams[generation, choice] = (
                         next(indexes),
@@ -106,25 +128,25 @@ class Answer:
         while self._streams:
             batch: list[Delta] = []
             is_beat = False
-            for generation, event in self._mailbox.take():
+            failed: Failed | None = None
+            events = self._mailbox.take()
+            now = time.monotonic()
+            for generation, event in events:
                 if isinstance(event, Chunk):
-                    batch += self._on_chunk(generation, event)
-                elif isinstance(event, Failed):
-                    raise failure(event)
+                    batch += self._on_chunk(generation, event, now)
+                elif isinstance(event, Started):
+                    self._entry.start()
+                elif isinstance(event, Failed) and self._is_open(generation):
+                    failed = event
                 is_beat = is_beat or isinstance(event, Beat)
             if batch or is_beat:
                 for generation in self._generations:
                     generation.touch()
                 yield batch
-
-    def wholes(self) -> list[tuple[str, str]]:
-        """Wait for the end and return each choice's text and finish reason."""
-        texts: dict[int, list[str]] = {index: [] for index, _ in self._streams.values()}
-        reasons = dict.fromkeys(texts, "")
-        for delta in itertools.chain.from_iterable(self.deltas()):
-            texts[delta.index].append(delta.text)
-            reasons[delta.index] = delta.finish_reason or reasons[delta.index]
-        return [("".join(texts[index]), reasons[index]) for index in sorted(texts)]
+            if failed is not None:  # after what came before it
+                raise self._failure(failed)
+        # Asked for more, and there is none: the caller did take the last of it.
+        self._is_whole = True
 
     def check_caller(self) -> None:
         """Raise Cancelled if the caller has gone."""
@@ -133,22 +155,52 @@ class Answer:
     def __enter__(self) -> "Answer":
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        self.close(error)
 
-    def close(self) -> None:
-        """Stop watching the caller and free whatever still runs."""
+    def close(self, error: BaseException | None = None) -> None:
+        """Stop watching the caller, free whatever still runs, and settle the entry."""
         self._watcher.stop()
         for generation in self._generations:
             generation.close()
+        self._allowance.leave(self.completion_tokens, was_read=bool(self._generations))
+        if isinstance(error, ApiError):
+            self._entry.fail(error.code or error.type)
+        elif isinstance(error, Exception) and not isinstance(error, Cancelled):
+            self._entry.fail("internal_error")
+        elif self._is_whole:
+            self._entry.succeed(self._finish_reason, self.cached_tokens)
+        else:
+            self._entry.cancel()
+
+    def fail(self, failure: str) -> None:
+        """Let the request count as failed: its answer was given, but is of no use."""
+        self._entry.fail(failure)
 
     @property
     def prompt_tokens(self) -> int:
         return sum(len(generation.request.prompt_ids) for generation in self._generations)
 
     @property
+    def completion_tokens(self) -> int:
+        """Return the tokens up to the end of each choice: what an engine sent behind a stop string
+        is nobody's.
+        """
+        return self._entry.completion_tokens
+
+    @property
     def cached_tokens(self) -> int:
         return sum(generation.num_cached_tokens for generation in self._generations)
+
+    def _is_open(self, generation: Generation) -> bool:
+        """Return whether a generation still owes something to the caller."""
+        return any(owing is generation for owing, _ in self._streams)
+
+    def _failure(self, failed: Failed) -> ApiError:
+        error = failure(failed)
+        is_named = failed.reason in FAILURES
+        self._entry.fail(failed.reason if is_named else error.code or error.type)
+        return error
 
     def _text_stream(
         self, question: Question, params: SamplingParams, stops: StopAutomaton
@@ -160,11 +212,11 @@ class Answer:
             min_tokens=params.min_tokens,
         )
 
-    def _on_chunk(self, generation: Generation, chunk: Chunk) -> list[Delta]:
+    def _on_chunk(self, generation: Generation, chunk: Chunk, now: float) -> list[Delta]:
         if (generation, chunk.choice) not in self._streams:
             return []  # tokens that were on their way when a stop string ended the choice
         index, stream = self._streams[generation, chunk.choice]
-        self.completion_tokens += len(chunk.token_ids)
+        self._entry.tokens(index, len(chunk.token_ids), now)
         ids, logprobs = chunk.token_ids, chunk.logprobs
         if chunk.stop_token_id is not None:
             ids, logprobs = ids[:-1], logprobs[:-1]
@@ -176,9 +228,26 @@ class Answer:
         if is_stopped:
             reason = "stop"
         if reason is not None:
+            self._finish_reason = reason
             del self._streams[generation, chunk.choice]
             generation.close_choice(chunk.choice)
         return [Delta(index, text, logprobs, reason)] if text or logprobs or reason else []
+
+
+def gather(batches: Iterable[Sequence[Delta]]) -> list[Delta]:
+    """Return each choice whole, in the order of their indexes, once all have ended."""
+    parts: dict[int, list[Delta]] = {}
+    for delta in itertools.chain.from_iterable(batches):
+        parts.setdefault(delta.index, []).append(delta)
+    return [
+        Delta(
+            index,
+            "".join(delta.text for delta in deltas),
+            tuple(itertools.chain.from_iterable(delta.logprobs for delta in deltas)),
+            deltas[-1].finish_reason,
+        )
+        for index, deltas in sorted(parts.items())
+    ]
 
 
 def refusal(rejected: Rejected) -> ApiError:
@@ -198,4 +267,12 @@ def failure(failed: Failed) -> ApiError:
         return EngineUnavailable(
             "The request waited too long for its turn. Wait, then try again.", retry_after=5
         )
+    if failed.reason == "server_shutdown":
+        return ServerShutdown(retry_after=5)
+    if failed.reason == "engine_crash":
+        return EngineCrash()
+    if failed.reason == "engine_unavailable":
+        return EngineUnavailable(retry_after=5)
+    if failed.reason == "model_changed":
+        return ModelChanged(retry_after=1)
     return EngineFailed()

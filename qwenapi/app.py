@@ -7,8 +7,9 @@ import uuid
 from flask import Blueprint, Flask, Response, g, request
 from werkzeug.exceptions import HTTPException
 
-from qwenapi import cors, web
+from qwenapi import auth, cors, reference, web
 from qwenapi.api import classic, coder, openai, ops
+from qwenapi.engines.generation import Cancelled
 from qwenapi.errors import (
     DIALECTS,
     ApiError,
@@ -18,11 +19,10 @@ from qwenapi.errors import (
     NotFound,
     PayloadTooLarge,
 )
-from qwenapi.generation import Cancelled
 from qwenapi.logs import RequestLog
 from qwenapi.profile import Interface
 from qwenapi.responses import json_response
-from qwenapi.services import EXTENSION, Services, current_profile, services
+from qwenapi.services import EXTENSION, Services, count_failure, current_profile, services
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ INTERFACES: dict[Interface, Blueprint] = {
     "coder": coder.blueprint,
     "classic": classic.blueprint,
 }
-QUIET = (ops.blueprint.name, web.blueprint.name)
+QUIET = (ops.blueprint.name, reference.blueprint.name, web.blueprint.name)
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _HTTP_ERRORS: dict[int | None, type[ApiError]] = {
     404: NotFound,
@@ -55,10 +55,12 @@ def create_app(services_: Services) -> Flask:
     app.register_error_handler(Cancelled, _on_cancelled)
     app.register_error_handler(Exception, _on_exception)
     cors.register(app)
+    auth.register(app)  # a preflight has no key
     for interface, blueprint in INTERFACES.items():
         if services_.profiles.of_interface(interface):
             app.register_blueprint(blueprint)
     app.register_blueprint(ops.blueprint)
+    app.register_blueprint(reference.blueprint)
     app.register_blueprint(web.blueprint)
     return app
 
@@ -68,23 +70,38 @@ def _begin() -> None:
     g.request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
     route = request.url_rule.rule if request.url_rule else "none"
     # Probes come every few seconds and say nothing; the page's files say no more.
-    is_logged = services().settings.log_requests and request.blueprint not in QUIET
+    g.is_quiet = request.blueprint in QUIET
+    is_logged = services().settings.log_requests and not g.is_quiet
     g.log = RequestLog(is_logged, g.request_id, request.method, route)
 
 
 def _end(response: Response) -> Response:
     response.headers["X-Request-Id"] = g.request_id
-    line, status = g.log, response.status_code
+    line, status, entry = g.log, response.status_code, g.get("entry")
+    line.add(profile=current_profile().name)
+    tracer = None if g.is_quiet else services().tracer
+    parent, model = request.headers.get("traceparent", ""), current_profile().canonical
+
+    def close() -> None:
+        if entry is not None:
+            line.add(**entry.facts)
+        line.write(status)
+        if tracer is not None:
+            tracer.record(line, parent, model)
+
     # Closed when the last byte is out or the caller has gone: only then is a stream's line
     # complete.
-    response.call_on_close(lambda: line.write(status))
+    response.call_on_close(close)
     return response
 
 
 def _on_api_error(error: ApiError) -> Response:
     profile = current_profile()
     rendered = DIALECTS[profile.dialect](error, profile.wording(g.request_id))
-    g.log.add(code=error.code or error.type)
+    # A caller's mistake is no error of ours, and nobody's who searches the log for errors.
+    g.log.add(code=error.code or error.type.removesuffix("_error"))
+    if error.status >= 500 and request.method == "POST" and request.blueprint in INTERFACES:
+        count_failure(error)
     return json_response(rendered.body, rendered.status, rendered.headers)
 
 

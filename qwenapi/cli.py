@@ -3,29 +3,43 @@ needs.
 """
 
 import argparse
-import ipaddress
+import os
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from qwenapi import __version__
-from qwenapi.ask import add_arguments as add_ask_arguments
-from qwenapi.bench import add_arguments as add_bench_arguments
-from qwenapi.bench import main as run_bench
-from qwenapi.config import load, load_profiles
+from qwenapi.commands.ask import add_arguments as add_ask_arguments
+from qwenapi.commands.bench import add_arguments as add_bench_arguments
+from qwenapi.commands.bench import main as run_bench
+from qwenapi.commands.control import add_arguments as add_control_arguments
+from qwenapi.commands.control import main as control
+from qwenapi.commands.units import add_arguments as add_units_arguments
+from qwenapi.commands.units import main as run_units
+from qwenapi.config import load
 from qwenapi.flags import FlagParser, add_flags
+from qwenapi.keys.command import add_arguments as add_keys_arguments
+from qwenapi.keys.command import main as run_keys
 from qwenapi.run_dir import make_run_dir, model_run_dir, run_dir
-from qwenapi.settings import Settings
+from qwenapi.serving.handover import Handover
+from qwenapi.settings import Settings, table
 from workers.errors import ExitCode, WorkerError
-from workers.supervisor import Child
+
+if TYPE_CHECKING:
+    from qwenapi.serving.halves import HttpHalf, ModelHalf
+    from qwenapi.serving.listener import Listener
+    from workers.reload import Reloader
+    from workers.watch import Child
 
 DESCRIPTION = "Serve Qwen models behind the HTTP interfaces your callers already use."
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command, return its exit code; a mistake of the operator's is one line on stderr."""
-    parsed = _parser().parse_args(arguments)
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    parsed = _parser().parse_args(words)
+    parsed.flags = _without_key(words[1:])
     try:
         code: int = parsed.run(parsed)
     except WorkerError as error:
@@ -37,32 +51,81 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def serve(parsed: argparse.Namespace) -> int:
     """Run both halves on this machine."""
     settings = load(vars(parsed))
-    _check_model(settings.engine_config().model)
+    _refuse_unfit(settings)
     folder = _own(run_dir(settings, "serve"))
-    http, url = _http(parsed, settings, folder)
-    return _supervise(settings, folder, [_engines(settings, folder), [http]], f"ready: {url}")
+    http = _http_half(parsed, folder, lambda _: folder)
+    model = _model_half(parsed, settings, folder)
+    return _supervise(
+        settings,
+        folder,
+        [model.children, http.children],
+        {"http": http.reloader(1), "model": model.reloader(0)},
+        http.listener,
+    )
 
 
 def http(parsed: argparse.Namespace) -> int:
     """Run the HTTP half."""
     settings = load(vars(parsed))
     folder = _own(run_dir(settings, "http"))
-    child, url = _http(parsed, settings, model_run_dir(settings))
-    return _supervise(settings, folder, [[child]], f"ready: {url}")
+    half = _http_half(parsed, folder, model_run_dir)
+    reloaders = {"http": half.reloader(0)}
+    return _supervise(settings, folder, [half.children], reloaders, half.listener)
 
 
 def model(parsed: argparse.Namespace) -> int:
     """Run the model half."""
     settings = load(vars(parsed))
+    _refuse_unfit(settings)
     folder = _own(run_dir(settings, "model"))
-    return _supervise(settings, folder, [_engines(settings, folder)], f"ready: {folder}")
+    half = _model_half(parsed, settings, folder)
+    return _supervise(settings, folder, [half.children], {"model": half.reloader(0)})
 
 
 def check(parsed: argparse.Namespace) -> int:
     """Validate settings and start nothing."""
-    load_profiles(load(vars(parsed)), vars(parsed))
-    print("settings are valid")
+    handover = Handover.read(vars(parsed))
+    if parsed.handover == "model":
+        _refuse_unfit(handover.settings, is_running=True)
+    if parsed.handover:
+        sys.stdout.buffer.write(handover.to_json())
+    else:
+        print("settings are valid")
     return ExitCode.OK
+
+
+def doctor(parsed: argparse.Namespace) -> int:
+    """Say before a start whether it would succeed, what fits and what to change."""
+    from qwenapi.doctor.report import main as run_doctor
+
+    return run_doctor(parsed)
+
+
+def top(parsed: argparse.Namespace) -> int:
+    """Show what a running start is doing, anew each second."""
+    from qwenapi.commands.top import main as run_top
+
+    return run_top(parsed)
+
+
+def status(parsed: argparse.Namespace) -> int:
+    """Say how the processes of a running start are."""
+    return control(parsed)
+
+
+def reload(parsed: argparse.Namespace) -> int:
+    """Read the settings of a running start anew and replace its processes, losing no request."""
+    return control(parsed)
+
+
+def drain(parsed: argparse.Namespace) -> int:
+    """Let a running start say that it is not ready, finish what it has, and end."""
+    return control(parsed)
+
+
+def keys(parsed: argparse.Namespace) -> int:
+    """Add, list and disable the keys that callers present."""
+    return run_keys(parsed)
 
 
 def bench(parsed: argparse.Namespace) -> int:
@@ -72,9 +135,14 @@ def bench(parsed: argparse.Namespace) -> int:
 
 def ask(parsed: argparse.Namespace) -> int:
     """Put one prompt to a running server and print the answer."""
-    from qwenapi.ask import main as run_ask
+    from qwenapi.commands.ask import main as run_ask
 
     return run_ask(parsed)
+
+
+def install_units(parsed: argparse.Namespace) -> int:
+    """Put systemd's unit files in place, for this prefix and user."""
+    return run_units(parsed)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -87,6 +155,32 @@ def _parser() -> argparse.ArgumentParser:
         )
         add_flags(command, name)
         command.set_defaults(run=run)
+        if name == "check":
+            command.add_argument("--handover", default="", help=argparse.SUPPRESS)
+    for name, run in {"status": status, "reload": reload, "drain": drain}.items():
+        command = commands.add_parser(
+            name, help=(run.__doc__ or "").strip(), description=run.__doc__
+        )
+        add_control_arguments(command, name)
+        command.set_defaults(run=run, command=name)
+    examine = commands.add_parser("doctor", help=doctor.__doc__, description=doctor.__doc__)
+    add_flags(examine, "serve")
+    examine.add_argument("--json", action="store_true", dest="as_json", help="print JSON")
+    examine.set_defaults(run=doctor)
+    watch = commands.add_parser("top", help=top.__doc__, description=top.__doc__)
+    add_control_arguments(watch, "top")
+    watch.add_argument("--model-run-dir", dest="model_run_dir", default=argparse.SUPPRESS)
+    watch.add_argument("--once", action="store_true", help="show it once and end")
+    watch.add_argument("--json", action="store_true", dest="as_json", help="print it once as JSON")
+    watch.set_defaults(run=top)
+    ring = commands.add_parser("keys", help=keys.__doc__, description=keys.__doc__)
+    add_keys_arguments(ring)
+    ring.set_defaults(run=keys)
+    units = commands.add_parser(
+        "install-units", help=install_units.__doc__, description=install_units.__doc__
+    )
+    add_units_arguments(units)
+    units.set_defaults(run=install_units)
     question = commands.add_parser("ask", help=ask.__doc__, description=ask.__doc__)
     add_ask_arguments(question)
     question.set_defaults(run=ask)
@@ -96,14 +190,24 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _check_model(directory: str) -> None:
+def _refuse_unfit(settings: Settings, *, is_running: bool = False) -> None:
     """Refuse at once what would fail once the weights are loaded."""
-    from qwenapi.tokenizers import load_tokenizer
-    from workers.checkpoint import Checkpoint
+    from qwenapi.doctor.report import refuse_unfit
 
-    checkpoint = Checkpoint.at(directory)
-    checkpoint.check_config()
-    load_tokenizer(checkpoint.directory)
+    refuse_unfit(settings, is_running=is_running)
+
+
+def _without_key(flags: Sequence[str]) -> list[str]:
+    """Return the flags that child processes may show to everybody: a key goes by environment."""
+    kept: list[str] = []
+    left = iter(flags)
+    for word in left:
+        name, equals, value = word.partition("=")
+        if name == "--api-key":
+            os.environ[table()["api_key"].variable] = value if equals else next(left, "")
+        else:
+            kept.append(word)
+    return kept
 
 
 def _own(folder: Path) -> Path:
@@ -115,51 +219,50 @@ def _own(folder: Path) -> Path:
     return folder
 
 
-def _http(parsed: argparse.Namespace, settings: Settings, engines_dir: Path) -> tuple[Child, str]:
-    from qwenapi.http_child import HttpChild, listen
+def _http_half(
+    parsed: argparse.Namespace, folder: Path, engines_dir: Callable[[Settings], Path]
+) -> "HttpHalf":
+    from qwenapi.aliases import alias_table
+    from qwenapi.profile import Profiles
+    from qwenapi.serving.halves import HttpHalf
 
-    profiles = load_profiles(settings, vars(parsed))
-    listener = listen(settings.host, settings.port)
-    host, port = listener.getsockname()[:2]
-    if not ipaddress.ip_address(host).is_loopback:
-        print(
-            f"qwenapi: {host} is open to every machine that reaches it: no keys are asked for",
-            file=sys.stderr,
-        )
-    url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-    return HttpChild(replace(settings, port=port), profiles, engines_dir, listener), url
+    half = HttpHalf(parsed, folder, engines_dir)
+    if names := alias_table(Profiles(Handover.read(vars(parsed)).profiles)):
+        _say(names)
+    return half
 
 
-def _engines(settings: Settings, folder: Path) -> list[Child]:
-    from workers.cores import physical_cores
-    from workers.launcher import EngineChild
-    from workers.page import ENGINE_LAYOUT, SharedPage, page_path
-    from workers.report import WorkerSpec
+def _model_half(parsed: argparse.Namespace, settings: Settings, folder: Path) -> "ModelHalf":
+    from qwenapi.serving.halves import ModelHalf
 
-    count = settings.data_parallel_size
-    page = SharedPage.create(page_path(folder, ENGINE_LAYOUT), ENGINE_LAYOUT, count)
-    # More OpenMP threads than cores fight for them; several engines share what there is.
-    threads = settings.threads or max(1, physical_cores() // count)
-    config = replace(settings.engine_config(), threads=threads)
-    return [
-        EngineChild(config, WorkerSpec(i, folder, page.path), page, _progress())
-        for i in range(count)
-    ]
+    return ModelHalf(parsed, settings, folder, _progress())
 
 
 def _supervise(
-    settings: Settings, folder: Path, groups: Sequence[Sequence[Child]], ready: str
+    settings: Settings,
+    folder: Path,
+    groups: "Sequence[Sequence[Child]]",
+    reloaders: "Mapping[str, Reloader]",
+    listener: "Listener | None" = None,
 ) -> int:
     from workers import logs
-    from workers.page import ENGINE_LAYOUT, page_path
+    from workers.notify import Notifier
+    from workers.page import remove_pages
     from workers.supervisor import Supervisor
 
     logs.configure("supervisor", settings.log_level, settings.log_format)
+    where = listener.url if listener else folder
     supervisor = Supervisor(
-        groups, drain_timeout=settings.drain_timeout, on_ready=lambda: _say(ready)
+        groups,
+        drain_timeout=settings.drain_timeout,
+        on_ready=lambda: _say(f"ready: {where}"),
+        # From now on nobody waits in vain; a socket of systemd's stays open in its hands.
+        on_stop=listener.close if listener else lambda: None,
+        reloaders=reloaders,
+        notifier=Notifier(),
     )
-    code = supervisor.run()
-    page_path(folder, ENGINE_LAYOUT).unlink(missing_ok=True)
+    code = supervisor.run(folder)
+    remove_pages(folder)
     if supervisor.failure:
         print(f"qwenapi: {supervisor.failure}", file=sys.stderr)
     return code

@@ -23,7 +23,9 @@ def _preflight() -> Response | None:
     response = Response(status=204)
     response.headers["Access-Control-Allow-Origin"] = origin
     response.headers["Access-Control-Allow-Methods"] = "GET, POST, DELETE"
-    response.headers["Access-Control-Allow-Headers"] = "Authorization, Content-Type, X-Request-Id"
+    response.headers["Access-Control-Allow-Headers"] = (
+        "Authorization, Content-Type, X-Api-Key, X-Request-Id"
+    )
     response.headers["Access-Control-Max-Age"] = str(MAX_AGE_SECONDS)
     response.vary.add("Origin")
     return response
@@ -31,7 +33,10 @@ def _preflight() -> Response | None:
 
 def _allow(response: Response) -> Response:
     origin = request.headers.get("Origin")
-    origins = current_profile().cors_origins
+    # A page must be able to read that its key is refused, before anybody could say for whom it is.
+    is_refused = response.status_code == 401
+    readers = services().profiles if is_refused else [current_profile()]
+    origins = tuple(name for profile in readers for name in profile.cors_origins)
     if origin and request.method != "OPTIONS" and _allows(origins, origin):
         response.headers["Access-Control-Allow-Origin"] = "*" if "*" in origins else origin
         response.headers["Access-Control-Expose-Headers"] = EXPOSED

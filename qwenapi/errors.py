@@ -5,11 +5,13 @@ say it more exactly, in our own words and never in an exception's. Knows nothing
 
     ApiError 500
     ├── BadRequest 400 ── ContextLengthExceeded
+    ├── Unauthorized 401 · Forbidden 403 · RateLimited 429 · UnknownHost 400
     ├── NotFound 404 ── ModelNotFound
     ├── MethodNotAllowed 405 · LengthRequired 411 · PayloadTooLarge 413 · UnsupportedMediaType 415
-    ├── EngineUnavailable 503 ── QueueFull
+    ├── RequestQuarantined 422
+    ├── EngineUnavailable 503 ── QueueFull · ServerShutdown · ModelChanged
     ├── InsufficientStorage 507
-    └── InternalError 500 ── EngineFailed
+    └── InternalError 500 ── EngineFailed ── EngineCrash
 """
 
 import math
@@ -78,6 +80,46 @@ class ContextLengthExceeded(BadRequest):
     sentence = "The prompt is longer than the model's context."
 
 
+class Unauthorized(ApiError):
+    """No key, several, or one that is not in force: the caller is not told which."""
+
+    status = 401
+    type = "invalid_request_error"
+    code = "invalid_api_key"
+    sentence = "The API key is missing or not valid. Send it as 'Authorization: Bearer KEY'."
+
+    def __init__(self) -> None:
+        super().__init__(headers={"WWW-Authenticate": "Bearer"})
+
+
+class Forbidden(ApiError):
+    """The key is in force, but is not for this."""
+
+    status = 403
+    type = "invalid_request_error"
+    code = "missing_scope"
+    sentence = "The API key is not for this."
+
+    def __init__(self, scope: str) -> None:
+        super().__init__(f"The API key lacks the scope '{scope}'.")
+
+
+class RateLimited(ApiError):
+    """The caller's own limit is reached, not one of the service."""
+
+    status = 429
+    type = "rate_limit_error"
+    code = "rate_limit_exceeded"
+    sentence = "This key's limit is reached. Wait, then try again."
+
+
+class UnknownHost(ApiError):
+    status = 400
+    type = "invalid_request_error"
+    code = "unknown_host"
+    sentence = "The request names a host that is not served here."
+
+
 class NotFound(ApiError):
     status = 404
     type = "invalid_request_error"
@@ -120,6 +162,13 @@ class UnsupportedMediaType(ApiError):
     sentence = "The body must be uncompressed JSON, sent as Content-Type: application/json."
 
 
+class RequestQuarantined(ApiError):
+    status = 422
+    type = "invalid_request_error"
+    code = "request_quarantined"
+    sentence = "This request has ended engines a short while ago, and is refused for ten minutes."
+
+
 class EngineUnavailable(ApiError):
     status = 503
     code = "engine_unavailable"
@@ -138,6 +187,16 @@ class QueueFull(EngineUnavailable):
         self.max_queue_size = max_queue_size
 
 
+class ServerShutdown(EngineUnavailable):
+    code = "server_shutdown"
+    sentence = "The server is stopping before this answer is complete. Send the request again."
+
+
+class ModelChanged(EngineUnavailable):
+    code = "model_changed"
+    sentence = "Another model is served now, which cannot go on with this answer. Send it again."
+
+
 class InsufficientStorage(ApiError):
     status = 507
     code = "storage_full"
@@ -151,6 +210,11 @@ class InternalError(ApiError):
 class EngineFailed(InternalError):
     code = "engine_failed"
     sentence = "The engine failed while it answered. The request may be sent again."
+
+
+class EngineCrash(EngineFailed):
+    code = "engine_crash"
+    sentence = "The engine ended each time it computed this request, which is refused for a while."
 
 
 class RenderedError(NamedTuple):

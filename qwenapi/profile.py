@@ -17,10 +17,12 @@ from workers.errors import ConfigError
 Interface = Literal["openai", "coder", "classic"]
 DialectName = Literal["openai", "fastapi", "flat"]
 HealthBody = Literal["plain", "healthy", "gpu"]
+MetricsBody = Literal["text", "json"]
 _CHOICES = {
     "interface": get_args(Interface),
     "dialect": get_args(DialectName),
     "health": get_args(HealthBody),
+    "metrics": get_args(MetricsBody),
 }
 
 
@@ -45,11 +47,13 @@ class Profile:
     thinking: bool | None = None
     cors_origins: tuple[str, ...] = ()
     health: HealthBody = "plain"
+    metrics: MetricsBody = "text"  # what /metrics answers to a caller that names no format
+    service: str = "qwenapi"  # what the reports call the service
     title: str = "qwenapi"
-    service: str = "qwenapi"
     version: str = "1.0.0"
     model_title: str = ""
     new_for_unknown: bool = False  # conversations: an unknown id begins a new one, no 404
+    repeats_preface: bool = False  # conversations: their id begins later turns' streams too
     rate_limit: str = "无限制"
     failure_prefix: str = ""
     loading_message: str = ""
@@ -127,6 +131,11 @@ class Profiles:
         return next((p for p in self._all if p.health == "gpu"), self._all[0])
 
     @property
+    def for_metrics(self) -> Profile:
+        """Return whose service the reports are about, and whose body `/metrics` has."""
+        return next((p for p in self._all if p.metrics == "json"), self._all[0])
+
+    @property
     def unread(self) -> Profile:
         """Return whose dialect answers before a model could be read: the only one, or OpenAI's."""
         plain = (p for p in self._openai if p.dialect == "openai")
@@ -137,15 +146,27 @@ class Profiles:
         """Return the names OpenAI's callers may use: the served one first, then the aliases."""
         return tuple(dict.fromkeys(name for p in reversed(self._openai) for name in p.names))
 
-    def for_model(self, name: str | None) -> Profile:
-        """Return the profile that serves a name; None is for the first that asks for none."""
+    def names_for(self, models: Sequence[str]) -> tuple[str, ...]:
+        """Return the names a key may use that is for these models; none: all there are."""
+        return tuple(name for name in self.model_names if not models or name in models)
+
+    def check_model(self, profile: Profile, models: Sequence[str]) -> None:
+        """Raise ModelNotFound if none of a profile's names is among a key's models."""
+        if models and not any(name in models for name in profile.names):
+            raise ModelNotFound(profile.canonical, self.names_for(models))
+
+    def for_model(self, name: str | None, models: Sequence[str] = ()) -> Profile:
+        """Return the profile that serves a name; None is for the first that asks for none. What
+        is not among a key's `models` does not exist.
+        """
         if name is None:
             candidates = [p for p in self._openai if not p.requires_model] or list(self._openai)
+            self.check_model(candidates[0], models)
             return candidates[0]
         for profile in self._openai:
-            if name in profile.names:
+            if name in profile.names and (not models or name in models):
                 return profile
-        raise ModelNotFound(name, self.model_names)
+        raise ModelNotFound(name, self.names_for(models))
 
 
 def _checked(place: str, key: str, default: Any, value: Any) -> Any:

@@ -2,7 +2,7 @@
 
 Knows the order of the candidates and that a socket path has a limit.
 
-    --run-dir  >  $RUNTIME_DIRECTORY  >  <user folder>/<command>-<port, or the model's name>
+    --run-dir  >  $RUNTIME_DIRECTORY  >  <user folder>/<command>-<port, socket's or model's name>
     <user folder> = ($XDG_RUNTIME_DIR or the temp folder)/qwenapi-<uid>
 """
 
@@ -16,13 +16,15 @@ from typing import Literal
 from qwenapi.settings import Settings
 from workers.errors import ConfigError
 
+Command = Literal["serve", "http", "model"]
+
 MAX_SOCKET_PATH_BYTES = 107
 _LONGEST_SOCKET_NAME = "engine-000.sock"
 
 
 def run_dir(
     settings: Settings,
-    command: Literal["serve", "http", "model"],
+    command: Command,
     environ: Mapping[str, str] | None = None,
 ) -> Path:
     """Return the absolute run folder of a command.
@@ -30,7 +32,8 @@ def run_dir(
     With port 0 its name holds the caller's process id, so ask once and pass it on.
     """
     environ = os.environ if environ is None else environ
-    instance = settings.model_name if command == "model" else settings.port or f"pid{os.getpid()}"
+    port = Path(settings.uds).stem or settings.port or f"pid{os.getpid()}"
+    instance = settings.model_name if command == "model" else port
     if settings.run_dir:
         return _checked(_absolute(settings.run_dir))
     if environ.get("RUNTIME_DIRECTORY"):

@@ -38,7 +38,7 @@ class SamplingRequest:
     ignore_eos: bool = False
     skip_special_tokens: bool = True
     logprobs: int | None = None
-    priority: int = 0
+    priority: int | None = None
     stream: bool = False
     include_usage: bool = False
 

@@ -1,27 +1,42 @@
 """What the views of an application share, made once by the factory, and the profile in force."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
-from flask import current_app, g
+from flask import current_app, g, request
 
+from qwenapi.answer import Answer
 from qwenapi.conversations import ConversationStore
-from qwenapi.engine_client import EngineClient
-from qwenapi.profile import Profile, Profiles
+from qwenapi.engines.client import EngineClient
+from qwenapi.errors import ApiError
+from qwenapi.keys import Key, KeyRing, Usage
+from qwenapi.keys.allowance import Line
+from qwenapi.ledger.store import Entry, Ledger
+from qwenapi.profile import Interface, Profile, Profiles
 from qwenapi.settings import Settings
+from qwenapi.text.tokenizer import Tokenizer
 from qwenapi.tokenizers import Tokenizers
+from qwenapi.tracing import Tracer
 
 EXTENSION = "qwenapi"
 
 
 @dataclass(frozen=True)
 class Services:
-    """`store` is there when an interface with conversations is served."""
+    """`store` is there when an interface with conversations is served, `tracer` when traces are
+    sent somewhere. `lines`: who waits here for a place among its key's running requests.
+    """
 
     settings: Settings
     profiles: Profiles
     engine: EngineClient
     tokenizers: Tokenizers
+    ledger: Ledger
     store: ConversationStore | None = None
+    tracer: Tracer | None = None
+    keys: KeyRing = field(default_factory=KeyRing)
+    usage: Usage = field(default_factory=lambda: Usage(None))
+    lines: dict[str, Line] = field(default_factory=dict)
 
 
 def services() -> Services:
@@ -40,6 +55,45 @@ def conversations() -> ConversationStore:
 def use_profile(profile: Profile) -> None:
     """Answer the current request as this profile says, its errors included."""
     g.profile = profile
+
+
+def answers_as(interface: Interface) -> Callable[[], None]:
+    """Return what puts each request of a blueprint under the profile of its interface."""
+
+    def choose() -> None:
+        profile = services().profiles.of_interface(interface)
+        assert profile is not None  # otherwise the blueprint is not registered
+        use_profile(profile)
+        if request.method == "POST":
+            services().profiles.check_model(profile, caller().models)
+            count_request()
+
+    return choose
+
+
+def caller() -> Key:
+    """Return the key of the current request, ANYONE's where none are asked for."""
+    key: Key = g.key
+    return key
+
+
+def count_request() -> None:
+    """Count the current request against its key's limit, once its dialect is known."""
+    g.allowance.count_request()
+
+
+def new_answer(tokenizer: Tokenizer) -> Answer:
+    """Return an answer to the current request, with its entry in the ledger."""
+    shared = services()
+    g.entry = shared.ledger.begin(current_profile().name, g.log.arrival)
+    return Answer(shared.engine, tokenizer, g.entry, g.allowance, request.environ)
+
+
+def count_failure(error: ApiError) -> None:
+    """Count a request that the service failed to answer, whether or not it got to an engine."""
+    entry: Entry = g.get("entry") or services().ledger.begin(current_profile().name, g.log.arrival)
+    entry.accept(0)
+    entry.fail(error.code or error.type)
 
 
 def current_profile() -> Profile:

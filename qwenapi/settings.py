@@ -20,7 +20,7 @@ Scope = Literal["model", "http", "both"]
 Kind = Literal["text", "texts", "whole number", "number", "switch"]
 
 DEMO_MODEL_NAME = "qwen-demo"
-SECTIONS = ("limits", "log", "defaults")
+SECTIONS = ("auth", "limits", "log", "defaults", "alerts")
 _KINDS: dict[Any, Kind] = {
     str: "text",
     tuple[str, ...]: "texts",
@@ -73,9 +73,11 @@ def _row(
     minimum: float | None = None,
     maximum: float | None = None,
     hidden: bool = False,
+    secret: bool = False,
 ) -> Any:
     facts = {"help": help, "scope": scope, "choices": choices, "hidden": hidden}
-    return field(default=default, metadata={**facts, "minimum": minimum, "maximum": maximum})
+    metadata = {**facts, "minimum": minimum, "maximum": maximum}
+    return field(default=default, repr=not secret, metadata=metadata)
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,7 @@ class Settings:
     )
     host: str = _row("127.0.0.1", "address to listen on", scope="http")
     port: int = _row(8000, "port; 0: any free one", scope="http", minimum=0, maximum=65535)
+    uds: str = _row("", "Unix socket to listen on instead of host and port", scope="http")
     profile: str = _row("all", "a name in etc/profiles, or a TOML file")
     config: str = _row("", "TOML file laid over the profile")
     run_dir: str = _row("", "folder of sockets and pages; empty: one per command and port")
@@ -99,6 +102,21 @@ class Settings:
     )
     conversations: str = _row(
         "sqlite", "where conversations are kept: sqlite, or a redis:// URL", scope="http"
+    )
+    auth_mode: str | None = _row(
+        None,
+        "whether keys are asked for; none: open on loopback only; with keys set: keys",
+        scope="http",
+        choices=("open", "keys"),
+    )
+    auth_keys: str = _row(
+        "", "file of keys; empty: $CREDENTIALS_DIRECTORY/keys.json if any", scope="http"
+    )
+    api_key: str = _row(
+        "", "one key without limits, any text; better in the environment", scope="http", secret=True
+    )
+    trusted_hosts: tuple[str, ...] = _row(
+        (), "names a caller's Host may have; none: any", scope="http"
     )
     max_model_len: int = _row(
         0, "most tokens of prompt and answer; 0: as the model says", scope="model", minimum=0
@@ -136,16 +154,25 @@ class Settings:
         scope="model",
         choices=("auto", "none", "awq", "gptq"),
     )
+    attention_backend: str = _row(
+        "auto",
+        "what computes attention; auto: Triton's kernels on CUDA where they run, else torch",
+        scope="model",
+        choices=("auto", "torch", "triton"),
+    )
     threads: int = _row(
         0, "CPU threads of each engine; 0: physical cores ÷ engines", scope="model", minimum=0
     )
     enable_prefix_caching: bool = _row(
         True, "keep cache blocks for prompts that begin alike", scope="model"
     )
+    deterministic: bool = _row(
+        False, "CPU: the same bits whatever else is in the batch; slower", scope="model"
+    )
     data_parallel_size: int = _row(
         1, "engines, each with its copy of the model", scope="model", minimum=1, maximum=999
     )
-    api_server_count: int = _row(1, "HTTP processes", scope="http", minimum=1, maximum=256)
+    api_server_count: int = _row(1, "HTTP processes", scope="http", minimum=1, maximum=32)
     limits_max_running: int = _row(
         0, "requests running at once; 0: as many as the engine takes", scope="http", minimum=0
     )
@@ -176,6 +203,9 @@ class Settings:
         "info", "least grave line to log", choices=("debug", "info", "warning", "error")
     )
     log_format: str = _row("console", "shape of log lines", choices=("console", "json"))
+    otel_endpoint: str = _row(
+        "", "OTLP/HTTP collector that gets a trace of each request; empty: none", scope="http"
+    )
     defaults_max_tokens: int | None = _row(
         None, "max_tokens where a request has none; none: the room left", scope="http", minimum=1
     )
@@ -209,6 +239,39 @@ class Settings:
         scope="http",
         minimum=0.01,
         maximum=2,
+    )
+    alerts_error_rate: float = _row(
+        0.05,
+        "share of failed requests in 5 minutes above which error_rate is up",
+        scope="http",
+        minimum=0,
+        maximum=1,
+    )
+    alerts_min_requests: int = _row(
+        20, "fewest requests from which error_rate and ttft_p95 judge", scope="http", minimum=1
+    )
+    alerts_queue: float = _row(
+        0.8,
+        "share of max_waiting from which queue_near_full is up",
+        scope="http",
+        minimum=0.01,
+        maximum=1,
+    )
+    alerts_ttft_p95: float = _row(
+        10.0,
+        "seconds to the first token, 95th percentile of 5 minutes, above which ttft_p95 is up",
+        scope="http",
+        minimum=0,
+    )
+    alerts_kv_cache: float = _row(
+        0.95,
+        "used share of an engine's cache from which, after 30 s, kv_cache_full is up",
+        scope="http",
+        minimum=0.01,
+        maximum=1,
+    )
+    alerts_engine_restarts: int = _row(
+        3, "restarts in 10 minutes from which engine_restarts is up", scope="http", minimum=1
     )
     stub: bool = _row(False, "tests: answer without a model", scope="model", hidden=True)
     stub_step_seconds: float = _row(

@@ -95,6 +95,7 @@ class Neutral(fields.Field[Any]):
 
     def __init__(self, *values: Any, feature: str, **kwargs: Any) -> None:
         self._values = values
+        self.json_schema: dict[str, Any] = {"enum": list(values)} if values else {"not": {}}
         self._claim = f"asks for {feature}, which this server does not support"
         super().__init__(**kwargs)
 
@@ -240,8 +241,10 @@ def accepts(
 
 def read_fields(incoming: Request) -> dict[str, Any]:
     """Return the fields of a urlencoded form or a JSON object; anything else is 415."""
-    if incoming.mimetype != FORM:
+    if _is_json(incoming.mimetype):
         return parse_json(read_body(incoming))
+    if incoming.mimetype != FORM:
+        raise UnsupportedMediaType("The body must be a urlencoded form or JSON, and say which.")
     try:
         text = _read(incoming).decode("utf-8")
         pairs = parse_qsl(text, keep_blank_values=True, errors="strict", max_num_fields=100)

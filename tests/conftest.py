@@ -1,11 +1,16 @@
 """Servers that tests share."""
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.running_server import RunningServer
+
+# Read when Triton is imported, which transformers does. With it, kernels run on a CPU.
+if os.environ.get("QWENAPI_TEST_DEVICE", "cpu") == "cpu":
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 @pytest.fixture

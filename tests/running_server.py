@@ -1,14 +1,16 @@
 """A real `qwenapi` process tree for a test: start it, talk to it, look inside, stop it."""
 
+import http.client
 import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,20 +31,25 @@ class RunningServer:
         *flags: str,
         command: str = "serve",
         environ: dict[str, str] | None = None,
+        prefix: Sequence[str] = (),
+        pass_fds: Sequence[int] = (),
     ):
+        """`prefix` is put before the command line, as a program that execs it."""
         self.run_dir = run_dir
+        command_line = [*prefix, sys.executable, "-m", "qwenapi", command]
         mine: list[str] = []
         if command != "model":
             mine += ["--state-dir", str(run_dir / "state")]
             mine += [] if "--port" in flags else ["--port", "0"]
             mine += [] if "--profile" in flags else ["--profile", "openai"]
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "qwenapi", command, "--run-dir", str(run_dir), *mine, *flags],
+            [*command_line, "--run-dir", str(run_dir), *mine, *flags],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
             env=os.environ | (environ or {}),
             start_new_session=True,
+            pass_fds=pass_fds,
         )
         self._lines: list[str] = []
         self._reader = threading.Thread(target=self._read, daemon=True)
@@ -66,6 +73,29 @@ class RunningServer:
         found = READY.search(self.log)
         assert found, self.log
         return found[1]
+
+    def connect(self) -> socket.socket:
+        """Return a connection to it, by TCP or by its Unix socket."""
+        kind, _, place = self.url.partition(":")
+        if kind == "unix":
+            sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            sock.settimeout(60)
+            sock.connect(place)
+            return sock
+        host, _, port = place.removeprefix("//").rpartition(":")
+        return socket.create_connection((host.strip("[]"), int(port)), timeout=60)
+
+    def request(self, method: str, path: str, body: Any = None) -> tuple[int, bytes]:
+        """Return status and body of one request on a connection of its own, TCP or Unix."""
+        connection = http.client.HTTPConnection("localhost")
+        connection.sock = self.connect()
+        try:
+            data = None if body is None else json.dumps(body)
+            connection.request(method, path, data, {"Content-Type": "application/json"})
+            answer = connection.getresponse()
+            return answer.status, answer.read()
+        finally:
+            connection.close()
 
     def post(self, path: str, body: Any, **options: Any) -> requests.Response:
         return requests.post(self.url + path, json=body, timeout=60, **options)
@@ -108,12 +138,14 @@ class RunningServer:
         wait_for(is_idle, timeout, lambda: f"{self.row()}")
 
     def http_workers(self) -> list[psutil.Process]:
-        arbiters = [
-            p
-            for p in psutil.Process(self.process.pid).children()
-            if "qwenapi.server" in " ".join(p.cmdline())
-        ]
-        return [worker for arbiter in arbiters for worker in arbiter.children()]
+        workers = []
+        for child in psutil.Process(self.process.pid).children():
+            try:
+                if "qwenapi.serving.server" in " ".join(child.cmdline()):
+                    workers += child.children()
+            except psutil.NoSuchProcess:
+                pass  # it has just ended
+        return workers
 
     def tree(self) -> list[psutil.Process]:
         return psutil.Process(self.process.pid).children(recursive=True)

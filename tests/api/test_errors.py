@@ -1,7 +1,14 @@
 import pytest
 
 from qwenapi import errors
-from qwenapi.errors import ApiError, BadRequest, ModelNotFound, QueueFull, Wording, render_openai
+from qwenapi.errors import (
+    ApiError,
+    BadRequest,
+    ModelNotFound,
+    QueueFull,
+    Wording,
+    render_openai,
+)
 
 
 def tree(root: type[ApiError]) -> list[type[ApiError]]:
@@ -22,8 +29,11 @@ def tree(root: type[ApiError]) -> list[type[ApiError]]:
         ("UnsupportedMediaType", 415, "invalid_request_error", None),
         ("EngineUnavailable", 503, "server_error", "engine_unavailable"),
         ("QueueFull", 503, "server_error", "queue_full"),
+        ("ModelChanged", 503, "server_error", "model_changed"),
+        ("RequestQuarantined", 422, "invalid_request_error", "request_quarantined"),
         ("InternalError", 500, "server_error", "internal_error"),
         ("EngineFailed", 500, "server_error", "engine_failed"),
+        ("EngineCrash", 500, "server_error", "engine_crash"),
     ],
 )
 def test_each_error_knows_its_status_and_code(

@@ -16,7 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from qwenapi.bench import Load, Result, run, table
+from qwenapi.commands.bench import Load, Result, run, table
 from qwenapi.settings import etc_dir
 from tests.running_server import RunningServer
 
@@ -83,10 +83,12 @@ print(statistics.median(once() for _ in range(3)))
     return float(done.stdout.split()[-1])
 
 
-def server_results(directory: Path, threads: int, levels: list[int], scratch: Path) -> list[Result]:
-    server = RunningServer(
-        scratch / "run", "--model", str(directory), "--threads", str(threads), "--no-log-requests"
-    ).wait_until_ready()
+def server_results(
+    directory: Path, parsed: argparse.Namespace, levels: list[int], scratch: Path
+) -> list[Result]:
+    flags = ["--model", str(directory), "--threads", str(parsed.threads), "--no-log-requests"]
+    flags += ["--deterministic"] if parsed.deterministic else []
+    server = RunningServer(scratch / "run", *flags).wait_until_ready()
     load = Load(
         server.url, model=directory.name, prompt_tokens=PROMPT_TOKENS, max_tokens=NEW_TOKENS
     )
@@ -103,13 +105,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 8, 32])
+    parser.add_argument("--deterministic", action="store_true", help="with its cost")
     parser.add_argument("--json", default="")
     parsed = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         model = Path(folder) / "qwen3-0.6b-random"
         make_model(model)
         before = generate_rate(model, parsed.threads)
-        results = server_results(model, parsed.threads, parsed.concurrency, Path(folder))
+        results = server_results(model, parsed, parsed.concurrency, Path(folder))
         after = generate_rate(model, parsed.threads)
     return report(before, after, results, parsed)
 
@@ -119,7 +122,8 @@ def report(before: float, after: float, results: list[Result], parsed: argparse.
 
     reference = (before + after) / 2
     print(f"{platform.machine()}, {time.strftime('%Y-%m-%d %H:%M')}")
-    print(f"{parsed.threads} threads, through HTTP")
+    mode = ", deterministic" if parsed.deterministic else ""
+    print(f"{parsed.threads} threads, through HTTP{mode}")
     print(
         f"{PROMPT_TOKENS} prompt + {NEW_TOKENS} new tokens, bfloat16, greedy, every prompt another"
     )

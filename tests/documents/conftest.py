@@ -2,6 +2,7 @@
 
 import pytest
 
+from tests.documents.failing_engine import FailingEngine, http_half
 from tests.running_server import RunningServer
 
 
@@ -16,26 +17,58 @@ def _serve(tmp_path_factory, profile, *flags):
         server.close()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def coder(tmp_path_factory):
     yield from _serve(tmp_path_factory, "coder", "--default-max-tokens", "200")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def classic(tmp_path_factory):
     yield from _serve(tmp_path_factory, "qwen2")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def guide(tmp_path_factory):
     yield from _serve(tmp_path_factory, "guide")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def news(tmp_path_factory):
     yield from _serve(tmp_path_factory, "news")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def everything(tmp_path_factory):
     yield from _serve(tmp_path_factory, "all")
+
+
+@pytest.fixture(scope="session")
+def everything_at_once(tmp_path_factory):
+    """Return a server of all documents whose steps take no time, for answers of full length."""
+    yield from _serve(tmp_path_factory, "all", "--stub-step-seconds", "0")
+
+
+@pytest.fixture(scope="session")
+def failing(tmp_path_factory):
+    """Return an HTTP half of all profiles whose engine fails every request."""
+    yield from _failing(tmp_path_factory, 0)
+
+
+@pytest.fixture(scope="session")
+def failing_late(tmp_path_factory):
+    """Return one whose engine gives two tokens first."""
+    yield from _failing(tmp_path_factory, 2)
+
+
+@pytest.fixture(scope="session")
+def failing_too_late(tmp_path_factory):
+    """Return one whose engine fails in the same breath in which it ends the answer."""
+    yield from _failing(tmp_path_factory, 2, ends=True)
+
+
+def _failing(tmp_path_factory, num_tokens, *, ends=False):
+    folder = tmp_path_factory.mktemp("failing")
+    engine = FailingEngine(folder, num_tokens, ends=ends)
+    with http_half(folder / "run", folder, "all") as server:
+        yield server.wait_until_ready()
+    engine.close()

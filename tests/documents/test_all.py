@@ -3,7 +3,7 @@
 import pytest
 import requests
 
-from tests.running_server import sse_events
+from tests.running_server import content_of, sse_events
 
 MESSAGES = [{"role": "user", "content": "写一个递归阶乘函数"}]
 AWQ = "/home/modern/models/Qwen/Qwen2.5-Coder-7B-Instruct-AWQ"
@@ -57,3 +57,25 @@ def test_a_browser_is_sent_to_the_page_and_a_script_gets_json(everything):
     page = requests.get(everything.url + "/", headers={"Accept": "text/html"}, timeout=10)
     assert page.url.endswith("/ui/") and "text/html" in page.headers["Content-Type"]
     assert everything.get("/").json()["name"] == "Qwen2-7B-Instruct API"
+
+
+def test_health_is_the_fullest_documents_and_the_neutral_addresses_are_there_too(everything):
+    body = everything.get("/health").json()
+    assert body["status"] == "ok" and set(body) == {"status", "gpu", "limits"}
+    assert everything.get("/livez").json() == {"status": "ok"}
+    assert everything.get("/readyz").json()["status"] == "ok"
+
+
+def test_what_came_before_a_failure_is_delivered_and_then_the_failure(failing_late):
+    body = {"model": "qwen-demo", "messages": [{"role": "user", "content": "one two"}]}
+    answer = failing_late.post("/v1/chat/completions", body | {"stream": True})
+    *events, last = sse_events(answer.content)
+    assert content_of(events) and "error" in last
+    whole = failing_late.post("/v1/chat/completions", body)
+    assert whole.status_code == 500
+
+
+def test_a_failure_behind_the_end_of_an_answer_is_nobodys(failing_too_late):
+    body = {"model": "qwen-demo", "messages": [{"role": "user", "content": "one two"}]}
+    answer = failing_too_late.post("/v1/chat/completions", body)
+    assert answer.status_code == 200 and answer.json()["usage"]["completion_tokens"] == 2

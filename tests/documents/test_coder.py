@@ -1,14 +1,11 @@
 """Document 000: form posts, a raw text stream with a preface, conversations."""
 
-import os
 import re
-import signal
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import requests
 
-from tests.running_server import wait_for
+from qwenapi.settings import etc_dir
 
 FIRST = "用 Python 写一个最基础版的冒泡排序算法"
 SECOND = "请把上面这段代码转换成 Java"
@@ -91,18 +88,6 @@ def test_a_prompt_that_does_not_fit_is_a_422_list(coder):
     assert answer.json()["detail"][0]["loc"] == ["body", "prompt"]
 
 
-def test_turns_of_one_conversation_follow_each_other_and_none_is_lost(coder):
-    pieces = stream(coder, "begin")
-    conversation_id = PREFACE.fullmatch(pieces[0])[1]
-    with ThreadPoolExecutor(12) as pool:
-        list(pool.map(lambda i: stream(coder, f"turn {i}", conversation_id), range(12)))
-    items = history(coder, conversation_id)
-    assert [role for role, _ in items] == ["user", "assistant"] * 13
-    assert sorted(text for role, text in items[2:] if role == "user") == sorted(
-        f"turn {i}" for i in range(12)
-    )
-
-
 def test_a_turn_whose_caller_leaves_leaves_no_trace(coder):
     conversation_id = PREFACE.fullmatch(stream(coder, "begin")[0])[1]
     before = history(coder, conversation_id)
@@ -124,28 +109,15 @@ def test_a_deleted_conversation_is_gone(coder):
     assert requests.delete(url, timeout=10).status_code == 404
 
 
-def test_an_engine_that_dies_breaks_the_stream_off_and_the_turn_is_not_kept(start_server):
-    server = start_server("--stub", "--stub-step-seconds", "0.02", "--profile", "coder")
-    conversation_id = PREFACE.fullmatch(_first_pieces(server, "begin", 3)[0])
-    assert conversation_id
-    with ThreadPoolExecutor(2) as pool:
-        whole = pool.submit(
-            requests.post, server.url + "/v1/code/generate", data={"prompt": "x"}, timeout=60
-        )
-        broken = pool.submit(stream, server, "long")
-        wait_for(lambda: server.row()["running"] == 2)
-        os.kill(server.row()["pid"], signal.SIGKILL)
-        with pytest.raises(requests.exceptions.ChunkedEncodingError):
-            broken.result()
-        assert whole.result().status_code == 500
-        assert whole.result().json()["detail"].startswith("服务器内部错误: ")
-
-
-def _first_pieces(server, prompt, count):
-    url = server.url + "/v1/code/chat_stream"
-    with requests.post(url, data={"prompt": prompt}, stream=True, timeout=60) as response:
-        pieces = response.iter_content(chunk_size=None, decode_unicode=True)
-        return [next(pieces) for _ in range(count)]
+def test_a_stream_whose_engine_fails_is_broken_off_and_its_turn_is_not_kept(failing):
+    url = failing.url + "/v1/code/chat_stream"
+    response = requests.post(url, data={"prompt": "x"}, stream=True, timeout=60)
+    pieces = response.iter_content(chunk_size=None, decode_unicode=True)
+    conversation_id = PREFACE.fullmatch(next(pieces))[1]
+    with pytest.raises(requests.exceptions.ChunkedEncodingError):
+        next(pieces)
+    kept = requests.get(f"{failing.url}/v1/code/conversations/{conversation_id}", timeout=10)
+    assert kept.status_code == 404
 
 
 def test_conversations_outlive_a_restart(tmp_path, start_server):
@@ -158,3 +130,16 @@ def test_conversations_outlive_a_restart(tmp_path, start_server):
     second = start_server(*flags, *state)
     assert history(second, conversation_id) == kept
     assert stream(second, SECOND, conversation_id)
+
+
+def test_a_profile_may_repeat_the_preface_and_begin_anew_for_an_unknown_id(tmp_path, start_server):
+    shipped = (etc_dir() / "profiles" / "coder.toml").read_text(encoding="utf-8")
+    lenient = tmp_path / "lenient.toml"
+    lenient.write_text(shipped + "repeats_preface = true\nnew_for_unknown = true\n", "utf-8")
+    server = start_server("--stub", "--default-max-tokens", "5", "--profile", str(lenient))
+    first = PREFACE.fullmatch(stream(server, "begin")[0])[1]
+    assert PREFACE.fullmatch(stream(server, "again", first)[0])[1] == first
+    unknown = "00000000-0000-4000-8000-000000000000"
+    begun = PREFACE.fullmatch(stream(server, "hello", unknown)[0])[1]
+    assert begun not in (first, unknown), "a caller never chooses an id"
+    assert len(history(server, begun)) == 2

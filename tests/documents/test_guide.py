@@ -28,6 +28,16 @@ def test_the_openai_library_chats_and_streams_without_asking_for_usage(guide):
     assert text == whole.choices[0].message.content
 
 
+def test_the_model_does_not_think_unless_it_is_asked_to(guide):
+    # the stub repeats its prompt, in which the template closes the thought before the answer
+    fields = {"max_tokens": 60, "seed": 0}
+    asked = guide.post("/v1/chat/completions", ASK | fields).json()
+    assert "</think>" in asked["choices"][0]["message"]["content"]
+    fields["chat_template_kwargs"] = {"enable_thinking": True}
+    asked = guide.post("/v1/chat/completions", ASK | fields).json()
+    assert "</think>" not in asked["choices"][0]["message"]["content"]
+
+
 @pytest.mark.parametrize(
     ("fields", "status", "param"),
     [

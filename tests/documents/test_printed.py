@@ -1,13 +1,16 @@
 """The clients as the documents print them, run against a real server on the stub engine."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+from tests import npm
 from tests.documents.printed import only, snippets
 from tests.running_server import RunningServer, sse_events
 
@@ -29,11 +32,12 @@ def python(text):
     return done.stdout
 
 
-def node(text):
+def node(text, kind="module", modules=Path()):
     if shutil.which("node") is None:
         pytest.skip("node is not installed")
-    command = ["node", "--input-type=module", "-e", text]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    command = ["node", f"--input-type={kind}", "-e", text]
+    environ = os.environ | {"NODE_PATH": str(modules / "node_modules")}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environ)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -83,6 +87,26 @@ def test_002_the_fetch_client_prints_an_answer(server):
     assert node(text).strip()
 
 
+def test_002_the_axios_client_prints_an_answer(server, pytestconfig):
+    text = only("002", "require('axios')").pointed_at(server.url)
+    source = Path(__file__).with_name("npm")
+    modules = npm.installed(source, pytestconfig.cache.mkdir("documents-npm"))
+    assert "快速排序" in node(text, kind="commonjs", modules=modules)
+
+
+def test_002_the_aiohttp_batch_of_64_is_answered_whole(server):
+    text = only("002", "async def batch_chat").pointed_at(server.url)
+    call = """
+import json
+batch = [[{"role": "user", "content": f"question number {i}"}] for i in range(1000, 1064)]
+print(json.dumps(asyncio.run(batch_chat(batch))))
+"""
+    answers = json.loads(python(text + call))
+    # the stub repeats what it was asked: no answer went to another's question
+    assert len(answers) == 64
+    assert [str(i) in answers[i - 1000] for i in range(1000, 1064)] == [True] * 64
+
+
 @pytest.mark.parametrize("number", ["002", "003", "004"])
 def test_every_printed_curl_of_a_completion_is_answered(server, number):
     if shutil.which("curl") is None:
@@ -120,17 +144,25 @@ console.log(JSON.stringify(text));
 """
     decoded = json.loads(node(script).splitlines()[-1])  # the decoder itself prints what it skips
     assert len(decoded) > 1000
-    # the stub starts at a seed of its own, so the text is the same ring of characters
+    # the stub starts at a seed of its own, perhaps inside a character: the same ring of text
     body = server.post("/v1/chat/completions", ask | {"max_tokens": 2048}).json()
     whole = body["choices"][0]["message"]["content"]
     assert body["usage"]["completion_tokens"] == 2048
-    assert decoded[:200] in whole + whole and "\N{REPLACEMENT CHARACTER}" not in decoded[5:-5]
+    assert decoded[5:200] in whole + whole and "\N{REPLACEMENT CHARACTER}" not in decoded[5:-5]
 
 
-def test_004_the_client_classifies_and_finds_the_service_healthy(server):
+def test_004_the_client_classifies_reads_the_metrics_and_finds_the_service_healthy(server):
     text = only("004", "def classify_news").pointed_at(server.url)
-    calls = text[: text.index("# 使用示例")]  # its metrics come with the ledger
-    printed = python(
-        f"{calls}\nprint(classify_news('央行宣布降息25个基点'))\nprint(health_check())"
-    )
-    assert printed.strip().endswith("True") and len(printed) > 10
+    printed = python(f"{text}\nprint(health_check())").strip().splitlines()
+    assert len(printed) > 3 and printed[-1] == "True"
+    assert re.fullmatch(r"TTFT P95: \d+\.\d+s", printed[-3])
+    assert float(re.fullmatch(r"吞吐量: (\d+\.\d+) tok/s", printed[-2])[1]) > 0
+
+
+@pytest.mark.parametrize(
+    "path", ["/health", "/api/v1/metrics", "/metrics/prometheus", "/metrics", "/stats"]
+)
+def test_004_every_report_answers_before_and_after_a_request(server, path):
+    for _ in range(2):
+        assert server.get(path).status_code == 200
+        server.chat("hello", max_tokens=3)

@@ -16,7 +16,7 @@ import requests
 
 from qwenapi.settings import etc_dir
 from tests.e2e.test_http_on_stub import raw_request
-from tests.running_server import RunningServer, sse_events, wait_for
+from tests.running_server import RunningServer, quickest, sse_events, wait_for
 
 MESSAGES = [{"role": "user", "content": "hello 你好"}]
 LONG = {"messages": MESSAGES, "max_tokens": 2000}
@@ -40,29 +40,7 @@ def read_all(sock):
     return received
 
 
-def test_a_killed_engine_ends_its_streams_with_an_error_event_and_comes_back(start_server):
-    server = start_server(*SLOW)
-    pid = engine_pid(server)
-    with ThreadPoolExecutor(6) as pool:
-        streams = [
-            pool.submit(server.post, "/v1/chat/completions", LONG | {"stream": True})
-            for _ in range(4)
-        ]
-        wholes = [pool.submit(server.post, "/v1/chat/completions", LONG) for _ in range(2)]
-        wait_for(lambda: server.row()["running"] == 6)
-        os.kill(pid, signal.SIGKILL)
-        for stream in streams:
-            events = sse_events(stream.result().content)
-            assert stream.result().status_code == 200
-            assert events[-1]["error"]["code"] == "engine_failed"
-            assert "[DONE]" not in events and len(events) >= 2
-        for whole in wholes:
-            assert whole.result().status_code == 500
-            assert whole.result().json()["error"]["code"] == "engine_failed"
-    wait_for(replaced(server, pid))
-    assert server.text("again", max_tokens=5)
-
-
+@pytest.mark.timing
 def test_a_stopped_engine_turns_readiness_off_is_killed_and_replaced(start_server):
     server = start_server(*SLOW, "--step-timeout", "2")
     pid = engine_pid(server)
@@ -95,8 +73,8 @@ def test_a_request_is_answered_though_every_engine_it_could_go_to_dies(start_ser
         time.sleep(0.3)
         for pid in pids:
             os.kill(pid, signal.SIGKILL)
-        statuses = {answer.result(timeout=20).status_code for answer in answers}
-    assert statuses <= {200, 500, 503}
+        statuses = {answer.result(timeout=40).status_code for answer in answers}
+    assert statuses == {200}
 
 
 def test_a_restart_that_fails_says_why(tmp_path, start_server):
@@ -105,17 +83,6 @@ def test_a_restart_that_fails_says_why(tmp_path, start_server):
     shutil.rmtree(tmp_path / "model")
     os.kill(engine_pid(server), signal.SIGKILL)
     wait_for(lambda: "no such model directory" in server.log, 20)
-
-
-def test_an_engine_that_hangs_inside_a_step_is_killed_and_says_where(start_server):
-    server = start_server("--stub", "--stub-step-seconds", "60", "--step-timeout", "2")
-    pid = engine_pid(server)
-    assert server.chat("the first step does not wait", max_tokens=1).status_code == 200
-    with ThreadPoolExecutor(1) as pool:
-        answer = pool.submit(server.post, "/v1/chat/completions", LONG)
-        wait_for(replaced(server, pid), 20)
-        assert answer.result().status_code == 500
-    assert "stub.py" in server.log, "no stack of the hung engine in the log"
 
 
 def test_a_killed_http_worker_ends_only_its_own_streams_and_their_work(start_server):
@@ -237,7 +204,7 @@ def test_a_killed_gunicorn_is_started_again(start_server):
                 server.get("/readyz").status_code == 200
                 and server.http_workers()[0].pid != worker.pid
             )
-        except (requests.ConnectionError, IndexError, psutil.NoSuchProcess):
+        except (requests.RequestException, IndexError, psutil.NoSuchProcess):
             return False
 
     wait_for(is_back, 15)
@@ -339,7 +306,10 @@ def test_a_http_half_without_engines_says_so_and_waits_for_them(tmp_path, start_
     )
     url = f"http://127.0.0.1:{port}"
     wait_for(lambda: requests.get(url + "/livez", timeout=10).status_code == 200)
-    answer = requests.post(url + "/v1/chat/completions", json={"messages": MESSAGES}, timeout=10)
+    seconds, answer = quickest(
+        lambda: requests.post(url + "/v1/chat/completions", json={"messages": MESSAGES}, timeout=10)
+    )
+    assert seconds < 1, "nobody waits for a model half that was never there"
     assert answer.status_code == 503 and answer.headers["Retry-After"]
     assert answer.json()["error"]["code"] == "engine_unavailable"
     assert requests.get(url + "/readyz", timeout=10).status_code == 503

@@ -7,7 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qwenapi.text.errors import JsonError
-from qwenapi.text.strict_json import MAX_DEPTH, MAX_NODES, MAX_STRING_BYTES, parse_object
+from qwenapi.text.strict_json import (
+    MAX_DEPTH,
+    MAX_NODES,
+    MAX_STRING_BYTES,
+    parse_object,
+)
 
 REFUSED = {
     "200k nested arrays": b'{"a":' + b"[" * 200_000 + b"]" * 200_000 + b"}",

@@ -2,13 +2,13 @@
 
 from flask import Blueprint, Response, g, request
 
-from qwenapi.answer import Answer, Question
+from qwenapi.answer import Question, gather
 from qwenapi.api.classic.schemas import GenerateRequest, GenerateSchema
-from qwenapi.engine_client import random_seed
+from qwenapi.engines.client import random_seed
 from qwenapi.prompt import encode_chat, served_model
 from qwenapi.responses import ignored_header, json_response
 from qwenapi.sampling import SamplingRequest, clamped_header, defaults_of, engine_params
-from qwenapi.services import current_profile, services, use_profile
+from qwenapi.services import answers_as, current_profile, new_answer
 from qwenapi.validation import load_request, parse_json, read_body
 
 blueprint = Blueprint("classic", __name__)
@@ -16,11 +16,7 @@ blueprint = Blueprint("classic", __name__)
 _schema = GenerateSchema()
 
 
-@blueprint.before_request
-def choose_profile() -> None:
-    profile = services().profiles.of_interface("classic")
-    assert profile is not None  # otherwise this blueprint is not registered
-    use_profile(profile)
+blueprint.before_request(answers_as("classic"))
 
 
 @blueprint.post("/generate")
@@ -37,14 +33,14 @@ def generate() -> Response:
     )
     question = Question(
         prompts=[(ids, params)],
+        model_hash=card.model_hash,
         request_id=g.request_id,
         n=ask.num_return_sequences,
         limits=profile.limits,
     )
-    with Answer(services().engine, tokenizer, request.environ) as answer:
+    with new_answer(tokenizer) as answer:
         answer.ask(question)
-        texts = [text for text, _ in answer.wholes()]
-        g.log.add(prompt_tokens=len(ids), completion_tokens=answer.completion_tokens)
+        texts = [whole.text for whole in gather(answer.deltas())]
     response = json_response({"generated_texts": texts, "parameters": ask.parameters(defaults)})
     response.headers.update(ignored_header(body, _schema.fields))
     if clamped:

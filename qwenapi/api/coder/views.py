@@ -15,7 +15,7 @@ import gevent
 from flask import Blueprint, Response, g, request
 
 from qwenapi import sse
-from qwenapi.answer import Answer, Question
+from qwenapi.answer import Answer, Question, gather
 from qwenapi.api.coder.render import conversation_body, preface
 from qwenapi.api.coder.schemas import CodeRequest, CodeSchema
 from qwenapi.conversations import (
@@ -23,12 +23,14 @@ from qwenapi.conversations import (
     ConversationFull,
     ConversationNotFound,
     ItemTooLarge,
+    LeaseLost,
     PastTurn,
     StoreFull,
     Turn,
     fit,
 )
-from qwenapi.engine_client import random_seed
+from qwenapi.engines.client import random_seed
+from qwenapi.engines.generation import Cancelled
 from qwenapi.errors import (
     ApiError,
     BadRequest,
@@ -36,11 +38,10 @@ from qwenapi.errors import (
     InsufficientStorage,
     NotFound,
 )
-from qwenapi.generation import Cancelled
 from qwenapi.prompt import encode_chat, served_model
 from qwenapi.responses import ignored_header, json_response
 from qwenapi.sampling import SamplingRequest, defaults_of, engine_params
-from qwenapi.services import conversations, current_profile, services, use_profile
+from qwenapi.services import answers_as, caller, conversations, current_profile, new_answer
 from qwenapi.text.tokenizer import Tokenizer
 from qwenapi.validation import load_request, read_fields
 from workers.protocol import ModelCard
@@ -48,7 +49,6 @@ from workers.protocol import ModelCard
 blueprint = Blueprint("coder", __name__)
 log = logging.getLogger(__name__)
 
-TENANT = ""  # one for all, while there are no keys
 # The part of the context that a history leaves to the answer, at the least.
 MIN_ANSWER_SHARE = 4
 MAX_SHOWN_CHARS = 64
@@ -56,11 +56,7 @@ MAX_SHOWN_CHARS = 64
 _schema = CodeSchema()
 
 
-@blueprint.before_request
-def choose_profile() -> None:
-    profile = services().profiles.of_interface("coder")
-    assert profile is not None  # otherwise this blueprint is not registered
-    use_profile(profile)
+blueprint.before_request(answers_as("coder"))
 
 
 @blueprint.post("/v1/code/generate")
@@ -69,11 +65,10 @@ def generate() -> Response:
     ask: CodeRequest = load_request(_schema, body)
     card, tokenizer = served_model()
     ids = _encode(tokenizer, (), ask.prompt)
-    with Answer(services().engine, tokenizer, request.environ) as answer:
+    with new_answer(tokenizer) as answer:
         answer.ask(_question(ids, card))
-        ((text, _),) = answer.wholes()
-        g.log.add(prompt_tokens=len(ids), completion_tokens=answer.completion_tokens)
-    response = json_response({"status": "success", "result": text})
+        (whole,) = gather(answer.deltas())
+    response = json_response({"status": "success", "result": whole.text})
     response.headers.update(ignored_header(body, _schema.fields))
     return response
 
@@ -83,7 +78,7 @@ def chat_stream() -> Response:
     body = read_fields(request)
     ask: CodeRequest = load_request(_schema, body)
     card, tokenizer = served_model()
-    answer = Answer(services().engine, tokenizer, request.environ)
+    answer = new_answer(tokenizer)
     turn: Turn | None = None
     try:
         turn = _begin(ask, answer)
@@ -93,12 +88,13 @@ def chat_stream() -> Response:
             card.max_model_len - card.max_model_len // MIN_ANSWER_SHARE,
         )
         answer.ask(_question(_encode(tokenizer, history, ask.prompt), card))
-    except BaseException:
-        answer.close()
+    except BaseException as error:
+        answer.close(error)
         if turn is not None:
             turn.rollback()
         raise
-    stream = Stream(answer, turn, is_first=turn.conversation_id != ask.conversation_id)
+    is_new = turn.conversation_id != ask.conversation_id
+    stream = Stream(answer, turn, has_preface=is_new or current_profile().repeats_preface)
     response = sse.stream(stream.pieces())
     response.call_on_close(stream.close)
     response.headers.update(ignored_header(body, _schema.fields))
@@ -108,14 +104,14 @@ def chat_stream() -> Response:
 @blueprint.get("/v1/code/conversations/<conversation_id>")
 def export(conversation_id: str) -> Response:
     with translated(conversation_id):
-        conversation = conversations().export(TENANT, conversation_id)
+        conversation = conversations().export(caller().tenant, conversation_id)
     return json_response(conversation_body(conversation))
 
 
 @blueprint.delete("/v1/code/conversations/<conversation_id>")
 def delete(conversation_id: str) -> Response:
     with translated(conversation_id):
-        conversations().delete(TENANT, conversation_id)
+        conversations().delete(caller().tenant, conversation_id)
     return Response(status=204)
 
 
@@ -138,21 +134,22 @@ def translated(conversation_id: str | None) -> Iterator[None]:
 class Stream:
     """The text of one turn on its way; the turn is committed before the last chunk goes out."""
 
-    def __init__(self, answer: Answer, turn: Turn, *, is_first: bool) -> None:
+    def __init__(self, answer: Answer, turn: Turn, *, has_preface: bool) -> None:
         self._answer = answer
         self._turn = turn
-        self._is_first = is_first
-        self._log = g.log
+        self._has_preface = has_preface
         self._request_id = g.request_id
         self._environ = request.environ
 
     def pieces(self) -> Iterator[bytes]:
         # An empty piece still sends the headers: the turn is accepted, and its status is final.
-        yield preface(self._turn.conversation_id) if self._is_first else b""
+        yield preface(self._turn.conversation_id) if self._has_preface else b""
         texts: list[str] = []
         reason = ""
         try:
             for deltas in self._answer.deltas():
+                if self._turn.is_lost:  # what is still to come could not be kept
+                    raise LeaseLost()
                 for delta in deltas:
                     texts.append(delta.text)
                     reason = delta.finish_reason or reason
@@ -163,16 +160,16 @@ class Stream:
             return
         except (ApiError, ConversationError) as error:
             log.warning("request %s broke off: %s", self._request_id, type(error).__name__)
+            self._answer.fail("storage_unavailable")
             self._break_off()
+        except Exception:
+            self._answer.fail("internal_error")  # or closing would call it the caller's doing
+            raise
 
     def close(self) -> None:
         """Free the engine and, unless it was committed, forget the turn."""
         self._answer.close()
         self._turn.rollback()
-        self._log.add(
-            prompt_tokens=self._answer.prompt_tokens,
-            completion_tokens=self._answer.completion_tokens,
-        )
 
     def _break_off(self) -> None:
         """End the connection without the last chunk: the caller must not take this for the end."""
@@ -195,7 +192,7 @@ def _begin(ask: CodeRequest, answer: Answer) -> Turn:
 
     def begin(conversation_id: str | None) -> Turn:
         return conversations().begin_turn(
-            TENANT,
+            caller().tenant,
             conversation_id,
             ask.prompt,
             owner=g.request_id,
@@ -228,4 +225,9 @@ def _question(ids: list[int], card: ModelCard) -> Question:
         defaults=defaults_of(profile.settings),
         new_seed=random_seed,
     )
-    return Question(prompts=[(ids, params)], request_id=g.request_id, limits=profile.limits)
+    return Question(
+        prompts=[(ids, params)],
+        model_hash=card.model_hash,
+        request_id=g.request_id,
+        limits=profile.limits,
+    )

@@ -36,6 +36,7 @@ INT32 = 2**31 - 1
 INT64 = 2**63 - 1
 
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
+TOKEN_IDS = {"type": "array", "items": {"type": "integer", "minimum": 0, "maximum": INT32}}
 TOKEN_IDS_CLAIM = f"must be a list of token ids, integers from 0 to {INT32}"
 
 Prompt = str | tuple[int, ...]
@@ -60,6 +61,9 @@ class Stops(fields.Field[tuple[str, ...]]):
     """One stop string or several."""
 
     CLAIM = f"must be a string or up to {MAX_STOPS} strings, each of 1 to {MAX_STOP_BYTES} bytes"
+    # In characters, which take up to four bytes each.
+    ONE = {"type": "string", "minLength": 1, "maxLength": MAX_STOP_BYTES // 4}
+    json_schema = {"anyOf": [ONE, {"type": "array", "items": ONE, "maxItems": MAX_STOPS}]}
 
     def _deserialize(self, value: Any, attr: str | None, data: Any, **_: Any) -> tuple[str, ...]:
         stops = [value] if isinstance(value, str) else value
@@ -71,6 +75,8 @@ class Stops(fields.Field[tuple[str, ...]]):
 class TokenIds(fields.Field[tuple[int, ...]]):
     """A short list of token ids."""
 
+    json_schema = TOKEN_IDS | {"maxItems": MAX_STOP_TOKENS}
+
     def _deserialize(self, value: Any, attr: str | None, data: Any, **_: Any) -> tuple[int, ...]:
         if not isinstance(value, list) or len(value) > MAX_STOP_TOKENS or not _are_token_ids(value):
             raise ValidationError(f"{TOKEN_IDS_CLAIM}, at most {MAX_STOP_TOKENS} of them")
@@ -81,6 +87,12 @@ class LogitBias(fields.Field[Mapping[int, float]]):
     """Token id, a decimal string as JSON has no other keys, to a number added to its logit."""
 
     CLAIM = f"must map at most {MAX_BIASES} token ids to numbers from -100 to 100"
+    json_schema = {
+        "type": "object",
+        "propertyNames": {"pattern": "^(0|[1-9][0-9]{0,8})$"},
+        "additionalProperties": {"type": "number", "minimum": -100, "maximum": 100},
+        "maxProperties": MAX_BIASES,
+    }
 
     def _deserialize(self, value: Any, attr: str | None, data: Any, **_: Any) -> dict[int, float]:
         if not isinstance(value, dict) or len(value) > MAX_BIASES:
@@ -93,6 +105,12 @@ class LogitBias(fields.Field[Mapping[int, float]]):
 
 class Metadata(fields.Field[dict[str, str]]):
     """OpenAI's labels of a request; they change no output."""
+
+    json_schema = {
+        "type": "object",
+        "additionalProperties": {"type": "string"},
+        "maxProperties": MAX_METADATA,
+    }
 
     def _deserialize(self, value: Any, attr: str | None, data: Any, **_: Any) -> dict[str, str]:
         if not isinstance(value, dict) or len(value) > MAX_METADATA:
@@ -108,6 +126,23 @@ class Messages(fields.Field[tuple[Mapping[str, str], ...]]):
     OPTIONAL = {"system": ("name",), "user": ("name",), "assistant": ("name", "reasoning_content")}
     # Parts of OpenAI's assistant message that a client echoes back empty.
     EMPTY = ("tool_calls", "function_call", "refusal", "audio", "annotations")
+    PART = {
+        "type": "object",
+        "properties": {"type": {"const": "text"}, "text": {"type": "string"}},
+        "required": ["type", "text"],
+        "additionalProperties": False,
+    }
+    PARTS = {"type": "array", "items": PART, "minItems": 1, "maxItems": MAX_PARTS}
+    MESSAGE = {
+        "type": "object",
+        "properties": {
+            "role": {"enum": list(ROLES)},
+            "content": {"anyOf": [{"type": "string"}, PARTS]},
+            "name": {"type": ["string", "null"]},
+        },
+        "required": ["role", "content"],
+    }
+    json_schema = {"type": "array", "items": MESSAGE, "minItems": 1, "maxItems": MAX_MESSAGES}
 
     def _deserialize(
         self, value: Any, attr: str | None, data: Any, **_: Any
@@ -145,6 +180,16 @@ class Prompts(fields.Field[tuple[Prompt, ...]]):
     """A text, texts, token ids, or lists of token ids."""
 
     CLAIM = f"must be a string, a list of token ids, or a list of 1 to {MAX_PROMPTS} of either"
+    SOME_IDS = TOKEN_IDS | {"minItems": 1}
+    SEVERAL = {"type": "array", "minItems": 1, "maxItems": MAX_PROMPTS}
+    json_schema = {
+        "anyOf": [
+            {"type": "string"},
+            SOME_IDS,
+            SEVERAL | {"items": {"type": "string"}},
+            SEVERAL | {"items": SOME_IDS},
+        ]
+    }
 
     def _deserialize(self, value: Any, attr: str | None, data: Any, **_: Any) -> tuple[Prompt, ...]:
         if isinstance(value, str):

@@ -2,17 +2,16 @@
 streamed answer.
 """
 
-import itertools
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from flask import Blueprint, Response, g, request
+from flask import Blueprint, Response, g
 
 from qwenapi import sse
-from qwenapi.answer import Answer, Delta, Question
+from qwenapi.answer import Answer, Delta, Question, gather
 from qwenapi.api.openai import render
 from qwenapi.api.openai.clamp import clamp
 from qwenapi.api.openai.schemas import (
@@ -22,10 +21,9 @@ from qwenapi.api.openai.schemas import (
     CompletionSchema,
     Prompt,
 )
-from qwenapi.engine_client import random_seed
+from qwenapi.engines.client import random_seed
+from qwenapi.engines.generation import Cancelled
 from qwenapi.errors import DIALECTS, ApiError, BadRequest, EngineUnavailable, Wording
-from qwenapi.generation import Cancelled
-from qwenapi.logs import RequestLog
 from qwenapi.prompt import beside_others, encode_chat, served_model
 from qwenapi.responses import json_response
 from qwenapi.sampling import (
@@ -35,7 +33,14 @@ from qwenapi.sampling import (
     defaults_of,
     engine_params,
 )
-from qwenapi.services import current_profile, services, use_profile
+from qwenapi.services import (
+    caller,
+    count_request,
+    current_profile,
+    new_answer,
+    services,
+    use_profile,
+)
 from qwenapi.text.tokenizer import Tokenizer
 from qwenapi.validation import accepts
 from workers.protocol import ModelCard, TokenLogprob
@@ -72,8 +77,9 @@ def _choose_profile(body: dict[str, Any]) -> None:
     name = body.get("model")
     if name is not None and not isinstance(name, str):
         return  # the schema says what is wrong with it
-    profile = services().profiles.for_model(name)
+    profile = services().profiles.for_model(name, caller().models)
     use_profile(profile)
+    count_request()
     if name is None and profile.requires_model:
         raise BadRequest("'model' is required.", param="model", kind="missing")
     g.clamped = clamp(body, profile) if profile.clamp else {}
@@ -107,7 +113,7 @@ def completions(ask: CompletionRequest) -> Response:
 
 @blueprint.get("/v1/models")
 def models() -> Response:
-    card, names = services().engine.card, services().profiles.model_names
+    card, names = services().engine.card, services().profiles.names_for(caller().models)
     if card is None:
         raise EngineUnavailable(retry_after=1)
     since = services().tokenizers.since
@@ -139,6 +145,7 @@ def _respond(
     ]
     question = Question(
         prompts=[(ids, params) for ids, (params, _) in zip(prompts, asked, strict=True)],
+        model_hash=card.model_hash,
         request_id=g.request_id,
         n=ask.n,
         priority=ask.priority,
@@ -146,21 +153,20 @@ def _respond(
         skip_special_tokens=ask.skip_special_tokens,
         limits=profile.limits,
     )
-    answer = Answer(services().engine, tokenizer, request.environ)
+    answer = new_answer(tokenizer)
     try:
         answer.ask(question)
-        writer = Writer(answer, ask, form, tokenizer, len(prompts) * ask.n, g.log)
+        writer = Writer(answer, ask, form, tokenizer, len(prompts) * ask.n)
         if ask.stream:
             response = sse.stream(writer.events(profile.wording(g.request_id)))
             response.call_on_close(answer.close)
         else:
             response = json_response(writer.body())
-    except BaseException:
-        answer.close()
+    except BaseException as error:
+        answer.close(error)
         raise
     if not ask.stream:
         answer.close()
-    response.call_on_close(writer.log_counts)
     clamped = g.clamped | {name: value for _, cut in asked for name, value in cut.items()}
     if clamped:
         response.headers["X-Clamped"] = clamped_header(clamped)
@@ -177,7 +183,6 @@ class Writer:
         form: Form,
         tokenizer: Tokenizer,
         num_choices: int,
-        line: RequestLog,
     ) -> None:
         self._profile = current_profile()
         self._answer = answer
@@ -186,24 +191,20 @@ class Writer:
         self._bytes_of = tokenizer.token_bytes.__getitem__
         self._num_choices = num_choices
         self._text_offsets = [0] * num_choices
-        self._has_begun = False
-        self._log = line
         self._reply = render.Reply(
             form.make_id(uuid.uuid4().hex), int(time.time()), self._profile.canonical
         )
 
     def body(self) -> dict[str, Any]:
         """Return the whole answer."""
-        texts: list[list[str]] = [[] for _ in range(self._num_choices)]
-        logprobs: list[list[TokenLogprob]] = [[] for _ in range(self._num_choices)]
-        reasons = [""] * self._num_choices
-        for delta in itertools.chain.from_iterable(self._deltas()):
-            texts[delta.index].append(delta.text)
-            logprobs[delta.index] += delta.logprobs
-            reasons[delta.index] = delta.finish_reason or reasons[delta.index]
         choices = [
-            render.Choice(i, "".join(texts[i]), reasons[i], self._logprobs(i, logprobs[i]))
-            for i in range(self._num_choices)
+            render.Choice(
+                whole.index,
+                whole.text,
+                whole.finish_reason or "",
+                self._logprobs(whole.index, whole.logprobs),
+            )
+            for whole in gather(self._answer.deltas())
         ]
         body = self._form.body(self._reply, choices, self._usage())
         return body if self._profile.logprobs_key else render.without_extras(body)
@@ -214,7 +215,7 @@ class Writer:
         # An empty piece still sends the headers: the request is accepted, and its status is final.
         yield b"".join(chunks.opening(i) for i in range(self._num_choices))
         try:
-            for deltas in self._deltas():
+            for deltas in self._answer.deltas():
                 yield b"".join(self._event(chunks, delta) for delta in deltas) or chunks.heartbeat()
         except Cancelled:
             return
@@ -222,21 +223,10 @@ class Writer:
             rendered = DIALECTS[self._profile.dialect](error, wording)
             yield render.error_event(rendered.body)
             return
+        except Exception:
+            self._answer.fail("internal_error")  # or closing would call it the caller's doing
+            raise
         yield (chunks.usage(self._usage()) if self._ask.include_usage else b"") + render.DONE
-
-    def log_counts(self) -> None:
-        """Add to the request's line what was asked and given, whatever the ending."""
-        answer = self._answer
-        self._log.add(
-            prompt_tokens=answer.prompt_tokens, completion_tokens=answer.completion_tokens
-        )
-
-    def _deltas(self) -> Iterator[list[Delta]]:
-        for deltas in self._answer.deltas():
-            if deltas and not self._has_begun:
-                self._has_begun = True
-                self._log.add(ttft=round(self._log.elapsed, 4))
-            yield deltas
 
     def _event(self, chunks: render.Chunks, delta: Delta) -> bytes:
         event = b""

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from qwenapi.engine_client import DeviceMemory
+from qwenapi.engines.link import DeviceMemory
 from qwenapi.profile import Profile
 from workers.protocol import ModelCard
 
@@ -20,7 +20,10 @@ def loading_body(profile: Profile) -> dict[str, Any]:
 
 
 def health_body(
-    profile: Profile, card: ModelCard | None, devices: Sequence[DeviceMemory]
+    profile: Profile,
+    card: ModelCard | None,
+    devices: Sequence[DeviceMemory],
+    rate_limit: str,
 ) -> dict[str, Any]:
     """Return what is said while an engine is ready; memory of all engines' devices together."""
     if profile.health == "healthy":
@@ -39,7 +42,7 @@ def health_body(
         "limits": {
             "max_concurrent_requests": max_running,
             "max_queue_size": profile.settings.limits_max_waiting,
-            "rate_limit": profile.rate_limit,
+            "rate_limit": rate_limit,
         },
     }
 

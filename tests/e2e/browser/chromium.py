@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 
+from tests.npm import installed
+
 HERE = Path(__file__).resolve().parent
 
 
@@ -99,25 +101,8 @@ def browser_fixture(pytestconfig: pytest.Config) -> Iterator[Browser]:
         if path is None:
             pytest.skip(f"{name} is not installed (Debian: apt-get install chromium nodejs npm)")
     assert pytestconfig.cache and chromium
-    started = Browser(_modules(pytestconfig.cache.mkdir("browser")), chromium)
+    started = Browser(installed(HERE, pytestconfig.cache.mkdir("browser")), chromium)
     try:
         yield started
     finally:
         started.close()
-
-
-def _modules(folder: Path) -> Path:
-    """Return a folder with the locked playwright-core in its node_modules."""
-    lock = HERE / "package-lock.json"
-    installed = folder / "installed-lock.json"
-    if not installed.is_file() or installed.read_bytes() != lock.read_bytes():
-        if shutil.which("npm") is None:
-            pytest.skip("npm is not installed (Debian: apt-get install npm)")
-        for file in (HERE / "package.json", lock):
-            shutil.copy(file, folder)
-        command = ["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund"]
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
-        if done.returncode:
-            pytest.skip(f"playwright-core cannot be installed: {done.stderr[-300:]}")
-        shutil.copy(lock, installed)
-    return folder

@@ -1,7 +1,10 @@
 // What a test may do in a browser and ask of it: one small function a step.
 
 /** Open a page of its own context; returns the page and the list of what went wrong in it. */
-export async function open(browser, { url, locale = "en-US", width = 1280, height = 800, theme = "light" }) {
+export async function open(browser, {
+  url, locale = "en-US", width = 1280, height = 800, theme = "light",
+  ready = '#model option:not([value=""])',
+}) {
   const context = await browser.newContext({
     locale, colorScheme: theme, viewport: { width, height },
   });
@@ -31,7 +34,7 @@ export async function open(browser, { url, locale = "en-US", width = 1280, heigh
   });
   page.setDefaultTimeout(15_000);
   await page.goto(url);
-  await page.waitForFunction(() => document.getElementById("model").value);
+  await page.locator(ready).waitFor({ state: "attached" });
   return { page, complaints, bodies };
 }
 

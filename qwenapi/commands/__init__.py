@@ -1,0 +1,1 @@
+"""Commands of `qwenapi` that start no service of their own."""

@@ -1,0 +1,253 @@
+"""Whether weights, cache and workspace fit into free memory, and how many tokens that leaves.
+
+Follows workers/model/capacity.py, which decides once the weights are in memory; a test compares
+the two. The workspace is an estimate: what an engine takes beside weights and cache.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pynvml
+
+from qwenapi.doctor.check import GIB, Check, failure, gib, ok, warning
+from qwenapi.doctor.model import Dimensions, Weights
+from qwenapi.settings import Settings
+
+CUDA_UTILIZATION = 0.9
+CPU_CACHE_FRACTION = 0.25
+CPU_CACHE_BYTES = 4 * GIB
+# Above this share of one GPU a model is spread over all.
+SPREAD_FROM = 0.8
+# Interpreter and libraries of an engine process; on CUDA the driver's context besides.
+CPU_BASE_BYTES = GIB // 2
+CUDA_BASE_BYTES = GIB
+LOGITS_COPIES = 3
+USUAL_STREAM = 2048
+ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+
+@dataclass(frozen=True)
+class Room:
+    """Memory an engine may load into: of the machine, or of one or several GPUs."""
+
+    name: str
+    is_gpu: bool
+    total: int
+    free: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What one engine would take of a room, in bytes and tokens."""
+
+    weights: int
+    workspace: int
+    block_bytes: int
+    block_size: int
+    num_blocks: int
+    wanted_len: int
+
+    @property
+    def cache(self) -> int:
+        return self.num_blocks * self.block_bytes
+
+    @property
+    def num_tokens(self) -> int:
+        """Return the tokens the cache holds; its first block is never used."""
+        return max(0, self.num_blocks - 1) * self.block_size
+
+    @property
+    def cache_gb_wanted(self) -> float:
+        """Return the GiB of cache that one sequence of the wanted length takes."""
+        blocks = -(-self.wanted_len // self.block_size) + 1
+        return round(blocks * self.block_bytes / GIB + 0.005, 2)
+
+
+def find_room(settings: Settings, num_bytes: int) -> Room:
+    """Return where engines would run, as `device` says; the machine's memory if there is no GPU."""
+    gpus = [] if settings.device == "cpu" or settings.stub else visible_gpus()
+    if not gpus:
+        return machine_room()
+    if len(gpus) == 1 or num_bytes <= SPREAD_FROM * gpus[0].free:
+        return gpus[0]
+    # Every layer has as many blocks, so the fullest GPU decides.
+    smallest = min(gpus, key=lambda gpu: gpu.free)
+    count = len(gpus)
+    return Room(f"{count} × {smallest.name}", True, smallest.total * count, smallest.free * count)
+
+
+def check_memory(settings: Settings, weights: Weights, of: Dimensions) -> Iterator[Check]:
+    """Say what fits where; the first failure is the last check."""
+    room = find_room(settings, weights.num_parameters * 2)
+    if settings.device == "cuda" and not room.is_gpu:
+        yield failure(
+            "memory", "device = 'cuda'", "no GPU is visible", "use --device cpu, or mend the driver"
+        )
+        return
+    plan = make_plan(settings, weights, of, room)
+    count = settings.data_parallel_size
+    needed = count * plan.weights
+    sizes = f"{gib(plan.weights)} of weights" + (f" for each of {count} engines" * (count > 1))
+    if needed > room.free:
+        yield failure(
+            "memory",
+            f"{sizes} do not fit",
+            f"{gib(room.free)} of {room.name} are free",
+            _smaller(settings, room),
+        )
+        return
+    yield from _check_length(settings, plan, of)
+    if needed + count * (plan.workspace + plan.cache) > room.free:
+        yield warning(
+            "memory",
+            f"{sizes}, {gib(plan.workspace)} of workspace and {gib(plan.cache)} of cache",
+            f"together more than the {gib(room.free)} of {room.name} that are free",
+            _smaller(settings, room),
+        )
+        return
+    yield ok(
+        "memory",
+        f"{sizes}, about {gib(plan.workspace)} of workspace and {gib(plan.cache)} of cache"
+        f" fit into the {gib(room.free)} of {room.name} that are free",
+    )
+
+
+def make_plan(settings: Settings, weights: Weights, of: Dimensions, room: Room) -> Plan:
+    """Return what an engine would choose in a room; explicit settings stay as they are."""
+    item = ITEM_BYTES[_dtype(settings, room)]
+    budget = settings.max_num_batched_tokens or (8192 if room.is_gpu else 512)
+    rows = min(settings.max_num_seqs, budget)
+    block_size = settings.block_size or (64 if room.is_gpu else 32)
+    block_bytes = 2 * of.num_kv_heads * of.head_dim * item * of.num_layers * block_size
+    wanted = settings.max_model_len or of.context
+    weight_bytes = weights.num_parameters * item
+    workspace = (
+        (CUDA_BASE_BYTES if room.is_gpu else CPU_BASE_BYTES)
+        + budget * (4 * of.hidden_size + 3 * of.intermediate_size) * item
+        + rows * of.vocab_size * 4 * LOGITS_COPIES
+    )
+    free = max(0, room.free // settings.data_parallel_size - weight_bytes - workspace)
+    useful = rows * -(-wanted // block_size) + 1
+    if settings.num_blocks or settings.kv_cache_gb:
+        num_blocks = settings.num_blocks or int(settings.kv_cache_gb * GIB) // block_bytes
+    elif room.is_gpu:
+        reserve = int((1 - CUDA_UTILIZATION) * room.total)
+        num_blocks = min(max(0, free - reserve) // block_bytes, useful)
+    else:
+        share = int(min(CPU_CACHE_FRACTION * free, CPU_CACHE_BYTES))
+        num_blocks = min(share // block_bytes, useful)
+    return Plan(weight_bytes, workspace, block_bytes, block_size, num_blocks, wanted)
+
+
+def visible_gpus() -> list[Room]:
+    """Return the GPUs that CUDA would show, as their driver reports them; none without a driver."""
+    try:
+        with _driver():
+            handles = [
+                pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())
+            ]
+            return [_gpu(handles[i]) for i in _visible_indexes(handles)]
+    except pynvml.NVMLError:
+        return []
+
+
+def machine_room() -> Room:
+    """Return the machine's memory, or that of the control group this process is in."""
+    memory = psutil.virtual_memory()
+    total, free = memory.total, memory.available
+    group = Path("/sys/fs/cgroup")
+    try:
+        limit = int((group / "memory.max").read_text())
+        stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        used = int((group / "memory.current").read_text()) - int(stat["inactive_file"])
+    except (OSError, ValueError, KeyError):  # no limit, or an older kind of group
+        return Room("memory", False, total, free)
+    return Room("memory", False, min(total, limit), max(0, min(free, limit - used)))
+
+
+def _check_length(settings: Settings, plan: Plan, of: Dimensions) -> Iterator[Check]:
+    if settings.max_model_len > of.context:
+        yield failure(
+            "context",
+            f"max_model_len = {settings.max_model_len}",
+            f"the model ends at {of.context}",
+            f"lower it to {of.context}",
+        )
+    elif plan.num_tokens <= 0 or settings.max_model_len > plan.num_tokens:
+        yield failure(
+            "context",
+            f"{plan.wanted_len} tokens in one sequence",
+            f"the cache that fits holds {plan.num_tokens}",
+            f"set --kv-cache-gb {plan.cache_gb_wanted:g} if there is room for it, or lower"
+            " --max-model-len",
+        )
+    elif plan.num_tokens < plan.wanted_len:
+        yield warning(
+            "context",
+            f"sequences end at {plan.num_tokens} tokens, not at the model's {plan.wanted_len}",
+            f"the cache takes {gib(plan.cache)}",
+            f"set --kv-cache-gb {plan.cache_gb_wanted:g} for the model's whole length",
+        )
+    else:
+        streams = max(1, plan.num_tokens // min(USUAL_STREAM, plan.wanted_len))
+        yield ok(
+            "context",
+            f"the cache holds {plan.num_tokens} tokens: {plan.num_tokens // plan.wanted_len}"
+            f" sequences of {plan.wanted_len}, or {streams} of"
+            f" {min(USUAL_STREAM, plan.wanted_len)}; {settings.max_num_seqs} run at once",
+        )
+
+
+def _dtype(settings: Settings, room: Room) -> str:
+    if settings.dtype != "auto":
+        return settings.dtype
+    try:
+        has_units = "avx512_bf16" in Path("/proc/cpuinfo").read_text()
+    except OSError:
+        has_units = False
+    return "bfloat16" if room.is_gpu or has_units else "float32"
+
+
+def _smaller(settings: Settings, room: Room) -> str:
+    """Return what takes less memory, the setting that helps most first."""
+    if settings.data_parallel_size > 1:
+        return "lower --data-parallel-size"
+    if ITEM_BYTES[_dtype(settings, room)] > 2:
+        return "use --dtype bfloat16, which takes half, or a smaller model"
+    if settings.kv_cache_gb or settings.num_blocks:
+        return "lower --kv-cache-gb or --num-blocks, or choose a smaller model"
+    return "free memory, or choose a smaller model"
+
+
+@contextmanager
+def _driver() -> Iterator[None]:
+    pynvml.nvmlInit()
+    try:
+        yield
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def _gpu(handle: object) -> Room:
+    memory, name = pynvml.nvmlDeviceGetMemoryInfo(handle), pynvml.nvmlDeviceGetName(handle)
+    return Room(str(name), True, memory.total, memory.free)
+
+
+def _visible_indexes(handles: list[object]) -> list[int]:
+    """Return what CUDA_VISIBLE_DEVICES leaves: numbers or UUIDs, up to the first unknown one."""
+    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if chosen is None:
+        return list(range(len(handles)))
+    uuids = [str(pynvml.nvmlDeviceGetUUID(handle)) for handle in handles]
+    indexes = []
+    for word in (part.strip() for part in chosen.split(",")):
+        by_uuid = [i for i, uuid in enumerate(uuids) if word and uuid.startswith(word)]
+        index = int(word) if word.isdecimal() else by_uuid[0] if by_uuid else -1
+        if not 0 <= index < len(handles):
+            break
+        indexes.append(index)
+    return indexes

@@ -1,0 +1,85 @@
+"""All checks in one list, for a person or as JSON; and the part that every start begins with."""
+
+import argparse
+import json
+from collections.abc import Iterator
+from dataclasses import asdict
+from itertools import chain
+
+from qwenapi.config import load, load_profiles
+from qwenapi.doctor.check import Check, Outcome, failure, refused
+from qwenapi.doctor.machine import check_machine
+from qwenapi.doctor.memory import check_memory, find_room
+from qwenapi.doctor.model import (
+    Dimensions,
+    check_architecture,
+    check_config,
+    check_tokenizer,
+    check_weights,
+    read_weights,
+)
+from qwenapi.settings import Settings
+from workers.checkpoint import Checkpoint
+from workers.errors import ConfigError, ExitCode, ModelError
+
+_WIDTH = 14
+
+
+def main(parsed: argparse.Namespace) -> int:
+    """Print every check; the exit code is 78 if one failed."""
+    settings = load(vars(parsed))
+    profiles = [profile.name for profile in load_profiles(settings, vars(parsed))]
+    checks = list(chain(check_model(settings), check_machine(settings, profiles)))
+    worst = max((check.outcome for check in checks), key=list(Outcome).index)
+    if parsed.as_json:
+        print(json.dumps({"outcome": worst, "checks": [asdict(check) for check in checks]}))
+    else:
+        print("\n".join(map(_lines, checks)))
+    return ExitCode.CONFIG if worst is Outcome.FAILURE else ExitCode.OK
+
+
+def refuse_unfit(settings: Settings, *, is_running: bool = False) -> None:
+    """Raise ConfigError with the words of the first check of the model that fails.
+
+    `is_running`: the engines to be replaced hold the memory that their successors will have.
+    """
+    for check in check_model(settings, with_memory=_is_cpu(settings) and not is_running):
+        if check.outcome is Outcome.FAILURE:
+            raise ConfigError(check.sentence)
+
+
+def _is_cpu(settings: Settings) -> bool:
+    """Return whether engines surely run on CPUs. Of GPUs the driver knows less than the engine, as
+    parts of one, their order, or a torch without CUDA: there the engine itself may refuse.
+    """
+    return settings.device != "cuda" and not find_room(settings, 0).is_gpu
+
+
+def check_model(settings: Settings, *, with_memory: bool = True) -> Iterator[Check]:
+    """Look at the model's files, then whether they fit; the first failure is the last check."""
+    try:
+        checkpoint = Checkpoint.at(settings.engine_config().model)
+        yield check_config(checkpoint)
+        yield from check_tokenizer(checkpoint)
+        if settings.stub:
+            return
+        check_architecture(checkpoint)
+        weights, dimensions = read_weights(checkpoint), Dimensions.of(checkpoint)
+        yield check_weights(checkpoint, weights, dimensions)
+    except ModelError as error:
+        yield refused("model", error)
+        return
+    except OSError as error:
+        # A loop of links, a disk that fails: whatever the system has against a file it names.
+        remedy = "mend the file or its permissions"
+        yield failure("model", str(error.filename), str(error.strerror), remedy)
+        return
+    if with_memory:
+        yield from check_memory(settings, weights, dimensions)
+
+
+def _lines(check: Check) -> str:
+    line = f"{check.outcome:<8} {check.name:<{_WIDTH}} {check.what}"
+    if check.why:
+        line += f": {check.why}"
+    return line + (f"\n{'':{_WIDTH + 10}}→ {check.remedy}" if check.remedy else "")

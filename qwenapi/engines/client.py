@@ -1,0 +1,320 @@
+"""The HTTP half's side of the wire: finds engines, asks one of them for an answer, sees to it that
+what a lost engine owed goes on.
+
+Knows gevent: one greenlet reads each connection. Refuses to know text, HTTP, Flask.
+"""
+
+import itertools
+import logging
+import secrets
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import gevent
+import msgspec
+from gevent import get_hub
+from gevent.event import Event
+
+from qwenapi.engines.generation import Beat, Generation, Mailbox
+from qwenapi.engines.link import PING_SECONDS, DeviceMemory, EngineLink
+from qwenapi.engines.pages import EnginePages, EngineRow
+from qwenapi.engines.replay import Replays
+from qwenapi.engines.routing import candidates
+from qwenapi.errors import RequestQuarantined
+from qwenapi.limits import Limits
+from workers.connection import ConnectionEnded, connect
+from workers.errors import ConfigError, ProtocolError
+from workers.protocol import (
+    Accepted,
+    FailReason,
+    Generate,
+    ModelCard,
+    Rejected,
+    SamplingParams,
+    wire_id,
+)
+
+log = logging.getLogger(__name__)
+
+DISCOVERY_SECONDS = 0.5
+BEAT_SECONDS = 15.0
+# How long an engine whose model cannot be used here is left alone.
+UNUSABLE_SECONDS = 10.0
+# How long a model half whose engines are all lost is expected back, and how long one new request
+# waits for it.
+EXPECTED_SECONDS = 60.0
+MAX_WAIT_SECONDS = 30.0
+# How soon a waiting request whose caller has gone is given up.
+LOOK_SECONDS = 0.25
+
+
+class EngineError(Exception):
+    """Base of what can go wrong between here and an engine."""
+
+
+class NoEngine(EngineError):
+    """No engine has the request, and none that could take it is expected soon."""
+
+
+class Refused(EngineError):
+    """Every engine that could take the request refused it."""
+
+    def __init__(self, rejected: Rejected) -> None:
+        super().__init__(rejected.reason)
+        self.rejected = rejected
+
+
+class EngineClient:
+    """All engines of one model half, found by the sockets in its run directory."""
+
+    def __init__(self, run_dir: Path, name: str, prepare: Callable[[ModelCard], None]) -> None:
+        """`prepare` is called in a thread with the card of each engine before requests can reach
+        it.
+        """
+        self._run_dir = run_dir
+        self._name = name
+        self._prepare = prepare
+        self._links: dict[Path, EngineLink] = {}
+        self._connecting: set[Path] = set()
+        self._serials = itertools.count(1)
+        self._pages = EnginePages()
+        self._replays = Replays(run_dir, lambda: list(self._links.values()), self._tell_news)
+        self._card: ModelCard | None = None
+        self._lost_at = -EXPECTED_SECONDS
+        self._num_waiting: Counter[str] = Counter()
+        self._news = Event()
+        self._is_ending = False
+        # Set while callers should go elsewhere, though requests are served on.
+        self.is_discouraged = False
+
+    def start(self) -> None:
+        """Begin to look for engines; call it in the process and hub that will use them."""
+        gevent.spawn(self._discover)
+        gevent.spawn(self._keep_time)
+        gevent.spawn(self._replays.run)
+
+    @property
+    def card(self) -> ModelCard | None:
+        """Return what the engines serve or, all lost, will soon serve again; None before the first
+        has come, and when none is expected back.
+        """
+        is_expected = time.monotonic() - self._lost_at < EXPECTED_SECONDS
+        return self._card if self._links or is_expected else None
+
+    @property
+    def num_replays(self) -> int:
+        """Return how many times a request was taken over from a lost engine."""
+        return self._replays.num_replays
+
+    def devices(self) -> list[DeviceMemory]:
+        """Return the memory of each connected engine's device."""
+        return [memory for link in self._links.values() if (memory := link.device_memory())]
+
+    def engine_rows(self) -> list[EngineRow]:
+        """Return what every engine ever met publishes, those that are down included."""
+        links = self._links.values()
+        return self._pages.rows({link.hello.engine_index for link in links if link.is_alive()})
+
+    @property
+    def is_ready(self) -> bool:
+        """Return whether an engine is connected that makes progress, or would if it had work."""
+        return not self.is_discouraged and any(link.is_alive() for link in self._links.values())
+
+    def fail_all(self, reason: FailReason) -> None:
+        """Fail every request under way, as this process is about to end."""
+        self._is_ending = True
+        for generation in self._generations():
+            generation.fail(reason)
+
+    def submit(
+        self,
+        prompt_ids: Sequence[int],
+        params: SamplingParams,
+        *,
+        request_id: str,
+        n: int = 1,
+        priority: int = 0,
+        tenant: str = "",
+        model_hash: str,
+        limits: Limits,
+        mailbox: Mailbox,
+    ) -> Generation:
+        """Return the generation once an engine has accepted it; its events go to `mailbox`.
+
+        `model_hash` is of the model whose tokenizer made the prompt: no other is asked.
+        Waits for a while where the engines were lost and are expected back. Raises NoEngine,
+        Refused (the last refusal), RequestQuarantined, or Cancelled when the mailbox was cancelled
+        meanwhile.
+        """
+        request = Generate(
+            wid=0,
+            request_id=request_id,
+            prompt_ids=tuple(prompt_ids),
+            params=params,
+            choices=tuple(range(n)),
+            priority=priority,
+            tenant=tenant,
+            cache_salt=tenant,
+            group=limits.group,
+            max_running=limits.max_running,
+            max_waiting=limits.max_waiting,
+            queue_timeout=limits.queue_timeout,
+        )
+        if request in self._replays.quarantine:
+            raise RequestQuarantined
+        if self.card is None:
+            raise NoEngine
+        generation = self._ask(request, model_hash, mailbox)
+        if generation is None:
+            deadline = time.monotonic() + min(MAX_WAIT_SECONDS, limits.queue_timeout)
+            with self._waiting_room(request):
+                while generation is None:
+                    self._wait_for_engine(deadline, mailbox)
+                    generation = self._ask(request, model_hash, mailbox)
+        return generation
+
+    def _ask(self, request: Generate, model_hash: str, mailbox: Mailbox) -> Generation | None:
+        """Return the generation of the first engine that accepts a request; None when there is none
+        to ask now, or all that were asked were lost or are about to end. Raises Refused.
+        """
+        refused: Rejected | None = None
+        for link in self._usable(request, model_hash):
+            if self._is_ending:
+                raise NoEngine
+            wid = wire_id(next(self._serials), 0)
+            generation = Generation(msgspec.structs.replace(request, wid=wid), mailbox)
+            link.submit(generation)
+            try:
+                answer = mailbox.take_answer(generation)
+            except BaseException:
+                generation.close()
+                raise
+            if isinstance(answer, Accepted):
+                return generation
+            if isinstance(answer, Rejected) and answer.reason != "draining":
+                refused = answer
+        if refused is not None:
+            raise Refused(refused)
+        return None
+
+    @contextmanager
+    def _waiting_room(self, request: Generate) -> Iterator[None]:
+        """Count who waits for an engine to come back; raise Refused when a group's queue is full
+        of them.
+        """
+        waiting = self._num_waiting[request.group]
+        if 0 < request.max_waiting <= waiting:
+            raise Refused(
+                Rejected(
+                    wid=0,
+                    reason="queue_full",
+                    queue_size=waiting,
+                    max_queue_size=request.max_waiting,
+                )
+            )
+        self._num_waiting[request.group] += 1
+        try:
+            yield
+        finally:
+            self._num_waiting[request.group] -= 1
+
+    def _usable(self, request: Generate, model_hash: str) -> list[EngineLink]:
+        """Return the engines to ask, best first; raise NoEngine when they serve another model than
+        the one whose tokenizer made the prompt.
+        """
+        if self._replays.is_probing or self._replays.owes_answers:
+            return []
+        links = list(self._links.values())
+        same = [link for link in links if link.hello.card.model_hash == model_hash]
+        if links and not same:
+            raise NoEngine
+        return candidates([link for link in same if link.is_alive()] or same, request)
+
+    def _wait_for_engine(self, deadline: float, mailbox: Mailbox) -> None:
+        """Wait until something about the engines has changed; raise NoEngine if that takes too
+        long, or Cancelled.
+        """
+        left = deadline - time.monotonic()
+        if left <= 0 or self._is_ending or self.card is None:
+            raise NoEngine
+        self._news.wait(min(left, LOOK_SECONDS))
+        mailbox.check()
+
+    def _tell_news(self) -> None:
+        news, self._news = self._news, Event()
+        news.set()
+
+    def _discover(self) -> None:
+        while True:
+            for path in self._run_dir.glob("engine-*.sock"):
+                if path not in self._links and path not in self._connecting:
+                    self._connecting.add(path)
+                    gevent.spawn(self._serve, path)
+            gevent.sleep(DISCOVERY_SECONDS)
+
+    def _serve(self, path: Path) -> None:
+        """Hold the connection to one engine, from its hello to its end."""
+        try:
+            connection, hello = connect(str(path), self._name)
+        except (OSError, ConnectionEnded, ProtocolError) as error:
+            log.debug("%s: %s", path.name, error)
+            self._connecting.discard(path)
+            return
+        link = EngineLink(connection, hello, self._replays)
+        try:
+            self._pages.meet(hello)
+            self._prepare_in_thread(hello.card)
+            self._links[path], self._card = link, hello.card
+            self._replays.wake()
+            self._tell_news()
+            log.info("%s connected, generation %d", path.name, hello.generation)
+            link.read()
+        except (ConnectionEnded, ProtocolError) as error:
+            log.warning("%s lost: %s", path.name, error)
+        except ConfigError as error:
+            log.critical("%s cannot be used: %s", path.name, error)
+            gevent.sleep(UNUSABLE_SECONDS)
+        finally:
+            if self._links.pop(path, None) is not None:
+                self._lost_at = time.monotonic()
+            self._connecting.discard(path)
+            link.end()
+
+    def _prepare_in_thread(self, card: ModelCard) -> None:
+        def work() -> ConfigError | None:
+            try:
+                self._prepare(card)
+            except ConfigError as error:
+                return error  # raised in gevent's thread pool it would be printed there
+            return None
+
+        error: ConfigError | None = get_hub().threadpool.apply(work)
+        if error is not None:
+            raise error
+
+    def _keep_time(self) -> None:
+        """Ping engines, and let callers who have got nothing for a while have a sign of life."""
+        for tick in itertools.count():
+            gevent.sleep(1)
+            now = time.monotonic()
+            for link in list(self._links.values()):
+                if tick % PING_SECONDS == 0:
+                    gevent.spawn(link.ping, tick)  # an engine that does not read holds up nobody
+            for generation in self._generations():
+                if now - generation.last_sign >= BEAT_SECONDS:
+                    generation.touch()
+                    generation.put(Beat())
+
+    def _generations(self) -> Iterator[Generation]:
+        """Yield every request under way, on an engine or waiting for one."""
+        for link in list(self._links.values()):
+            yield from link.generations()
+        yield from list(self._replays.waiting)
+
+
+def random_seed() -> int:
+    """Return the seed of a request that names none."""
+    return secrets.randbits(63)

@@ -1,0 +1,219 @@
+"""The connection to one engine, after its hello, and the generations it works on.
+
+Knows how what arrives reaches its generation. Refuses to know other engines, and what becomes of
+generations whose engine is lost, or refuses to go on with them: that an Heir decides.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple, Protocol
+
+import gevent
+
+from qwenapi.engines.generation import Generation
+from qwenapi.engines.pages import open_page
+from workers.connection import Connection, ConnectionEnded
+from workers.errors import ProtocolError
+from workers.page import Phase
+from workers.protocol import (
+    Abort,
+    Accepted,
+    Failed,
+    Finished,
+    FromEngine,
+    Generate,
+    Hello,
+    Ping,
+    Pong,
+    Rejected,
+    Step,
+)
+
+PING_SECONDS = 2.0
+
+
+class DeviceMemory(NamedTuple):
+    """Bytes of one engine's device; all 0 on a CPU."""
+
+    allocated: int
+    reserved: int
+    total: int
+
+
+class Heir(Protocol):
+    """Who takes over what an engine owed."""
+
+    def on_lost(self, generations: Sequence[Generation], *, is_planned: bool) -> None: ...
+
+    def on_refused(self, generation: Generation, rejected: Rejected) -> None: ...
+
+
+class EngineLink:
+    """A connection to one engine and the generations under way on it."""
+
+    def __init__(self, connection: Connection, hello: Hello, heir: Heir) -> None:
+        self.hello = hello
+        self.num_tokens_in_flight = 0
+        self.last_pong = time.monotonic()
+        self._connection = connection
+        self._heir = heir
+        self._is_ended = self._is_pinging = False
+        self._generations: dict[int, Generation] = {}
+        self._page = open_page(hello)
+
+    def submit(self, generation: Generation) -> None:
+        """Ask for a generation's current attempt."""
+        if self._register(generation):
+            self.send(generation.attempt)
+
+    def adopt(self, generation: Generation) -> None:
+        """Ask for it without waiting for an engine that does not read."""
+        if self._register(generation):
+            gevent.spawn(self._ask_if_wanted, generation)
+
+    def withdraw(self, generation: Generation) -> None:
+        """Give up a generation's attempt here; unless it has ended by itself, its engine frees it
+        within one step.
+        """
+        if self._drop(generation):
+            self.send(Abort(generation.wid))
+
+    def send(self, message: Generate | Abort | Ping | Pong) -> None:
+        try:
+            self._connection.send(message)
+        except ConnectionEnded:
+            pass  # the reader greenlet sees the same end and answers for every generation
+
+    def ping(self, nonce: int) -> None:
+        """Ask for a sign of life, unless the last question has not gone out yet."""
+        if not self._is_pinging:
+            self._is_pinging = True
+            try:
+                self.send(Ping(nonce))
+            finally:
+                self._is_pinging = False
+
+    def read(self) -> None:
+        """Deliver what arrives until the connection ends; raise ConnectionEnded or ProtocolError
+        then.
+        """
+        while True:
+            for message in self._connection.receive():
+                self._deliver(message)
+            # Every frame that has arrived is delivered before any request runs: that is what makes
+            # writes coalesce.
+            gevent.sleep(0)
+
+    def end(self) -> None:
+        """Hand over everything this connection owed."""
+        self._is_ended = True
+        self._connection.close()
+        lost = list(self._generations.values())
+        self._generations.clear()
+        self.num_tokens_in_flight = 0
+        is_planned = self._is_in(Phase.DRAINING)
+        if self._page is not None:
+            self._page.close()
+            self._page = None
+        self._heir.on_lost(lost, is_planned=is_planned)
+
+    def is_alive(self) -> bool:
+        """Return whether the engine loop shows signs of life within its own limit, and answers."""
+        silence = time.monotonic() - self.last_pong
+        if self._page is None:
+            return not self._is_ended and silence < 2 * PING_SECONDS
+        row = self._page.read(self.hello.engine_index)
+        limit = row["step_timeout_ns"]
+        return (
+            row["generation"] == self.hello.generation
+            and row["phase"] != Phase.DRAINING
+            and time.monotonic_ns() - row["beat_ns"] <= limit
+            # The loop answers pings between steps, so an answer may be as late as a step is long.
+            and silence <= limit / 1e9 + 2 * PING_SECONDS
+        )
+
+    def is_idle(self) -> bool:
+        """Return whether the engine works for nobody, this process and others."""
+        if self._page is None:
+            return not self._generations
+        row = self._page.read(self.hello.engine_index)
+        return not self._generations and row["running"] == row["waiting"] == 0
+
+    def device_memory(self) -> DeviceMemory | None:
+        if self._page is None:
+            return None
+        row = self._page.read(self.hello.engine_index)
+        return DeviceMemory(row["device_allocated"], row["device_reserved"], row["device_total"])
+
+    def generations(self) -> Iterator[Generation]:
+        return iter(list(self._generations.values()))
+
+    def _register(self, generation: Generation) -> bool:
+        if self._is_ended:
+            self._heir.on_lost([generation], is_planned=True)
+            return False
+        generation.link = self
+        generation.model_hash = self.hello.card.model_hash
+        self._generations[generation.wid] = generation
+        self.num_tokens_in_flight += generation.weight
+        return True
+
+    def _ask_if_wanted(self, generation: Generation) -> None:
+        # An Abort that went ahead would be lost on the engine.
+        if generation.wid in self._generations:
+            self.send(generation.attempt)
+
+    def _is_in(self, phase: int) -> bool:
+        if self._page is None:
+            return False
+        row = self._page.read(self.hello.engine_index)
+        return row["generation"] == self.hello.generation and row["phase"] == phase
+
+    def _deliver(self, message: FromEngine) -> None:
+        if isinstance(message, Step):
+            self._deliver_step(message)
+        elif isinstance(message, Accepted | Rejected):
+            self._deliver_answer(message)
+        elif isinstance(message, Ping):
+            self.send(Pong(message.nonce))
+        elif isinstance(message, Pong):
+            self.last_pong = time.monotonic()
+        else:
+            raise ProtocolError("a second hello")
+
+    def _deliver_step(self, step: Step) -> None:
+        # Ids that are not known belong to requests whose caller has gone, and to attempts that were
+        # given up; what was on its way is dropped here.
+        generations = self._generations
+        for started in step.started:
+            if generation := generations.get(started.wid):
+                generation.start(started)
+        for chunk in step.chunks:
+            if generation := generations.get(chunk.wid):
+                generation.receive(chunk)
+        endings: list[Finished | Failed] = [*step.finished, *step.failed]
+        for ending in endings:
+            if generation := generations.get(ending.wid):
+                self._drop(generation)
+                generation.end(ending)
+
+    def _deliver_answer(self, answer: Accepted | Rejected) -> None:
+        generation = self._generations.get(answer.wid)
+        if generation is None:
+            return
+        if isinstance(answer, Rejected):
+            self._drop(generation)
+            if generation.is_accepted:
+                self._heir.on_refused(generation, answer)
+            else:
+                generation.is_over = True
+                generation.put(answer)
+        elif not generation.is_accepted:
+            generation.is_accepted = True
+            generation.put(answer)
+
+    def _drop(self, generation: Generation) -> bool:
+        if self._generations.pop(generation.wid, None) is None:
+            return False
+        self.num_tokens_in_flight -= generation.weight
+        return True

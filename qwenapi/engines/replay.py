@@ -1,0 +1,222 @@
+"""What becomes of requests whose engine is lost: they go on elsewhere, or on its successor.
+
+    lost ─► waiting ─► asked again, with the ids so far, 16 first, then 32, …
+              │
+              └ lost twice ─► probation: alone, until 16 tokens more or its end ─► acquitted
+                                └ lost once more ─► guilty: failed and quarantined
+
+A request is failed after MAX_REPLAYS replays, or MAX_WAIT_SECONDS without an engine in all. While
+suspects are left nothing else is asked of the engines, by this HTTP process and, as far as the
+ProbationLock reaches, by others. What others had already asked can still be in an engine beside a
+suspect: an engine that is idle is waited for, within the same limit.
+
+Knows generations and links. Refuses to know how engines are found.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from gevent.event import Event
+
+from qwenapi.engines.generation import Generation
+from qwenapi.engines.link import EngineLink
+from qwenapi.engines.probation import ProbationLock
+from qwenapi.engines.quarantine import Quarantine
+from qwenapi.engines.routing import candidates
+from workers.protocol import Finished, Rejected
+
+log = logging.getLogger(__name__)
+
+MAX_REPLAYS = 3
+MAX_WAIT_SECONDS = 60.0
+SUSPECT_STRIKES = 2
+PROBATION_TOKENS = 16
+FIRST_WAVE = 16
+# A wave is followed by the next when all of it is computed, or after so long.
+WAVE_SECONDS = 1.0
+TICK_SECONDS = 0.02
+
+
+class Replays:
+    """Implements qwenapi.engines.link.Heir."""
+
+    def __init__(
+        self, run_dir: Path, links: Callable[[], Sequence[EngineLink]], on_free: Callable[[], None]
+    ) -> None:
+        """`on_free` is called when no suspect is left, and anything may be asked again."""
+        self.num_replays = 0
+        self.quarantine = Quarantine()
+        self.waiting: list[Generation] = []
+        self._links = links
+        self._on_free = on_free
+        self._lock = ProbationLock(run_dir)
+        self._suspect: Generation | None = None
+        self._suspect_tokens = 0
+        self._wave: list[Generation] = []
+        self._wave_size, self._wave_sent = FIRST_WAVE, 0.0
+        self._changed = Event()
+
+    @property
+    def is_probing(self) -> bool:
+        """Return whether nothing new may be asked of the engines, to leave a suspect alone."""
+        return self._lock.is_mine or self._has_suspects or self._lock.is_elsewhere()
+
+    @property
+    def owes_answers(self) -> bool:
+        """Return whether an answer under way still waits to be asked again, before anything new."""
+        return any(generation.has_started for generation in self.waiting)
+
+    def run(self) -> None:
+        """Serve for ever."""
+        while True:
+            is_busy = self.waiting or self._suspect or self._lock.is_mine
+            self._changed.wait(TICK_SECONDS if is_busy else None)
+            self._changed.clear()
+            self.tick()
+
+    def on_lost(self, generations: Sequence[Generation], *, is_planned: bool) -> None:
+        """Take over what a lost engine owed; nobody is to blame for an end that was planned."""
+        self._wave_size, self._wave = FIRST_WAVE, []
+        before = self.num_replays
+        for generation in generations:
+            if not generation.is_accepted:
+                generation.fail("engine_lost")  # it was never told so: whoever asks, asks elsewhere
+            elif not generation.open_choices:
+                prompt_tokens = len(generation.request.prompt_ids)
+                generation.end(Finished(generation.wid, prompt_tokens, generation.num_tokens))
+            else:
+                self._take_over(generation, is_planned)
+        if self.num_replays > before:
+            log.warning("an engine left %d requests to go on with", self.num_replays - before)
+        self._changed.set()
+
+    def on_refused(self, generation: Generation, rejected: Rejected) -> None:
+        """Take back what an engine would not go on with."""
+        if rejected.reason in ("invalid", "too_long"):
+            generation.fail("model_changed")
+            return
+        generation.link = None
+        if generation is self._suspect:
+            self._suspect = None
+        self._wait(generation)
+
+    def wake(self) -> None:
+        """Look again at once, as an engine has come."""
+        self._changed.set()
+
+    def tick(self) -> None:
+        """Do what the state of the engines allows."""
+        self._drop_ended()
+        if self._has_suspects:
+            if self._lock.acquire():
+                self._probe()
+            return
+        if self._lock.is_mine:
+            self._lock.release()
+            self._on_free()
+        if self.waiting and not self._lock.is_elsewhere():
+            self._send_waves()
+
+    @property
+    def _has_suspects(self) -> bool:
+        return self._suspect is not None or any(map(_is_suspect, self.waiting))
+
+    def _take_over(self, generation: Generation, is_planned: bool) -> None:
+        was_alone = generation is self._suspect
+        generation.lose()
+        if was_alone:
+            self._suspect = None
+        if was_alone and not is_planned:
+            log.error(
+                "request %s kills engines: refused from now on", generation.request.request_id
+            )
+            self.quarantine.add(generation.request)
+            generation.fail("engine_crash")
+        elif generation.num_losses > MAX_REPLAYS:
+            generation.fail("engine_unavailable")
+        else:
+            generation.strikes += not is_planned
+            self.num_replays += 1
+            self._wait(generation)
+
+    def _wait(self, generation: Generation) -> None:
+        generation.wait()
+        self.waiting.append(generation)
+
+    def _drop_ended(self) -> None:
+        hashes = {link.hello.card.model_hash for link in self._links()}
+        # While suspects are tried the others wait for them and not for an engine.
+        is_probing = bool(hashes) and self._has_suspects
+        for generation in self.waiting:
+            if generation.is_over:
+                continue  # its caller has gone, or has enough
+            if generation.seconds_waited > MAX_WAIT_SECONDS and not is_probing:
+                generation.fail("engine_unavailable")
+            elif hashes and generation.model_hash not in hashes:
+                generation.fail("model_changed")
+        self.waiting = [generation for generation in self.waiting if not generation.is_over]
+
+    def _probe(self) -> None:
+        """Let the suspects run, one by one, each alone."""
+        suspect = self._suspect
+        others = [generation for generation in self.waiting if _is_suspect(generation)]
+        if suspect is not None:
+            if not suspect.is_over:
+                if suspect.num_tokens - self._suspect_tokens < PROBATION_TOKENS:
+                    return
+                suspect.strikes = 0
+                if others:
+                    self._pause(suspect)
+            self._suspect = None
+        if others:
+            self._send_suspect(others[0])
+
+    def _pause(self, generation: Generation) -> None:
+        assert generation.link is not None
+        generation.link.withdraw(generation)
+        generation.link = None
+        self._wait(generation)
+
+    def _send_suspect(self, suspect: Generation) -> None:
+        links = [link for link in self._usable(suspect) if link.is_idle()]
+        if links:
+            self._suspect, self._suspect_tokens = suspect, suspect.num_tokens
+            self._send(suspect, links[0])
+
+    def _send_waves(self) -> None:
+        """Not all at once: every replay has its whole text computed anew."""
+        is_done = all(g.is_over or not g.is_waiting for g in self._wave)
+        if not is_done and time.monotonic() - self._wave_sent < WAVE_SECONDS:
+            return
+        wave = []
+        # Those in the middle of their answer first.
+        for generation in sorted(self.waiting, key=lambda g: not g.has_started)[: self._wave_size]:
+            if links := candidates(self._usable(generation), generation.request):
+                self._send(generation, links[0])
+                wave.append(generation)
+        if wave:
+            self._wave, self._wave_size = wave, 2 * self._wave_size
+            self._wave_sent = time.monotonic()
+
+    def _usable(self, generation: Generation) -> list[EngineLink]:
+        return [
+            link
+            for link in self._links()
+            if link.hello.card.model_hash == generation.model_hash and link.is_alive()
+        ]
+
+    def _send(self, generation: Generation, link: EngineLink) -> None:
+        self.waiting.remove(generation)
+        if generation.has_started:
+            left = max(1.0, MAX_WAIT_SECONDS - generation.seconds_waited)
+            generation.prepare_attempt(queue_timeout=left)
+        else:
+            generation.stop_waiting()
+            generation.prepare_attempt(generation.request.queue_timeout)
+        link.adopt(generation)
+
+
+def _is_suspect(generation: Generation) -> bool:
+    return generation.strikes >= SUSPECT_STRIKES and not generation.is_over

@@ -1,0 +1,188 @@
+"""JSON Schemas of what the server answers. Pure data: what renders the bodies is beside each
+interface, and the tests hold both against each other.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+JsonSchema = dict[str, Any]
+
+TEXT: JsonSchema = {"type": "string"}
+WHOLE: JsonSchema = {"type": "integer", "minimum": 0}
+NUMBER: JsonSchema = {"type": "number"}
+
+
+def _object(properties: Mapping[str, JsonSchema], *optional: str) -> JsonSchema:
+    required = [name for name in properties if name not in optional]
+    return {"type": "object", "properties": dict(properties), "required": required}
+
+
+def _list(items: JsonSchema) -> JsonSchema:
+    return {"type": "array", "items": items}
+
+
+def _or_null(schema: JsonSchema) -> JsonSchema:
+    return {"anyOf": [schema, {"type": "null"}]}
+
+
+def _ref(name: str) -> JsonSchema:
+    return {"$ref": f"#/components/schemas/{name}"}
+
+
+_HEAD = {"id": TEXT, "object": TEXT, "created": WHOLE, "model": TEXT}
+_TOKEN = _object({"token": TEXT, "logprob": NUMBER, "bytes": _list(WHOLE)})
+_CHAT_LOGPROBS = _object(
+    {
+        "content": _list(
+            {
+                "allOf": [
+                    _TOKEN,
+                    _object({"top_logprobs": _list(_TOKEN)}),
+                ]
+            }
+        )
+    }
+)
+_COMPLETION_LOGPROBS = _object(
+    {
+        "tokens": _list(TEXT),
+        "token_logprobs": _list(NUMBER),
+        "top_logprobs": _list({"type": "object", "additionalProperties": NUMBER}),
+        "text_offset": _list(WHOLE),
+    }
+)
+_FINISH = {"enum": ["stop", "length"]}
+_FIGURES: JsonSchema = {"type": "object", "additionalProperties": {"type": ["number", "string"]}}
+
+BODIES: dict[str, JsonSchema] = {
+    "Usage": _object(
+        {
+            "prompt_tokens": WHOLE,
+            "completion_tokens": WHOLE,
+            "total_tokens": WHOLE,
+            "prompt_tokens_details": _object({"cached_tokens": WHOLE}),
+        },
+        "prompt_tokens_details",
+    ),
+    "ChatCompletion": _object(
+        {
+            **_HEAD,
+            "choices": _list(
+                _object(
+                    {
+                        "index": WHOLE,
+                        "message": _object({"role": {"const": "assistant"}, "content": TEXT}),
+                        "logprobs": _or_null(_CHAT_LOGPROBS),
+                        "finish_reason": _FINISH,
+                    },
+                    "logprobs",
+                )
+            ),
+            "usage": _ref("Usage"),
+        }
+    ),
+    "Completion": _object(
+        {
+            **_HEAD,
+            "choices": _list(
+                _object(
+                    {
+                        "text": TEXT,
+                        "index": WHOLE,
+                        "logprobs": _or_null(_COMPLETION_LOGPROBS),
+                        "finish_reason": _FINISH,
+                    },
+                    "logprobs",
+                )
+            ),
+            "usage": _ref("Usage"),
+        }
+    ),
+    "ModelList": _object(
+        {
+            "object": {"const": "list"},
+            "data": _list(
+                _object(
+                    {
+                        "id": TEXT,
+                        "object": {"const": "model"},
+                        "created": WHOLE,
+                        "owned_by": TEXT,
+                        "root": TEXT,
+                        "parent": {"type": "null"},
+                        "max_model_len": WHOLE,
+                    }
+                )
+            ),
+        }
+    ),
+    "GeneratedTexts": _object({"generated_texts": _list(TEXT), "parameters": {"type": "object"}}),
+    "GeneratedCode": _object({"status": {"const": "success"}, "result": TEXT}),
+    "Conversation": _object(
+        {
+            "conversation_id": TEXT,
+            "created_at": NUMBER,
+            "used_at": NUMBER,
+            "messages": _list(_object({"role": TEXT, "content": TEXT})),
+        }
+    ),
+    "Health": {"type": "object"},
+    "Description": _object({"name": TEXT, "version": TEXT, "status": TEXT, "model": TEXT}),
+    "Metrics": _object(
+        {
+            "timestamp": TEXT,
+            "service": TEXT,
+            "version": TEXT,
+            "status": TEXT,
+            "uptime": _FIGURES,
+            "requests": _FIGURES,
+            "tokens": _FIGURES,
+            "slo": {"type": "object"},
+            "latency": _FIGURES,
+            "latency_histogram": _FIGURES,
+            "gpu": _FIGURES,
+            "errors": {"type": "object"},
+            "alerts": _list({"type": "object"}),
+            "alerts_count": WHOLE,
+        }
+    ),
+    "Stats": _object({"requests": _FIGURES, "tokens": _FIGURES, "latency": _FIGURES}),
+    "Version": _object({"version": TEXT}),
+    "Load": _object({"server_load": WHOLE}),
+    "OpenAIError": _object(
+        {
+            "error": _object(
+                {
+                    "message": TEXT,
+                    "type": TEXT,
+                    "param": {"type": ["string", "null"]},
+                    "code": {"type": ["string", "null"]},
+                }
+            )
+        }
+    ),
+    "FastAPIError": _object(
+        {
+            "detail": {
+                "anyOf": [
+                    TEXT,
+                    _list(
+                        _object(
+                            {
+                                "type": TEXT,
+                                "loc": _list({"type": ["string", "integer"]}),
+                                "msg": TEXT,
+                            }
+                        )
+                    ),
+                ]
+            }
+        }
+    ),
+    "FlatError": _object(
+        {"error": TEXT, "queue_size": WHOLE, "max_queue_size": WHOLE},
+        "queue_size",
+        "max_queue_size",
+    ),
+}
+ERROR_BODIES = {"openai": "OpenAIError", "fastapi": "FastAPIError", "flat": "FlatError"}

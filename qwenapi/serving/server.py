@@ -1,0 +1,269 @@
+"""The HTTP server process: gunicorn with gevent workers around the Flask application.
+
+Started as `python -m qwenapi.serving.server LISTEN_FD LIFELINE_FD REPORT_FD`, by http_child. The
+application is loaded after the fork: each worker imports it when gevent has patched it, and has its
+own EngineClient.
+"""
+
+import faulthandler
+import fcntl
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import gevent
+import orjson
+from gunicorn.app.base import BaseApplication
+from gunicorn.arbiter import Arbiter
+
+from qwenapi.keys.usage import create_usage_page
+from qwenapi.ledger.store import create_page
+from qwenapi.profile import Profiles
+from qwenapi.serving.handover import Handover
+from qwenapi.serving.listener import FIRST_LISTEN_FD
+from workers import lifeline
+from workers.errors import ExitCode
+
+KEEPALIVE_SECONDS = 75
+HUB_STALL_SECONDS = 60
+# How long a worker may wait for an engine before it takes callers: where there is one, and where it
+# must find one.
+ENGINE_SECONDS, NEEDED_ENGINE_SECONDS = 5.0, 10.0
+
+
+class HttpArbiter(Arbiter):
+    """gunicorn's arbiter, which shows its supervisor a sign of life whenever it looks around."""
+
+    def murder_workers(self) -> None:
+        self.app.report(event="beat")
+        super().murder_workers()
+
+
+class HttpServer(BaseApplication):
+    """gunicorn's application object: its settings, and how a worker gets the Flask application."""
+
+    def __init__(
+        self,
+        handover: Handover,
+        ledger: str,
+        usage: str,
+        model_run_dir: Path,
+        report_fd: int,
+        *,
+        needs_engine: bool,
+    ) -> None:
+        """`ledger`, `usage`: the paths of the pages, empty where none could be made.
+        `needs_engine`: the first workers are of no use without one.
+        """
+        self._settings = handover.settings
+        self._profiles = handover.profiles
+        self._ledger = ledger
+        self._usage = usage
+        self._model_run_dir = model_run_dir
+        self._report_fd = report_fd
+        self._needs_engine = needs_engine
+        self._engine: Any = None
+        super().__init__()
+
+    @property
+    def socket_timeout(self) -> float:
+        return self._settings.limits_socket_timeout
+
+    def load_config(self) -> None:
+        options: dict[str, Any] = {
+            "worker_class": "qwenapi.serving.fast_worker.FastWorker",
+            "workers": self._settings.api_server_count,
+            "worker_connections": 4000,
+            "keepalive": KEEPALIVE_SECONDS,
+            "timeout": HUB_STALL_SECONDS,
+            "graceful_timeout": int(self._settings.drain_timeout),
+            "backlog": 2048,
+            "max_requests": 0,
+            "preload_app": False,
+            "control_socket_disable": True,
+            "accesslog": None,
+            "loglevel": "warning",
+            "limit_request_line": 4094,
+            "limit_request_fields": 64,
+            "limit_request_field_size": 8190,
+            "worker_tmp_dir": "/dev/shm" if os.access("/dev/shm", os.W_OK) else None,
+            "proc_name": "qwenapi-http",
+            "post_fork": _post_fork,
+            "post_worker_init": _post_worker_init,
+            "worker_abort": _worker_abort,
+        }
+        for name, value in options.items():
+            self.cfg.set(name, value)
+
+    def run(self) -> None:
+        """Be the arbiter until told to stop."""
+        HttpArbiter(self).run()
+
+    def report(self, **event: Any) -> None:
+        """Tell the supervisor; one that does not listen misses it."""
+        try:
+            os.write(self._report_fd, orjson.dumps(event) + b"\n")
+        except OSError:
+            pass
+
+    def load(self) -> Any:
+        """Return the WSGI application; called in each worker, after gevent's patches."""
+        try:
+            return self._load()
+        except Exception as error:
+            # gunicorn logs it and ends; whoever asked for a reload wants to know why.
+            self.report(event="failed", message=f"{type(error).__name__}: {error}")
+            raise
+
+    def take_callers(self, *, is_first: bool) -> None:
+        """Return when callers can be served, or no engine has turned up for too long."""
+        is_needed = self._needs_engine and is_first
+        seconds = NEEDED_ENGINE_SECONDS if is_needed else ENGINE_SECONDS
+        deadline = time.monotonic() + seconds
+        while not self._engine.is_ready and (is_needed or self._has_engine_socket()):
+            if time.monotonic() >= deadline:
+                if is_needed:
+                    message = f"no engine was ready within {seconds:g} s in {self._model_run_dir}"
+                    self.report(event="failed", message=message)
+                    sys.exit(Arbiter.WORKER_BOOT_ERROR)  # or it would take callers to refuse them
+                break
+            gevent.sleep(0.02)
+        self.report(event="up", pid=os.getpid())
+
+    def discourage(self) -> None:
+        """Let readiness be refused from now on, whatever the engines say."""
+        self._engine.is_discouraged = True
+
+    def say_farewell(self) -> None:
+        """Fail what still runs, so that every caller gets an ending and none a cut."""
+        self._engine.fail_all("server_shutdown")
+
+    def _has_engine_socket(self) -> bool:
+        return any(self._model_run_dir.glob("engine-*.sock"))
+
+    def _load(self) -> Any:
+        from qwenapi import logs
+        from qwenapi.app import create_app
+        from qwenapi.engines.client import EngineClient
+        from qwenapi.keys import KeyRing, Usage
+        from qwenapi.ledger.store import Ledger
+        from qwenapi.services import Services
+        from qwenapi.tokenizers import Tokenizers
+        from qwenapi.tracing import open_tracer
+
+        logs.configure(self._settings)
+        profiles = Profiles(self._profiles)
+        tokenizers = Tokenizers()
+        name = f"http-{self._settings.port}/{os.getpid()}"
+        engine = self._engine = EngineClient(self._model_run_dir, name, tokenizers.prepare)
+        engine.start()
+        ledger = Ledger.lease(self._ledger, [profile.name for profile in profiles])
+        gevent.spawn(self._watch, ledger, engine)
+        store = self._open_store() if profiles.of_interface("coder") else None
+        tracer = open_tracer(self._settings.otel_endpoint)
+        keys = self._settings.auth_keys
+        return create_app(
+            Services(
+                self._settings,
+                profiles,
+                engine,
+                tokenizers,
+                ledger,
+                store,
+                tracer,
+                KeyRing(Path(keys) if keys else None, self._settings.api_key),
+                Usage.lease(self._usage),
+            )
+        )
+
+    def _watch(self, ledger: Any, engine: Any) -> None:
+        from qwenapi.ledger.alerts import LOOK_SECONDS, Rules, Watch
+
+        max_waiting = {p.name: p.settings.limits_max_waiting for p in self._profiles}
+        watch = Watch(ledger, Rules(self._settings, max_waiting), engine)
+        while True:
+            watch.tick()
+            gevent.sleep(LOOK_SECONDS)
+
+    def _open_store(self) -> Any:
+        from gevent.threadpool import ThreadPool
+
+        from qwenapi.conversations import open_store
+        from qwenapi.run_dir import state_dir
+
+        store = open_store(
+            self._settings.conversations, state_dir(self._settings), run=ThreadPool(4).apply
+        )
+        store.start()
+        return store
+
+
+def main() -> None:
+    """Take over the listening socket and run until told to stop."""
+    listen_fd, lifeline_fd, report_fd = (_move_up(int(fd)) for fd in sys.argv[1:4])
+    facts = orjson.loads(_read_line(lifeline_fd))
+    lifeline.hold(lifeline_fd)
+    os.set_blocking(report_fd, False)
+    os.dup2(listen_fd, FIRST_LISTEN_FD)
+    os.close(listen_fd)
+    os.environ.update(LISTEN_FDS="1", LISTEN_PID=str(os.getpid()))
+    # Tokenizers would start a thread pool of its own in every process; one request is never worth
+    # it.
+    os.environ["RAYON_NUM_THREADS"] = "1"
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    for name in ("PROMETHEUS_MULTIPROC_DIR", "prometheus_multiproc_dir"):
+        os.environ.pop(name, None)
+    handover = Handover.from_json(orjson.dumps(facts["handover"]))
+    run_dir = Path(facts["run_dir"])
+    ledger = str(create_page(run_dir, handover.profiles) or "")
+    HttpServer(
+        handover,
+        ledger,
+        str(create_usage_page(run_dir) or ""),
+        Path(facts["model_run_dir"]),
+        report_fd,
+        needs_engine=facts["needs_engine"],
+    ).run()
+
+
+def _move_up(fd: int) -> int:
+    """Return the descriptor's duplicate above those that the hand-over will overwrite."""
+    moved = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 10)
+    os.close(fd)
+    return moved
+
+
+def _read_line(fd: int) -> bytes:
+    line = bytearray()
+    while not line.endswith(b"\n"):
+        byte = os.read(fd, 1)
+        if not byte:
+            sys.exit(ExitCode.INTERNAL)
+        line += byte
+    return bytes(line)
+
+
+def _post_fork(arbiter: Any, worker: Any) -> None:
+    faulthandler.enable()
+    # Until it has handlers of its own a worker would swallow SIGTERM in its arbiter's, and then
+    # never end.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    lifeline.die_with_parent()
+
+
+def _post_worker_init(worker: Any) -> None:
+    worker.app.take_callers(is_first=worker.age <= worker.cfg.workers)
+
+
+def _worker_abort(worker: Any) -> None:
+    # A hub that has stalled for HUB_STALL_SECONDS would drain for graceful_timeout after gunicorn's
+    # SIGABRT.
+    faulthandler.dump_traceback(all_threads=True)
+    os._exit(ExitCode.INTERNAL)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,92 @@
+"""`python -m tests.bench.ledger_cost`: what writing the ledger costs, and reading it.
+
+Each figure is the least of many rounds: what the code takes when nobody else takes the core.
+"""
+
+import os
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from prometheus_client import CollectorRegistry, generate_latest
+
+from qwenapi.config import load, load_profiles
+from qwenapi.ledger.layout import NUM_RECORDS
+from qwenapi.ledger.prometheus import LedgerCollector
+from qwenapi.ledger.report import Reading, metrics_body
+from qwenapi.ledger.snapshot import take_snapshot
+from qwenapi.ledger.store import Ledger, create_page
+
+GOAL_TOKEN_US, GOAL_REQUEST_US = 2.0, 20.0
+NUM_TOKENS, NUM_REQUESTS = 1000, 1000
+
+
+def microseconds(
+    action: Callable[[], object], per: int = 1, rounds: int = 50
+) -> tuple[float, float]:
+    """Return the least and the median time of a round, for one of the `per` things it does."""
+    times = []
+    for _ in range(rounds):
+        started = time.perf_counter()
+        action()
+        times.append(1e6 * (time.perf_counter() - started) / per)
+    return min(times), statistics.median(times)
+
+
+def main() -> int:
+    profiles = load_profiles(load({}, {}), {}, {})
+    names = [profile.name for profile in profiles]
+    with tempfile.TemporaryDirectory() as folder:
+        path = create_page(Path(folder), profiles)
+        ledger = Ledger.lease(str(path), names)
+        try:
+            return measure(ledger, names)
+        finally:
+            if path:
+                path.unlink()
+
+
+def measure(ledger: Ledger, names: list[str]) -> int:
+    entry = ledger.begin(names[0], time.monotonic())
+    entry.accept(100)
+    entry.start()
+
+    def tokens() -> None:
+        for _ in range(NUM_TOKENS):
+            entry.tokens(0, 1, time.monotonic())
+
+    def requests() -> None:
+        for _ in range(NUM_REQUESTS):
+            each = ledger.begin(names[0], time.monotonic())
+            each.accept(100)
+            each.start()
+            each.tokens(0, 1, time.monotonic())
+            each.succeed("stop", 0)
+
+    token, request = microseconds(tokens, NUM_TOKENS), microseconds(requests, NUM_REQUESTS)
+    snapshot = take_snapshot(ledger.page, names)
+    assert len(snapshot.records) == NUM_RECORDS - 1
+    reading = Reading(load({}, {}), snapshot, (), now=time.time(), is_ready=True)
+    registry = CollectorRegistry()
+    registry.register(LedgerCollector(lambda: reading))
+    profile = load_profiles(load({}, {}), {}, {})[0]
+    print(f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
+    print(f"Python {platform.python_version()}, page {'shared' if ledger.is_shared else 'private'}")
+    print(f"{len(names)} profiles, {NUM_RECORDS} records; least / median of 50 rounds, µs")
+    for what, goal, (least, median) in (
+        ("a token written", GOAL_TOKEN_US, token),
+        ("a request written, its first token included", GOAL_REQUEST_US, request),
+        ("a snapshot", None, microseconds(lambda: take_snapshot(ledger.page, names))),
+        ("the JSON report of it", None, microseconds(lambda: metrics_body(reading, profile))),
+        ("the Prometheus text of it", None, microseconds(lambda: generate_latest(registry))),
+    ):
+        print(f"{what}: {least:,.2f} / {median:,.2f}" + (f" (goal {goal:g})" if goal else ""))
+    return 0 if token[0] < GOAL_TOKEN_US and request[0] < GOAL_REQUEST_US else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
