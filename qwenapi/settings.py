@@ -136,6 +136,9 @@ class Settings:
     kv_cache_gb: float = _row(
         0.0, "GiB of cache of each engine; 0: from free memory", scope="model", minimum=0
     )
+    gpu_memory_utilization: float = _row(
+        0.9, "part of each GPU's memory that is filled", scope="model", minimum=0.05, maximum=1.0
+    )
     dtype: str = _row(
         "auto",
         "type of weights and cache; auto: bfloat16 where the hardware multiplies it",
@@ -150,9 +153,9 @@ class Settings:
     )
     quantization: str = _row(
         "auto",
-        "what the weights are packed as; auto: as config.json says; unpacked while loading",
+        "how weights are packed; auto: as config.json says; fp8: plain ones are rounded to 8 bits",
         scope="model",
-        choices=("auto", "none", "awq", "gptq"),
+        choices=("auto", "none", "awq", "gptq", "fp8"),
     )
     attention_backend: str = _row(
         "auto",
@@ -166,8 +169,24 @@ class Settings:
     enable_prefix_caching: bool = _row(
         True, "keep cache blocks for prompts that begin alike", scope="model"
     )
+    num_speculative_tokens: int = _row(
+        0,
+        "most tokens drafted a step from a sequence's own text, and kept where they are right",
+        scope="model",
+        minimum=0,
+        maximum=16,
+    )
+    async_scheduling: str = _row(
+        "auto",
+        "whether a step begins before the one before it is read; auto: on CUDA",
+        scope="model",
+        choices=("auto", "on", "off"),
+    )
+    enforce_eager: bool = _row(
+        False, "CUDA: launch every kernel by itself, without graphs", scope="model"
+    )
     deterministic: bool = _row(
-        False, "CPU: the same bits whatever else is in the batch; slower", scope="model"
+        False, "the same bits whatever else is in the batch; slower", scope="model"
     )
     data_parallel_size: int = _row(
         1, "engines, each with its copy of the model", scope="model", minimum=1, maximum=999

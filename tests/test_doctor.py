@@ -358,7 +358,7 @@ def test_a_gpu_is_filled_but_for_its_reserve(monkeypatch):
     assert found["memory"].outcome is Outcome.OK and "a GPU" in found["memory"].what
     settings = replace(Settings(), max_num_seqs=4096)
     plan = make_plan(settings, *demo(), gpu)
-    reserve = gpu.total - int(memory.CUDA_UTILIZATION * gpu.total)
+    reserve = gpu.total - int(settings.gpu_memory_utilization * gpu.total)
     assert plan.block_size == 64
     assert plan.weights + plan.workspace + plan.cache <= gpu.free - reserve + plan.block_bytes
     full = Room("a GPU", True, 80 * GIB, 8 * GIB)

@@ -26,9 +26,13 @@ class EngineConfig:
     block_size: int = 0
     num_blocks: int = 0
     kv_cache_gb: float = 0.0
+    gpu_memory_utilization: float = 0.9
     threads: int = 0
     enable_prefix_caching: bool = True
     deterministic: bool = False
+    num_speculative_tokens: int = 0
+    async_scheduling: str = "auto"
+    enforce_eager: bool = False
     max_waiting: int = 1024
     step_timeout: float = 0.0
     log_level: str = "info"

@@ -38,6 +38,8 @@ class Gauges:
     cached_tokens: int = 0
     generated_tokens: int = 0
     preemptions: int = 0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
     device_allocated: int = 0
     device_reserved: int = 0
     device_total: int = 0

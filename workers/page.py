@@ -79,6 +79,8 @@ ENGINE_LAYOUT = Layout(
         "cached_tokens",
         "generated_tokens",
         "preemptions",
+        "drafted_tokens",
+        "accepted_tokens",  # of the drafted
         "device_allocated",  # bytes, as torch counts them; 0 on a CPU
         "device_reserved",
         "device_total",
@@ -92,6 +94,8 @@ ENGINE_COUNTERS = (
     "cached_tokens",
     "generated_tokens",
     "preemptions",
+    "drafted_tokens",
+    "accepted_tokens",
 )
 
 

@@ -35,7 +35,14 @@ IDLE_SECONDS = 0.5
 MIN_STEP_TIMEOUT = {"cuda": 10.0, "cpu": 120.0, "stub": 10.0}
 LOADING_TIMEOUT = 900.0
 SLOWEST_STEPS = 20
-CORE_COUNTERS = ("prompt_tokens", "cached_tokens", "generated_tokens", "preemptions")
+CORE_COUNTERS = (
+    "prompt_tokens",
+    "cached_tokens",
+    "generated_tokens",
+    "preemptions",
+    "drafted_tokens",
+    "accepted_tokens",
+)
 
 
 class Inbox:

@@ -17,7 +17,6 @@ from qwenapi.doctor.check import GIB, Check, failure, gib, ok, warning
 from qwenapi.doctor.model import Dimensions, Weights
 from qwenapi.settings import Settings
 
-CUDA_UTILIZATION = 0.9
 CPU_CACHE_FRACTION = 0.25
 CPU_CACHE_BYTES = 4 * GIB
 # Above this share of one GPU a model is spread over all.
@@ -135,7 +134,7 @@ def make_plan(settings: Settings, weights: Weights, of: Dimensions, room: Room) 
     if settings.num_blocks or settings.kv_cache_gb:
         num_blocks = settings.num_blocks or int(settings.kv_cache_gb * GIB) // block_bytes
     elif room.is_gpu:
-        reserve = int((1 - CUDA_UTILIZATION) * room.total)
+        reserve = int((1 - settings.gpu_memory_utilization) * room.total)
         num_blocks = min(max(0, free - reserve) // block_bytes, useful)
     else:
         share = int(min(CPU_CACHE_FRACTION * free, CPU_CACHE_BYTES))

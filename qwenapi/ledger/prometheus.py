@@ -152,6 +152,20 @@ ENGINE_FIGURES = tuple(
         ),
         (
             "counter",
+            "qwenapi_engine_drafted_tokens",
+            "vllm:spec_decode_num_draft_tokens",
+            "Tokens drafted for speculative decoding.",
+            _field("drafted_tokens"),
+        ),
+        (
+            "counter",
+            "qwenapi_engine_accepted_tokens",
+            "vllm:spec_decode_num_accepted_tokens",
+            "Drafted tokens that were right.",
+            _field("accepted_tokens"),
+        ),
+        (
+            "counter",
             "qwenapi_engine_restarts",
             "",
             "Starts of the engine after its first.",

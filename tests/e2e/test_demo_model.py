@@ -71,9 +71,9 @@ def test_sixty_four_streams_at_once_each_equal_the_same_request_alone(server, fi
     server.wait_until_idle()
 
 
-def test_two_hundred_random_disconnects_leave_every_block_free(server):
+def leave_at_random(server, count):
     chosen = random.Random(0)
-    delays = [chosen.random() * 0.3 for _ in range(200)]
+    delays = [chosen.random() * 0.3 for _ in range(count)]
 
     def leave(i):
         body = {"messages": [{"role": "user", "content": PROMPTS[i % 64] * 3}], "max_tokens": 500}
@@ -81,9 +81,30 @@ def test_two_hundred_random_disconnects_leave_every_block_free(server):
             time.sleep(delays[i])
 
     with ThreadPoolExecutor(24) as pool:
-        list(pool.map(leave, range(200)))
+        list(pool.map(leave, range(count)))
     server.wait_until_idle()
     assert server.text("still there?", max_tokens=3)
+
+
+def test_two_hundred_random_disconnects_leave_every_block_free(server):
+    leave_at_random(server, 200)
+
+
+def test_overlapping_steps_and_drafts_answer_the_same(server, start_server):
+    """Steps overlap while more than eight run, and drafts are made while fewer do."""
+    other = start_server(
+        "--dtype", "float32", "--async-scheduling", "on", "--num-speculative-tokens", "4"
+    )
+
+    def ask(i):
+        return content_of(other.stream(PROMPTS[i], max_tokens=48, seed=i, temperature=0.9))
+
+    with ThreadPoolExecutor(16) as pool:
+        answers = list(pool.map(ask, range(16)))
+    expected = [server.text(PROMPTS[i], max_tokens=48, seed=i, temperature=0.9) for i in range(16)]
+    assert answers == expected
+    leave_at_random(other, 60)
+    assert other.row()["accepted_tokens"] > 0
 
 
 def test_a_long_prompt_is_computed_while_others_keep_their_pace(server):
@@ -210,7 +231,7 @@ def test_an_answer_goes_on_with_the_engine_that_follows_a_killed_one(server):
 
 def test_a_deterministic_engine_gives_the_same_bits_after_it_was_killed(tmp_path):
     """Log-probabilities show every bit; beside it others run, and not the same ones again."""
-    server = RunningServer(tmp_path / "run", "--deterministic")
+    server = RunningServer(tmp_path / "run", "--deterministic", "--num-speculative-tokens", "4")
     fields = {"max_tokens": 120, "seed": 9, "temperature": 1.0, "ignore_eos": True}
     asked = {**fields, "logprobs": True, "top_logprobs": 3}
     try:

@@ -80,6 +80,7 @@ def test_the_models_are_listed(client):
     assert [model.id for model in client.models.list()] == ["qwen-demo"]
 
 
+@pytest.mark.timing
 def test_tokens_arrive_one_by_one(stub_server):
     arrivals = []
     with raw_request(stub_server, {"messages": MESSAGES, "stream": True, "max_tokens": 30}) as sock:

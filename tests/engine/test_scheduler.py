@@ -42,7 +42,7 @@ class Bench:
         assert batch.num_tokens <= self.budget
         assert all(row.num_tokens > 0 for row in batch.rows)
         for row in batch.rows:
-            self.scheduler.update(row, 1 if row.is_sampled else None)
+            self.scheduler.update(row, [1] * row.num_samples)
             if row.sequence.is_finished and row.sequence.request.is_finished:
                 self.ended.append(row.sequence.request.key)
         self.scheduler.check_integrity()

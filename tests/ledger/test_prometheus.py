@@ -22,6 +22,8 @@ COUNTERS = {
     "qwenapi_engine_cached_tokens",
     "qwenapi_engine_generated_tokens",
     "qwenapi_engine_preemptions",
+    "qwenapi_engine_drafted_tokens",
+    "qwenapi_engine_accepted_tokens",
     "qwenapi_engine_restarts",
     "qwenapi_replays",
     "vllm:prompt_tokens",
@@ -29,6 +31,8 @@ COUNTERS = {
     "vllm:prefix_cache_queries",
     "vllm:prefix_cache_hits",
     "vllm:num_preemptions",
+    "vllm:spec_decode_num_draft_tokens",
+    "vllm:spec_decode_num_accepted_tokens",
     "vllm:request_success",
 }
 GAUGES = {

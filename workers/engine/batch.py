@@ -8,15 +8,33 @@ from workers.engine.sequence import Sequence
 
 
 class Row(NamedTuple):
-    """The next `num_tokens` tokens of a sequence."""
+    """Tokens `start : start + num_tokens` of a sequence, the last of which may be drafts.
+
+    `num_samples` is 0 before the sequence's end is reached, else one more than there are drafts:
+    what follows the last known token and, should it be right, each draft.
+    """
 
     sequence: Sequence
+    start: int
     num_tokens: int
+    num_samples: int
+    drafts: tuple[int, ...] = ()
 
     @property
-    def is_sampled(self) -> bool:
-        """Whether the step reaches the sequence's end, so that its next token can be chosen."""
-        return self.num_tokens == self.sequence.num_uncomputed
+    def stop(self) -> int:
+        return self.start + self.num_tokens
+
+    @property
+    def token_ids(self) -> list[int]:
+        """The row's tokens; 0 for one that a step under way is still to sample."""
+        known = self.sequence.token_ids[self.start : self.stop]
+        missing = self.num_tokens - len(known) - len(self.drafts)
+        return [*known, *[0] * missing, *self.drafts]
+
+    @property
+    def is_awaited(self) -> bool:
+        """Whether its only token is still to be sampled by the step before this one."""
+        return self.start >= len(self.sequence.token_ids)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from workers.config import EngineConfig
 from workers.core import Gauges, Key, StepOutput
 from workers.engine.block_manager import BlockManager
+from workers.engine.model_runner import Step
 from workers.engine.request import Request
 from workers.engine.sampler import Sample
 from workers.engine.scheduler import Scheduler
@@ -25,15 +26,20 @@ class Engine:
     """An EngineCore over a transformers checkpoint."""
 
     def __init__(
-        self,
-        config: EngineConfig,
-        progress: Progress,
-        clock: Callable[[], float] = time.monotonic,
+        self, config: EngineConfig, progress: Progress, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self.card, self._runner = start(config, progress)
         card = self.card
         self._blocks = BlockManager(card.num_blocks, card.block_size, config.enable_prefix_caching)
-        self._scheduler = Scheduler(self._blocks, card.max_num_seqs, card.max_num_batched_tokens)
+        self._scheduler = Scheduler(
+            self._blocks,
+            card.max_num_seqs,
+            card.max_num_batched_tokens,
+            config.num_speculative_tokens,
+        )
+        self._overlaps = overlaps(config.async_scheduling, card.device)
+        # The step whose samples are not known yet, where steps overlap.
+        self._under_way: Step | None = None
         self._clock = clock
         self._requests: dict[Key, Request] = {}
         self._num_added = 0
@@ -44,7 +50,8 @@ class Engine:
     @property
     def has_work(self) -> bool:
         pending = self._pending
-        return self._scheduler.has_work or bool(pending.chunks or pending.failed)
+        is_waiting = bool(pending.chunks or pending.failed)
+        return self._scheduler.has_work or self._under_way is not None or is_waiting
 
     def add(self, key: Key, request: Generate) -> None:
         """Queue an admitted request; one that cannot run is answered by the next step."""
@@ -76,8 +83,16 @@ class Engine:
         return True
 
     def step(self) -> StepOutput:
-        """Compute one batch and return what it has to say."""
+        """Compute one batch and return what is known to follow from it.
+
+        Where steps overlap that is the batch before this one: the device computes on while its
+        tokens are read, checked and sent.
+        """
         output, self._pending = self._pending, StepOutput()
+        previous, self._under_way = self._under_way, None
+        if previous is not None and self._scheduler.speculates:
+            self._take(previous, output)  # drafts continue what is known
+            previous = None
         batch = self._scheduler.schedule()
         for request in self._scheduler.expire(self._clock()):
             del self._requests[request.key]
@@ -87,11 +102,13 @@ class Engine:
             output.started.append((request.key, Started(request.generate.wid, cached_tokens)))
             self._prompt_tokens += len(request.prompt_ids)
             self._cached_tokens += request.cached_tokens or 0
-        if batch.rows:
-            for row, sample in self._runner.execute(batch):
-                self._scheduler.update(row, sample.token_id if sample else None)
-                if sample is not None:
-                    self._report(row.sequence, sample, output)
+        launched = self._runner.launch(batch, previous) if batch.rows else None
+        if previous is not None:
+            self._take(previous, output)
+        if self._overlaps:
+            self._under_way = launched
+        elif launched is not None:
+            self._take(launched, output)
         return output
 
     def gauges(self) -> Gauges:
@@ -106,6 +123,8 @@ class Engine:
             cached_tokens=self._cached_tokens,
             generated_tokens=self._generated_tokens,
             preemptions=scheduler.num_preemptions,
+            drafted_tokens=scheduler.num_drafted,
+            accepted_tokens=scheduler.num_accepted,
             **self._runner.device_memory(),
         )
 
@@ -124,22 +143,37 @@ class Engine:
             for ids in tokens
         )
 
-    def _report(self, sequence: Sequence, sample: Sample, output: StepOutput) -> None:
-        request = sequence.request
+    def _take(self, step: Step, output: StepOutput) -> None:
+        """Wait for a step's samples and say what they are."""
+        for row, samples in step.read():
+            num_taken = self._scheduler.update(row, [sample.token_id for sample in samples])
+            for left, sample in zip(range(num_taken, 0, -1), samples, strict=False):
+                self._report(row.sequence, sample, left - 1, output)
+
+    def _report(
+        self, sequence: Sequence, sample: Sample, num_later: int, output: StepOutput
+    ) -> None:
+        """Say that a token was sampled, with `num_later` after it in the same step."""
+        request, is_last = sequence.request, num_later == 0
         self._generated_tokens += 1
         chunk = Chunk(
             request.generate.wid,
             sequence.choice,
-            sequence.num_output_tokens - 1,
+            sequence.num_output_tokens - 1 - num_later,
             (sample.token_id,),
-            sequence.finish_reason,
-            sequence.stop_token_id,
+            sequence.finish_reason if is_last else None,
+            sequence.stop_token_id if is_last else None,
             () if sample.logprob is None else (sample.logprob,),
         )
         output.chunks.append((request.key, chunk))
-        if sequence.is_finished and request.is_finished:
+        if is_last and sequence.is_finished and request.is_finished:
             del self._requests[request.key]
             output.finished.append((request.key, request.finished()))
+
+
+def overlaps(asked: str, device: str) -> bool:
+    """Return whether steps overlap; by itself on CUDA, as on a CPU nobody could wait."""
+    return asked == "on" or (asked == "auto" and device.startswith("cuda"))
 
 
 def _last_chunk(sequence: Sequence) -> Chunk:

@@ -6,20 +6,24 @@ who runs next and what becomes of a token. Where kernels attend, packing.py lays
     flat batch:  one token of each decoding row, shortest context first │ the spans of prompts
 """
 
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator
+from itertools import islice
 
 import torch
 from torch import Tensor
 
 from workers.engine.batch import Batch, Row
 from workers.engine.block_manager import TRASH
-from workers.engine.packing import pack
+from workers.engine.packing import pack_rows, sampled_tokens
 from workers.engine.processors import SamplingRow
-from workers.engine.sampler import Sample, sample
+from workers.engine.sampler import Choice, Sample, choose
 from workers.engine.sequence import Sequence
-from workers.model.attention import AttentionPlan, DecodeGroup, Plan, PrefillSpan
+from workers.model.attention import AttentionPlan, DecodeGroup, PrefillSpan
 from workers.model.decoder import Decoder
+from workers.model.graphs import Graphs
+from workers.model.transfer import to_device
+
+Rows = list[Row]
 
 # A group's rows are padded to its longest. Up to this many blocks, one group beats two.
 _SMALL_BLOCKS = 8
@@ -27,14 +31,28 @@ _SMALL_BLOCKS = 8
 _MAX_GROUP_TOKENS = 1 << 18
 
 
-class _FlatBatch(NamedTuple):
-    """Rows in the order of their logits, and what the decoder takes."""
+class Step:
+    """A step under way: its rows and, once they are there, what they sampled."""
 
-    rows: list[Row]
-    token_ids: Tensor
-    positions: Tensor
-    plan: Plan
-    last_tokens: Tensor
+    def __init__(self, rows: Rows, choice: Choice | None) -> None:
+        self._rows = rows
+        self._choice = choice
+
+    def read(self) -> list[tuple[Row, list[Sample]]]:
+        """Wait for the step's end; return its rows, each with its samples."""
+        samples = iter(self._choice.read() if self._choice else ())
+        return [(row, list(islice(samples, row.num_samples))) for row in self._rows]
+
+    def tokens_of(self, sequences: Iterable[Sequence]) -> Tensor:
+        """Return the tokens that these sequences' rows sample, on the device."""
+        places: dict[Sequence, int] = {}
+        for row in self._rows:
+            if row.num_samples:
+                places[row.sequence] = len(places)
+        assert self._choice is not None
+        tokens = self._choice.tokens
+        chosen = torch.tensor([places[sequence] for sequence in sequences])
+        return tokens[to_device(chosen, tokens.device)]
 
 
 class ModelRunner:
@@ -48,8 +66,10 @@ class ModelRunner:
         block_size: int,
         *,
         for_kernels: bool = False,
+        graphs: Graphs | None = None,
     ) -> None:
         self._decoder = decoder
+        self._graphs = graphs
         self._num_kv_heads = num_kv_heads
         self._for_kernels = for_kernels
         self._block_size = block_size
@@ -68,61 +88,62 @@ class ModelRunner:
             "device_total": torch.cuda.get_device_properties(device).total_memory,
         }
 
-    def execute(self, batch: Batch) -> list[tuple[Row, Sample | None]]:
-        """Compute a batch; return its rows, each with its next token if the row is complete."""
-        flat = self._pack(batch) if self._for_kernels else self._gather(batch)
-        logits = self._decoder.forward(flat.token_ids, flat.positions, flat.plan, flat.last_tokens)
-        sampled = [_sampling_row(row.sequence) for row in flat.rows if row.is_sampled]
-        samples = iter(sample(logits, sampled) if sampled else ())
-        return [(row, next(samples) if row.is_sampled else None) for row in flat.rows]
+    def launch(self, batch: Batch, previous: Step | None = None) -> Step:
+        """Begin a step; `previous`, if still under way, samples what some rows begin with."""
+        forward = self._forward_packed if self._for_kernels else self._forward_gathered
+        rows, logits = forward(list(batch.rows), previous)
+        sampling = [_sampling_row(row, index) for row in rows for index in range(row.num_samples)]
+        return Step(rows, choose(logits, sampling) if sampling else None)
 
-    def _pack(self, batch: Batch) -> _FlatBatch:
-        packed = pack(batch.rows, self._num_kv_heads, self._block_size, self._decoder.device)
-        return _FlatBatch(list(batch.rows), *packed)
+    def _forward_packed(self, rows: Rows, previous: Step | None) -> tuple[Rows, Tensor]:
+        """Compute by kernels; return the rows in the order of their logits, and these."""
+        packed = pack_rows(rows, self._block_size, self._decoder.device)
+        _fill_awaited(packed.token_ids, rows, previous)
+        logits = self._graphs.forward(packed) if self._graphs else None
+        if logits is None:
+            positions, plan = packed.lay_out(
+                self._num_kv_heads, self._block_size, is_exact=self._decoder.is_exact
+            )
+            logits = self._decoder.forward(packed.token_ids, positions, plan, packed.last_tokens)
+        return rows, logits
 
-    def _gather(self, batch: Batch) -> _FlatBatch:
+    def _forward_gathered(self, rows: Rows, previous: Step | None) -> tuple[Rows, Tensor]:
+        """Compute by torch; return the rows in the order of their logits, and these."""
         is_exact = self._decoder.is_exact  # then there are no groups, only spans
-        decodes = [row for row in batch.rows if row.num_tokens == 1 and not is_exact]
-        decodes.sort(key=lambda row: row.sequence.num_computed)
-        prefills = [row for row in batch.rows if row.num_tokens > 1 or is_exact]
+        decodes = [row for row in rows if row.num_tokens == 1 and not is_exact]
+        decodes.sort(key=lambda row: row.start)
+        prefills = [row for row in rows if row.num_tokens > 1 or is_exact]
         rows = decodes + prefills
-        token_ids, positions, slots, ends = self._flatten(rows)
+        token_ids, positions, slots = map(self._tensor, self._flatten(rows))
+        _fill_awaited(token_ids, rows, previous)
         plan = AttentionPlan(
-            slots=self._tensor(slots),
+            slots=slots,
             decodes=tuple(self._decode_groups(decodes)),
             prefills=tuple(self._prefill_spans(prefills, len(decodes))),
             is_exact=is_exact,
         )
-        last_tokens = [end for row, end in zip(rows, ends, strict=True) if row.is_sampled]
-        return _FlatBatch(
-            rows,
-            self._tensor(token_ids),
-            self._tensor(positions),
-            plan,
-            self._tensor(last_tokens),
-        )
+        last_tokens = self._tensor(sampled_tokens(rows))
+        return rows, self._decoder.forward(token_ids, positions, plan, last_tokens)
 
-    def _flatten(self, rows: list[Row]) -> tuple[list[int], list[int], list[int], list[int]]:
-        """Return the flat batch's token ids, positions and slots, and each row's last index."""
+    def _flatten(self, rows: Rows) -> tuple[list[int], list[int], list[int]]:
+        """Return the flat batch's token ids, positions and slots."""
         token_ids: list[int] = []
         positions: list[int] = []
         slots: list[int] = []
-        ends: list[int] = []
         size = self._block_size
-        for sequence, num_tokens in rows:
-            start, blocks = sequence.num_computed, sequence.table.ids
-            token_ids += sequence.token_ids[start : start + num_tokens]
-            positions += range(start, start + num_tokens)
+        for row in rows:
+            blocks = row.sequence.table.ids
+            token_ids += row.token_ids
+            positions += range(row.start, row.stop)
             slots += [
                 blocks[position // size] * size + position % size
-                for position in range(start, start + num_tokens)
+                for position in range(row.start, row.stop)
             ]
-            ends.append(len(token_ids) - 1)
-        return token_ids, positions, slots, ends
+        return token_ids, positions, slots
 
     def _decode_groups(self, rows: list[Row]) -> Iterator[DecodeGroup]:
         """Cut sorted rows into groups whose longest is at most twice as long as their shortest."""
-        lengths = [row.sequence.num_computed + 1 for row in rows]
+        lengths = [row.stop for row in rows]
         stop = len(rows)
         while stop > 0:
             num_blocks = -(-lengths[stop - 1] // self._block_size)
@@ -150,11 +171,11 @@ class ModelRunner:
         return DecodeGroup(first, stop, self._pages(tables), width, mask[:, None])
 
     def _prefill_spans(self, rows: list[Row], first: int) -> Iterator[PrefillSpan]:
-        for sequence, num_tokens in rows:
-            length = sequence.num_computed + num_tokens
+        for row in rows:
+            sequence = row.sequence
             pages = self._consecutive(sequence) or self._pages([sequence.table.ids])
-            yield PrefillSpan(first, first + num_tokens, pages, length)
-            first += num_tokens
+            yield PrefillSpan(first, first + row.num_tokens, pages, row.stop)
+            first += row.num_tokens
 
     def _pages(self, tables: list[list[int]]) -> Tensor:
         """Return the page numbers of equally long block tables for every head, head-major."""
@@ -168,7 +189,22 @@ class ModelRunner:
         return slice(ids[0] * self._block_size, (ids[-1] + 1) * self._block_size)
 
     def _tensor(self, values: list[int] | list[list[int]]) -> Tensor:
-        return torch.tensor(values, dtype=torch.int64, device=self._head_offsets.device)
+        return to_device(torch.tensor(values, dtype=torch.int64), self._head_offsets.device)
+
+
+def _fill_awaited(token_ids: Tensor, rows: Rows, previous: Step | None) -> None:
+    """Put in place, on the device, the tokens of a flat batch that the host does not know yet."""
+    awaited: dict[int, Sequence] = {}
+    index = 0
+    for row in rows:
+        if row.is_awaited:
+            awaited[index] = row.sequence
+        index += row.num_tokens
+    if awaited:
+        assert previous is not None
+        tokens = previous.tokens_of(awaited.values())
+        where = to_device(torch.tensor(list(awaited)), token_ids.device)
+        token_ids[where] = tokens.to(token_ids)
 
 
 def _padded(ids: list[int], num_blocks: int) -> list[int]:
@@ -176,14 +212,16 @@ def _padded(ids: list[int], num_blocks: int) -> list[int]:
     return ids[:num_blocks] + [TRASH] * (num_blocks - len(ids))
 
 
-def _sampling_row(sequence: Sequence) -> SamplingRow:
-    request = sequence.request
+def _sampling_row(row: Row, index: int) -> SamplingRow:
+    """Return what to sample behind the row's drafts up to `index`."""
+    request = row.sequence.request
+    position = row.stop - row.num_samples + index + 1
     return SamplingRow(
         params=request.params,
-        choice=sequence.choice,
-        position=len(sequence.token_ids),
-        num_output=sequence.num_output_tokens,
+        choice=row.sequence.choice,
+        position=position,
+        num_output=position - len(request.prompt_ids),
         stop_ids=request.stop_ids,
         prompt_set=request.prompt_set,
-        output_counts=sequence.output_counts or {},
+        output_counts=row.sequence.output_counts or {},
     )

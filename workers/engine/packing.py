@@ -4,50 +4,45 @@ token ids │ starts │ lengths │ last tokens of sampled rows │ block table
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from workers.engine.batch import Row
-from workers.model.paged_plan import PagedPlan, choose_splits, locate
+from workers.model.packed_batch import PackedBatch
+
+# In elements of four bytes.
+_ALIGNMENT = 4
 
 
-class PackedBatch(NamedTuple):
-    """What the decoder takes."""
-
-    token_ids: Tensor
-    positions: Tensor
-    plan: PagedPlan
-    last_tokens: Tensor
-
-
-def pack(
-    rows: Sequence[Row], num_kv_heads: int, block_size: int, device: torch.device
-) -> PackedBatch:
+def pack_rows(rows: Sequence[Row], block_size: int, device: torch.device) -> PackedBatch:
     """Lay rows out flat on a device, in their order."""
     counts = np.array([row.num_tokens for row in rows])
     starts = np.concatenate(([0], counts.cumsum()))
-    is_sampled = np.array([row.is_sampled for row in rows])
-    lengths = np.array([row.sequence.num_computed for row in rows]) + counts
+    lengths = np.array([row.stop for row in rows])
     tables = _tables(rows, -(-lengths // block_size))
-    parts = [_token_ids(rows, starts), starts, lengths, starts[1:][is_sampled] - 1, tables.ravel()]
+    samples = np.array(sampled_tokens(rows))
+    parts = [_token_ids(rows, starts), starts, lengths, samples, tables.ravel()]
     token_ids, on_device, lengths_there, last_tokens, flat = _upload(parts, device)
     table = flat.view(tables.shape)
-    positions, slots = locate(on_device, lengths_there, table, token_ids.shape[0], block_size)
-    longest = tables.shape[1] * block_size
-    max_query = int(counts.max())
-    splits = choose_splits(len(rows), num_kv_heads, longest, device) if max_query == 1 else 1
-    plan = PagedPlan(slots, on_device, lengths_there, table, max_query, splits)
-    return PackedBatch(token_ids, positions, plan, last_tokens)
+    return PackedBatch(token_ids, on_device, lengths_there, table, last_tokens, int(counts.max()))
+
+
+def sampled_tokens(rows: Sequence[Row]) -> list[int]:
+    """Return the indexes in the flat batch behind which rows sample: drafts, and tokens before."""
+    found: list[int] = []
+    end = 0
+    for row in rows:
+        end += row.num_tokens
+        found += range(end - row.num_samples, end)
+    return found
 
 
 def _token_ids(rows: Sequence[Row], starts: np.ndarray) -> np.ndarray:
     token_ids = np.empty(starts[-1], np.int32)
-    for (sequence, num_tokens), start in zip(rows, starts, strict=False):
-        first = sequence.num_computed
-        token_ids[start : start + num_tokens] = sequence.token_ids[first : first + num_tokens]
+    for row, start in zip(rows, starts, strict=False):
+        token_ids[start : start + row.num_tokens] = row.token_ids
     return token_ids
 
 
@@ -59,9 +54,14 @@ def _tables(rows: Sequence[Row], num_blocks: np.ndarray) -> np.ndarray:
     return tables
 
 
-def _upload(parts: list[np.ndarray], device: torch.device) -> tuple[Tensor, ...]:
-    """Return int32 copies of the parts on a device, by one transfer."""
-    packed = torch.from_numpy(np.concatenate(parts, dtype=np.int32, casting="unsafe"))
-    if device.type == "cuda":
-        packed = packed.pin_memory()
-    return packed.to(device, non_blocking=True).split([part.size for part in parts])
+def _upload(parts: list[np.ndarray], device: torch.device) -> list[Tensor]:
+    """Return int32 copies of the parts on a device, by one transfer.
+
+    Each begins where 16 bytes do: of a kernel whose pointers do and do not, Triton makes two.
+    """
+    sizes = [-(-part.size // _ALIGNMENT) * _ALIGNMENT for part in parts]
+    packed = torch.empty(sum(sizes), dtype=torch.int32, pin_memory=device.type == "cuda")
+    for here, part in zip(packed.split(sizes), parts, strict=True):
+        here.numpy()[: part.size] = part
+    there = packed.to(device, non_blocking=True).split(sizes)
+    return [whole[: part.size] for whole, part in zip(there, parts, strict=True)]

@@ -11,6 +11,7 @@ from itertools import repeat
 import torch
 from torch import Tensor
 
+from workers.model.transfer import to_device
 from workers.protocol import SamplingParams
 
 MIN_TEMPERATURE = 1e-5
@@ -80,8 +81,9 @@ class _Cells:
         if not self._tokens:
             return None
         rows = torch.tensor(self._rows).repeat_interleave(torch.tensor(self._counts))
-        index = rows.to(like.device), torch.tensor(self._tokens, device=like.device)
-        return index, torch.tensor(self._values, dtype=like.dtype, device=like.device)
+        tokens, values = torch.tensor(self._tokens), torch.tensor(self._values, dtype=like.dtype)
+        index = to_device(rows, like.device), to_device(tokens, like.device)
+        return index, to_device(values, like.device)
 
 
 Touched = list[tuple[int, SamplingRow]]

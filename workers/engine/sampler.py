@@ -6,6 +6,7 @@ and parameters. Refuses to know sequences, schedules and when a generation ends.
 """
 
 from collections.abc import Sequence
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -15,6 +16,8 @@ from workers.engine.drawing import DrawParams, draw_free, draw_restricted
 from workers.engine.noise import row_key
 from workers.engine.processors import SamplingRow, process
 from workers.engine.threshold_drawing import draw
+from workers.model.attention_backend import uses_kernels
+from workers.model.transfer import to_device
 from workers.protocol import MAX_LOGPROBS, TokenLogprob
 
 
@@ -25,23 +28,53 @@ class Sample(NamedTuple):
     logprob: TokenLogprob | None = None
 
 
-@torch.inference_mode()
+class Choice:
+    """Tokens chosen on a device, `tokens` `[rows]`, which the host can wait for and read later."""
+
+    def __init__(self, tokens: Tensor, asking: dict[int, int], logprobs: tuple[Tensor, ...]):
+        self.tokens = tokens
+        self._asking = asking
+        self._parts = [part.to("cpu", non_blocking=True) for part in (tokens, *logprobs)]
+        self._copied = None
+        if tokens.device.type == "cuda":
+            self._copied = torch.cuda.Event()
+            self._copied.record(torch.cuda.current_stream(tokens.device))
+
+    def read(self) -> list[Sample]:
+        """Return one sample per row, once they are there."""
+        if self._copied is not None:
+            self._copied.synchronize()
+        tokens, *logprobs = (part.tolist() for part in self._parts)
+        samples = [Sample(token) for token in tokens]
+        for (row, count), chosen, ids, values in zip(self._asking.items(), *logprobs, strict=True):
+            logprob = TokenLogprob(tokens[row], chosen, tuple(ids[:count]), tuple(values[:count]))
+            samples[row] = Sample(tokens[row], logprob)
+        return samples
+
+
 def sample(logits: Tensor, rows: Sequence[SamplingRow]) -> list[Sample]:
     """Return one sample per row of logits `[rows, vocabulary]`, which may be overwritten."""
-    asking = [index for index, row in enumerate(rows) if row.params.logprobs is not None]
+    return choose(logits, rows).read()
+
+
+@torch.inference_mode()
+def choose(logits: Tensor, rows: Sequence[SamplingRow]) -> Choice:
+    """Choose one token per row of logits `[rows, vocabulary]`, which may be overwritten."""
+    asking = {
+        index: min(row.params.logprobs, MAX_LOGPROBS)
+        for index, row in enumerate(rows)
+        if row.params.logprobs is not None
+    }
     if not asking and all(row.is_greedy and not row.is_processed for row in rows):
-        return [Sample(token) for token in _best(logits).tolist()]
-    logits = logits.float()
-    raw = logits[asking].log_softmax(-1) if asking else None
+        return Choice(_best(logits), {}, ())
+    if logits.device.type == "cpu" or any(row.is_processed for row in rows):
+        logits = logits.float()
+    where = to_device(torch.tensor(list(asking), dtype=torch.int64), logits.device)
+    raw = logits[where].float().log_softmax(-1) if asking else None
     process(logits, rows)
     tokens = (choose_on_cpu if logits.device.type == "cpu" else choose_on_gpu)(logits, rows)
-    samples = [Sample(token) for token in tokens.tolist()]
-    if raw is not None:
-        for index, logprob in zip(
-            asking, _logprobs(raw, tokens[asking], rows, asking), strict=True
-        ):
-            samples[index] = Sample(samples[index].token_id, logprob)
-    return samples
+    logprobs = () if raw is None else _logprobs(raw, tokens[where])
+    return Choice(tokens, asking, logprobs)
 
 
 def choose_on_cpu(logits: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
@@ -64,14 +97,26 @@ def choose_on_cpu(logits: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
 
 def choose_on_gpu(logits: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
     """Return the same tokens by the same few kernels for all rows, which the host waits for none
-    of.
+    of; logits may be of any floating type.
     """
-    scaled, params = _tempered(logits, rows, list(range(len(rows))))
+    temperatures, params = _parameters(logits, rows)
+    if _has_kernels(logits.device):
+        from workers.model.kernels import sampling
+
+        return sampling.choose(
+            logits, temperatures, params.top_k, params.top_p, params.min_p, params.low, params.high
+        )
+    is_drawn = temperatures > 0
+    scaled = logits / torch.where(is_drawn, temperatures, 1.0)[:, None]
     has_top_k = any(row.params.top_k > 0 for row in rows)
     has_top_p = any(row.params.top_p < 1.0 for row in rows)
     tokens = draw(scaled, params, has_top_k=has_top_k, has_top_p=has_top_p)
-    is_greedy = torch.tensor([row.is_greedy for row in rows], device=logits.device)
-    return torch.where(is_greedy, _best(logits), tokens)
+    return torch.where(is_drawn, tokens, _best(logits))
+
+
+@cache
+def _has_kernels(device: torch.device) -> bool:
+    return uses_kernels("auto", device)
 
 
 def _best(logits: Tensor) -> Tensor:
@@ -91,35 +136,29 @@ def _take(logits: Tensor, members: list[int]) -> Tensor:
 def _tempered(
     logits: Tensor, rows: Sequence[SamplingRow], members: list[int]
 ) -> tuple[Tensor, DrawParams]:
-    """Return the members' logits divided by their temperatures, and their parameters as tensors."""
-    chosen = [rows[index] for index in members]
-    params = [row.params for row in chosen]
-    keys = [row_key(row.params.seed, row.choice, row.position) for row in chosen]
-    integers = torch.tensor(
-        [[p.top_k, low, high] for p, (low, high) in zip(params, keys, strict=True)]
-    )
-    temperatures = [1.0 if row.is_greedy else row.params.temperature for row in chosen]
-    floats = torch.tensor(
-        [[t, p.top_p, p.min_p] for t, p in zip(temperatures, params, strict=True)],
-        dtype=torch.float32,
-    )
-    integers, floats = integers.to(logits.device), floats.to(logits.device)
-    words = integers[:, 1:].to(torch.int32)
-    draw = DrawParams(integers[:, 0], floats[:, 1], floats[:, 2], words[:, 0], words[:, 1])
-    return _take(logits, members) / floats[:, :1], draw
+    """Return the members' logits divided by their temperatures, and their parameters."""
+    temperatures, params = _parameters(logits, [rows[index] for index in members])
+    return _take(logits, members) / temperatures[:, None], params
 
 
-def _logprobs(
-    raw: Tensor, tokens: Tensor, rows: Sequence[SamplingRow], asking: list[int]
-) -> list[TokenLogprob]:
-    """Return the chosen tokens' log-probabilities and the likeliest alternatives."""
-    chosen = raw.gather(1, tokens[:, None])[:, 0].tolist()
+def _parameters(logits: Tensor, rows: Sequence[SamplingRow]) -> tuple[Tensor, DrawParams]:
+    """Return temperatures, 0 where a row is greedy, and the rest, beside the logits by one copy."""
+    params = [row.params for row in rows]
+    keys = [row_key(row.params.seed, row.choice, row.position) for row in rows]
+    counts = [min(p.top_k, logits.shape[1]) for p in params]
+    integers = torch.tensor([counts, *zip(*keys, strict=True)], dtype=torch.int32)
+    heats = [0.0 if row.is_greedy else row.params.temperature for row in rows]
+    shares = [[p.top_p for p in params], [p.min_p for p in params]]
+    floats = torch.tensor([heats, *shares], dtype=torch.float32)
+    packed = to_device(torch.cat([integers, floats.view(torch.int32)]), logits.device)
+    top_k, low, high = packed[:3]
+    temperatures, top_p, min_p = packed[3:].view(torch.float32)
+    return temperatures, DrawParams(top_k, top_p, min_p, low, high)
+
+
+def _logprobs(raw: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the chosen tokens' log-probabilities, and ids and values of the likeliest tokens."""
+    chosen = raw.gather(1, tokens[:, None])[:, 0]
     # Always as many, so that a row's order among equals does not depend on what others ask for.
     best = raw.topk(min(MAX_LOGPROBS, raw.shape[1]))
-    values, indices = best.values.tolist(), best.indices.tolist()
-    result = []
-    for place, index in enumerate(asking):
-        count = min(rows[index].params.logprobs or 0, MAX_LOGPROBS)
-        top_ids, top_values = tuple(indices[place][:count]), tuple(values[place][:count])
-        result.append(TokenLogprob(int(tokens[place]), chosen[place], top_ids, top_values))
-    return result
+    return chosen, best.indices, best.values

@@ -16,10 +16,12 @@ import heapq
 from bisect import insort
 from collections import Counter
 from collections.abc import Collection, Iterator
+from itertools import zip_longest
 from operator import attrgetter
 
 from workers.engine.batch import Batch, Row
 from workers.engine.block_manager import BlockManager, BlockTable
+from workers.engine.ngram import NgramDrafter
 from workers.engine.request import Request
 from workers.engine.sequence import Sequence, SequenceStatus
 from workers.engine.waiting_queue import WaitingQueue
@@ -27,6 +29,8 @@ from workers.fairness import TenantCounters
 
 # Blocks kept free at admission, so that running rows can grow a little before anyone is preempted.
 _WATERMARK = 0.01
+# Beyond, rows fill the processor by themselves, and wrong drafts would cost them.
+MAX_SPECULATING_ROWS = 8
 
 _order = attrgetter("order")
 
@@ -35,13 +39,19 @@ class Scheduler:
     """The owner of every unfinished sequence."""
 
     def __init__(
-        self, blocks: BlockManager, max_num_seqs: int, max_num_batched_tokens: int
+        self,
+        blocks: BlockManager,
+        max_num_seqs: int,
+        max_num_batched_tokens: int,
+        num_speculative_tokens: int = 0,
     ) -> None:
         assert 0 < max_num_seqs <= max_num_batched_tokens
         self.num_preemptions = 0
+        self.num_drafted = self.num_accepted = 0
         self._blocks = blocks
         self._max_num_seqs = max_num_seqs
         self._budget = max_num_batched_tokens
+        self._num_speculative_tokens = num_speculative_tokens
         self._watermark = int(_WATERMARK * blocks.num_blocks)
         self._waiting = WaitingQueue()
         self._tenants = TenantCounters()
@@ -97,28 +107,55 @@ class Scheduler:
             request.choose_leader()
             self._waiting.add(request.leader)
 
+    @property
+    def speculates(self) -> bool:
+        """Whether few enough run that drafts are worth their tokens."""
+        return self._num_speculative_tokens > 0 and self.num_running <= MAX_SPECULATING_ROWS
+
     def schedule(self) -> Batch:
-        """Choose the rows of the next step and give them their blocks."""
+        """Choose the rows of the next step, give them their blocks and count them as computed."""
         plan = _Plan(self._budget)
         before = self.num_preemptions
         self._continue_running(plan)
         started = self._admit(plan) if self.num_preemptions == before else []
-        return Batch(tuple(Row(*row) for row in plan.rows.items()), tuple(started))
+        rows = tuple(self._row(sequence, count, plan) for sequence, count in plan.rows.items())
+        for row in rows:
+            row.sequence.num_computed += row.num_tokens
+            row.sequence.num_awaited += row.num_samples > 0
+        return Batch(rows, tuple(started))
 
-    def update(self, row: Row, token_id: int | None) -> None:
-        """Take a row's result: its tokens are in the cache, and `token_id` follows them."""
+    def update(self, row: Row, sampled: Collection[int]) -> int:
+        """Take what a row's step sampled, and return how many of these tokens now follow.
+
+        Drafts count as long as they equal what was sampled in their place, so a sequence is the
+        same with and without them.
+        """
         sequence, request = row.sequence, row.sequence.request
-        sequence.num_computed += row.num_tokens
+        if sequence.is_finished:  # while the step was under way
+            return 0
+        sequence.num_awaited -= row.num_samples > 0
+        num_taken = 0
+        for token_id, draft in zip_longest(sampled, row.drafts):
+            sequence.append(token_id)
+            num_taken += 1
+            if sequence.finish_reason is not None or token_id != draft:
+                break
+        if row.drafts:
+            num_right = num_taken - 1
+            self.num_drafted += len(row.drafts)
+            self.num_accepted += num_right
+            sequence.num_computed -= len(row.drafts) - num_right
+            assert sequence.drafter is not None
+            sequence.drafter.learn(num_right)
+        self._tenants.charge(request.generate.tenant, given=num_taken)
         self._blocks.publish(
             sequence.table, sequence.token_ids, sequence.num_computed, request.generate.cache_salt
         )
         if sequence is request.leader and sequence.num_computed >= sequence.num_prompt_tokens:
             self._release_siblings(request)
-        if token_id is not None:
-            sequence.append(token_id)
-            self._tenants.charge(request.generate.tenant, given=1)
-            if sequence.finish_reason is not None:
-                self._end(sequence)
+        if sequence.finish_reason is not None:
+            self._end(sequence)
+        return num_taken
 
     def check_integrity(self) -> None:
         """Raise AssertionError if sequences, rows and blocks do not add up."""
@@ -136,8 +173,9 @@ class Scheduler:
 
     def _continue_running(self, plan: "_Plan") -> None:
         """Plan rows that run already: decodes first, so that a long prompt never stalls them."""
-        decodes = [sequence for sequence in self._running if sequence.num_uncomputed == 1]
-        prefills = [sequence for sequence in self._running if sequence.num_uncomputed > 1]
+        ready = [sequence for sequence in self._running if not sequence.is_blocked]
+        decodes = [sequence for sequence in ready if sequence.num_uncomputed == 1]
+        prefills = [sequence for sequence in ready if sequence.num_uncomputed > 1]
         for sequence in decodes + prefills:
             num_tokens = min(sequence.num_uncomputed, plan.num_left)
             if num_tokens == 0:
@@ -146,6 +184,27 @@ class Scheduler:
                 sequence, num_tokens, plan
             ):
                 plan.add(sequence, num_tokens)
+
+    def _row(self, sequence: Sequence, num_tokens: int, plan: "_Plan") -> Row:
+        is_sampled = num_tokens == sequence.num_uncomputed
+        drafts = self._draft(sequence, plan) if is_sampled and self.speculates else ()
+        num_samples = 1 + len(drafts) if is_sampled else 0
+        start = sequence.num_computed
+        return Row(sequence, start, num_tokens + len(drafts), num_samples, drafts)
+
+    def _draft(self, sequence: Sequence, plan: "_Plan") -> tuple[int, ...]:
+        """Return drafts that find room in the budget, the cache and the sequence's length."""
+        num_tokens = len(sequence.token_ids)
+        limit = min(self._num_speculative_tokens, plan.num_left, sequence.max_len - num_tokens - 1)
+        if limit <= 0 or sequence.num_awaited or sequence.request.is_penalized:
+            return ()
+        if sequence.drafter is None:
+            sequence.drafter = NgramDrafter()
+        drafts = sequence.drafter.propose(sequence.token_ids, limit)
+        if not self._blocks.extend(sequence.table, num_tokens + len(drafts)):
+            return ()
+        plan.num_left -= len(drafts)
+        return drafts
 
     def _make_room(self, sequence: Sequence, num_tokens: int, plan: "_Plan") -> bool:
         """Extend a table, preempting from the end; return False if that hit the sequence itself."""
@@ -214,7 +273,8 @@ class Scheduler:
 
     def _blocks_owed(self, sequence: Sequence) -> int:
         """The blocks a running sequence still needs for the tokens it already has."""
-        return self._blocks.blocks_for(len(sequence.token_ids)) - len(sequence.table.ids)
+        needed = self._blocks.blocks_for(len(sequence.token_ids)) - len(sequence.table.ids)
+        return max(0, needed)  # drafts may have taken one more
 
     def _find_room(self, sequence: Sequence, owed: int) -> BlockTable | None:
         """Return a table of known blocks if the rest fits beside what others are owed."""

@@ -10,6 +10,7 @@ from enum import Enum
 from typing import TYPE_CHECKING
 
 from workers.engine.block_manager import BlockTable
+from workers.engine.ngram import NgramDrafter
 from workers.protocol import FinishReason
 
 if TYPE_CHECKING:
@@ -25,18 +26,25 @@ class SequenceStatus(Enum):
 
 @dataclass(slots=True, eq=False)
 class Sequence:
-    """One choice of a request. `token_ids` is the prompt followed by the output."""
+    """One choice of a request. `token_ids` is the prompt followed by the output.
+
+    `num_computed` of its tokens have keys and values in the cache, or will have when the steps
+    under way end.
+    """
 
     request: "Request"
     choice: int
     token_ids: list[int]
     max_len: int
     num_computed: int = 0
+    # Tokens that steps under way sample: 1 where steps overlap, else 0 between them.
+    num_awaited: int = 0
     table: BlockTable = field(default_factory=BlockTable)
     status: SequenceStatus = SequenceStatus.WAITING
     finish_reason: FinishReason | None = None
     stop_token_id: int | None = None
     output_counts: Counter[int] | None = None
+    drafter: NgramDrafter | None = None
 
     def __post_init__(self) -> None:
         if self.request.is_penalized:
@@ -57,7 +65,15 @@ class Sequence:
 
     @property
     def num_uncomputed(self) -> int:
-        return len(self.token_ids) - self.num_computed
+        return len(self.token_ids) + self.num_awaited - self.num_computed
+
+    @property
+    def is_blocked(self) -> bool:
+        """Whether a token under way has to be known before the next can be sampled."""
+        if self.num_awaited == 0:
+            return False
+        is_last = len(self.token_ids) + self.num_awaited >= self.max_len
+        return is_last or self.request.is_penalized
 
     @property
     def is_finished(self) -> bool:

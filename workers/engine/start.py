@@ -18,6 +18,7 @@ from workers.engine.model_runner import ModelRunner
 from workers.engine.processors import SamplingRow
 from workers.engine.sampler import sample
 from workers.errors import ConfigError, ModelError
+from workers.model import fp8
 from workers.model.attention import AttentionPlan, Plan, PrefillSpan
 from workers.model.attention_backend import uses_kernels
 from workers.model.capacity import (
@@ -28,6 +29,7 @@ from workers.model.capacity import (
     token_budget_of,
 )
 from workers.model.decoder import CacheShape, Decoder
+from workers.model.graphs import Graphs
 from workers.model.loader import choose_device, choose_dtype, load_config, load_weights
 from workers.model.paged_plan import PagedPlan
 from workers.model.quantized import Quantization
@@ -48,15 +50,21 @@ def start(config: EngineConfig, progress: Progress) -> tuple[ModelCard, ModelRun
     checkpoint = Checkpoint.at(config.model)
     model_config = load_config(checkpoint)
     _check_quantization(config.quantization, checkpoint)
-    if config.deterministic and device.type != "cpu":
-        raise ConfigError(f"--deterministic is for CPUs yet, and the device is {device}")
-    if config.deterministic and config.attention_backend == "triton":
-        raise ConfigError("--deterministic is computed by torch; leave --attention-backend out")
     for_kernels = uses_kernels(config.attention_backend, device)
+    if config.deterministic and device.type != "cpu" and not for_kernels:
+        raise ConfigError(
+            f"--deterministic on {device} is computed by kernels: leave --attention-backend out,"
+            " and pip install 'qwenapi[kernels]'"
+        )
     shape = CacheShape.of(model_config, dtype, for_kernels=for_kernels)
     torch.set_num_threads(config.threads or physical_cores())
     _keep_freed_memory()
-    model = load_weights(checkpoint, model_config, dtype, device, progress)
+    as_fp8 = config.quantization == "fp8"
+    if as_fp8:
+        fp8.check(device, dtype)
+    model = load_weights(
+        checkpoint, model_config, dtype, device, progress, keep_packed=for_kernels, as_fp8=as_fp8
+    )
     decoder, limits = _build(config, model_config, model, shape, progress)
     runner = ModelRunner(
         decoder,
@@ -64,6 +72,7 @@ def start(config: EngineConfig, progress: Progress) -> tuple[ModelCard, ModelRun
         limits.num_blocks,
         limits.block_size,
         for_kernels=shape.for_kernels,
+        graphs=_graphs(config, decoder, shape, limits),
     )
     progress("ready", 1.0)
     return _card(checkpoint, model_config, dtype, device, limits), runner
@@ -73,7 +82,8 @@ def _check_quantization(asked: str, checkpoint: Checkpoint) -> None:
     """Refuse a statement about the weights that config.json contradicts."""
     found = Quantization.of(checkpoint)
     method = found.method if found else "none"
-    if asked not in ("auto", method):
+    is_rounded = (asked, method) == ("fp8", "none")
+    if asked not in ("auto", method) and not is_rounded:
         raise ModelError(
             f"{checkpoint.directory / 'config.json'}: --quantization {asked}, but the weights are"
             f" packed as {method!r}; leave the flag out"
@@ -89,19 +99,36 @@ def _build(
 ) -> tuple[Decoder, Limits]:
     """Return the decoder with a cache of the size that fits beside it."""
     progress("merging weights", 0.0)
-    decoder = Decoder(model, is_exact=config.deterministic)
+    decoder = Decoder(model, is_exact=config.deterministic, for_kernels=shape.for_kernels)
     device = decoder.device
     layers = decoder.layer_devices
     if device.type == "cuda":
+        torch.cuda.empty_cache()  # what merging has freed
         progress("measuring memory", 0.0)
         _run_worst_step(decoder, shape, token_budget_of(config, device), config.max_num_seqs)
     block_bytes = shape.token_bytes * block_size_of(config, device) * len(layers)
     # Every layer has as many blocks, so the fullest device decides.
-    free_bytes = min(available_bytes(d) // layers.count(d) for d in set(layers)) * len(layers)
+    free_bytes = min(
+        available_bytes(d, config.gpu_memory_utilization) // layers.count(d) for d in set(layers)
+    ) * len(layers)
     limits = resolve_limits(config, model_config, device, block_bytes, free_bytes)
     progress("allocating cache", 0.0)
     decoder.allocate_cache(shape, limits.num_blocks, limits.block_size)
     return decoder, limits
+
+
+def _graphs(
+    config: EngineConfig, decoder: Decoder, shape: CacheShape, limits: Limits
+) -> Graphs | None:
+    if not shape.for_kernels or decoder.device.type != "cuda" or config.enforce_eager:
+        return None
+    return Graphs(
+        decoder,
+        shape.num_kv_heads,
+        limits.block_size,
+        limits.max_model_len,
+        limits.max_num_seqs,
+    )
 
 
 def _run_worst_step(decoder: Decoder, shape: CacheShape, num_tokens: int, num_rows: int) -> None:
@@ -110,20 +137,22 @@ def _run_worst_step(decoder: Decoder, shape: CacheShape, num_tokens: int, num_ro
     zeros = torch.zeros(num_tokens, dtype=torch.int64, device=decoder.device)
     rows = zeros[: min(num_rows, num_tokens)]
     positions = torch.arange(num_tokens, device=decoder.device)
-    logits = decoder.forward(zeros, positions, _worst_plan(zeros, shape.for_kernels), rows)
+    logits = decoder.forward(
+        zeros, positions, _worst_plan(zeros, shape.for_kernels, decoder.is_exact), rows
+    )
     params = SamplingParams(max_tokens=1, temperature=1.0, top_k=1, top_p=0.5, logprobs=1)
     sample(logits, [SamplingRow(params)] * len(rows))
     decoder.allocate_cache(shape, 1, 1)
 
 
-def _worst_plan(zeros: Tensor, for_kernels: bool) -> Plan:
+def _worst_plan(zeros: Tensor, for_kernels: bool, is_exact: bool) -> Plan:
     """Return the plan of one prompt of as many tokens, all of whose blocks are the trash block."""
     num_tokens = zeros.shape[0]
     if not for_kernels:
         return AttentionPlan(zeros, (), (PrefillSpan(0, num_tokens, zeros[:0], num_tokens),))
     slots = zeros.int()
     ends = torch.tensor([0, num_tokens], dtype=torch.int32, device=zeros.device)
-    return PagedPlan(slots, ends, ends[1:], slots[None], num_tokens)
+    return PagedPlan(slots, ends, ends[1:], slots[None], num_tokens, is_exact=is_exact)
 
 
 def _card(

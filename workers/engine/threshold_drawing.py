@@ -6,6 +6,9 @@ the bits of float32: 32 counts for top_k, 32 sums for top_p. Probabilities are s
 of 2**-35, exactly, so a sum does not depend on its order and a row not on its neighbours. Logits
 that are equal to the last one allowed are all allowed, where drawing.py keeps as many as fit.
 
+kernels/sampling.py does the same in two launches. This is for a GPU without Triton, and says in
+plain torch what that computes.
+
 Checked on a CPU in float32, against drawing.py and against sorting. Not checked: any GPU.
 """
 
@@ -28,6 +31,14 @@ def draw(scaled: Tensor, params: DrawParams, *, has_top_k: bool, has_top_p: bool
 
     `has_top_k` and `has_top_p` say whether any row has one; they change no row's token.
     """
+    is_allowed = allow(scaled, params, has_top_k=has_top_k, has_top_p=has_top_p)
+    token_ids = torch.arange(scaled.shape[1], device=scaled.device)
+    noise = gumbel(token_ids, params.low[:, None], params.high[:, None])
+    return noise.add_(scaled).masked_fill_(~is_allowed, float("-inf")).argmax(-1)
+
+
+def allow(scaled: Tensor, params: DrawParams, *, has_top_k: bool, has_top_p: bool) -> Tensor:
+    """Return whether a row may draw a token, `[rows, vocabulary]`."""
     best = scaled.amax(-1, keepdim=True)
     keep = scaled >= best + params.min_p[:, None].log()
     if has_top_k or has_top_p:
@@ -36,9 +47,7 @@ def draw(scaled: Tensor, params: DrawParams, *, has_top_k: bool, has_top_p: bool
             keep &= keys >= _top_k_threshold(keys, params.top_k)
         if has_top_p:
             keep &= keys >= _top_p_threshold(keys, _weights(scaled, best, keep), params.top_p)
-    token_ids = torch.arange(scaled.shape[1], device=scaled.device)
-    noise = gumbel(token_ids, params.low[:, None], params.high[:, None])
-    return noise.add_(scaled).masked_fill_(~keep, float("-inf")).argmax(-1)
+    return keep
 
 
 def _weights(scaled: Tensor, best: Tensor, keep: Tensor) -> Tensor:
