@@ -1,12 +1,10 @@
-"""AWQ and GPTQ checkpoints equal their unpacked twins; what cannot be unpacked is refused by name.
-
-The packer here is written from the formats' descriptions, bit by bit, and shares no code with the
-server: AWQ's order is the one of its CUDA kernel, GPTQ's zero points are stored minus one in v1.
+"""AWQ and GPTQ checkpoints equal their unpacked twins, unpacked or kept packed; what cannot be
+unpacked is refused by name.
 """
 
 import json
 import shutil
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from unittest.mock import patch
 
@@ -17,86 +15,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
+from tests.engine.conftest import write_model
+from tests.engine.packers import PLAIN_ORDER, Packer, pack
 from workers.checkpoint import Checkpoint
 from workers.errors import ModelError
 from workers.model import quantized
+from workers.model.attention import AttentionPlan, PrefillSpan
+from workers.model.decoder import CacheShape, Decoder
+from workers.model.int4_weight import Int4Weight
 from workers.model.loader import load_config, load_weights
 from workers.model.quantized import Quantization
 
-AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
-PLAIN_ORDER = tuple(range(8))
 NOT_PACKED = ("embed_tokens.weight", "lm_head.weight", "mlp.gate.weight")
-
-
-@dataclass(frozen=True)
-class Packer:
-    """Quantizes by rounding, and packs as AutoAWQ or AutoGPTQ do."""
-
-    method: str = "awq"
-    group_size: int = 16
-    version: str = "gptq"
-    sym: bool = False
-    desc_act: bool = False
-    more: dict = field(default_factory=dict)
-
-    @property
-    def config(self) -> dict:
-        own = {"bits": 4, "group_size": self.group_size, "quant_method": self.method}
-        if self.method == "awq":
-            return own | {"version": "gemm", "zero_point": True, "modules_to_not_convert": None}
-        form = {} if self.version == "gptq" else {"checkpoint_format": self.version}
-        return own | form | {"desc_act": self.desc_act, "sym": self.sym, "static_groups": False}
-
-    def groups(self, num_inputs: int, rng: np.random.Generator) -> np.ndarray:
-        size = num_inputs if self.group_size < 0 else self.group_size
-        groups = np.arange(num_inputs) // size
-        return rng.permutation(groups) if self.desc_act else groups
-
-    def linear(self, weight: np.ndarray, rng: np.random.Generator) -> tuple[dict, np.ndarray]:
-        """Return the tensors of a weight [out, in], and what they stand for."""
-        groups = self.groups(weight.shape[1], rng)
-        numbers, zeros, scales = self._round(weight.T, groups)
-        exact = (numbers - zeros[groups]) * scales.astype(np.float64)[groups]
-        return self._tensors(numbers, zeros, scales, groups), exact.T.astype(np.float32)
-
-    def _round(self, weight, groups):
-        """Return numbers [in, out], zeros and float16 scales [groups, out]."""
-        shape = (groups.max() + 1, weight.shape[1])
-        zeros, scales = np.zeros(shape, np.int64), np.zeros(shape, np.float16)
-        for group in range(shape[0]):
-            rows = weight[groups == group]
-            low, high = np.minimum(rows.min(0), 0), np.maximum(rows.max(0), 1e-3)
-            if self.sym:
-                high = np.maximum(high, -low)
-                low = -high
-            scales[group] = (high - low) / 15
-            zeros[group] = 8 if self.sym else np.clip(np.round(-low / scales[group]), 0, 15)
-        if self.version == "gptq":
-            # A v1 file cannot say 0 without touching its neighbour; that has a test of its own.
-            zeros = np.maximum(zeros, 1)
-        numbers = np.clip(np.round(weight / scales.astype(float)[groups]) + zeros[groups], 0, 15)
-        return numbers.astype(np.int64), zeros, scales
-
-    def _tensors(self, numbers, zeros, scales, groups):
-        if self.method == "awq":
-            qweight, qzeros = pack(numbers, AWQ_ORDER), pack(zeros, AWQ_ORDER)
-        else:
-            less = 1 if self.version == "gptq" else 0
-            qweight, qzeros = pack(numbers.T, PLAIN_ORDER).T, pack(zeros - less, PLAIN_ORDER)
-        found = {"qweight": qweight, "qzeros": qzeros, "scales": scales}
-        if self.method == "gptq":
-            found["g_idx"] = groups.astype(np.int32)
-        return {k: torch.from_numpy(np.ascontiguousarray(v)) for k, v in found.items()}
-
-
-def pack(numbers: np.ndarray, order: tuple[int, ...]) -> np.ndarray:
-    """Return int32 words [rows, columns / 8] of numbers [rows, columns]."""
-    assert numbers.min() >= 0 and numbers.max() <= 15
-    words = np.zeros((numbers.shape[0], numbers.shape[1] // 8), np.uint32)
-    for word in range(words.shape[1]):
-        for place, column in enumerate(order):
-            words[:, word] |= numbers[:, 8 * word + column].astype(np.uint32) << (4 * place)
-    return words.view(np.int32)
 
 
 @pytest.fixture
@@ -158,10 +88,22 @@ def change_tensors(path, **changes):
     save_file(tensors, file)
 
 
-def load(path, dtype=torch.float32, progress=lambda stage, fraction: None):
+def load(path, dtype=torch.float32, progress=lambda stage, fraction: None, **more):
     checkpoint = Checkpoint.at(path)
     config = load_config(checkpoint)
-    return load_weights(checkpoint, config, dtype, torch.device("cpu"), progress)
+    return load_weights(checkpoint, config, dtype, torch.device("cpu"), progress, **more)
+
+
+def logits_of(model, token_ids):
+    """Return the logits of all tokens of one prompt, computed by a Decoder, which takes the model
+    apart.
+    """
+    decoder, num_tokens = Decoder(model), len(token_ids)
+    decoder.allocate_cache(CacheShape.of(model.config, torch.float32), 2, num_tokens)
+    positions = torch.arange(num_tokens)
+    slots = positions + num_tokens
+    plan = AttentionPlan(slots, (), (PrefillSpan(0, num_tokens, slots[:0], num_tokens),))
+    return decoder.forward(torch.tensor(token_ids), positions, plan, positions)
 
 
 @pytest.mark.parametrize(
@@ -197,6 +139,60 @@ def test_a_packed_checkpoint_equals_its_unpacked_twin(twins, drive, prompts, nam
             driver.add(key, prompt)
         answers.append([driver.run().tokens(key) for key in range(3)])
     assert answers[0] == answers[1] and all(len(answer) == 16 for answer in answers[0])
+
+
+@dataclass(frozen=True)
+class SharedOrder(Packer):
+    """Orders the inputs of all linears alike, as GPTQ does those that read the same x."""
+
+    def groups(self, num_inputs, rng):
+        return super().groups(num_inputs, np.random.default_rng(num_inputs))
+
+
+@pytest.mark.parametrize(
+    ("name", "packer"),
+    [
+        ("qwen2", Packer(group_size=32)),
+        ("qwen3", Packer(group_size=-1)),
+        ("qwen3_moe", Packer(group_size=64)),
+        ("qwen2", Packer("gptq", 32, sym=True)),
+        ("qwen3", SharedOrder("gptq", 32, desc_act=True)),
+        ("qwen2", Packer("gptq", 64, "gptq_v2", desc_act=True)),
+    ],
+    ids=lambda value: value if isinstance(value, str) else f"{value.method}-{value.group_size}",
+)
+def test_a_model_kept_packed_computes_what_the_unpacked_one_does(twins, prompts, name, packer):
+    pytest.importorskip("triton", reason="kernels need the package triton")
+    packed, plain = twins(name, packer)
+    prompt = prompts(1, longest=24)[0]
+    found = logits_of(load(packed, keep_packed=True), prompt)
+    expected = logits_of(load(plain), prompt)
+    assert float((found - expected).norm() / expected.norm()) < 1e-5
+
+
+def test_a_model_kept_packed_holds_about_four_bits_a_weight(twins, tmp_path):
+    write_model(tmp_path / "wide", "qwen3", hidden_size=256, intermediate_size=512)
+    packed = twins(tmp_path / "wide", Packer(group_size=128))[0]
+    linears = [
+        part
+        for part in load(packed, keep_packed=True).model.layers.modules()
+        if isinstance(part, torch.nn.Linear)
+    ]
+    assert len(linears) == 14 and all(isinstance(part.weight, Int4Weight) for part in linears)
+    num_weights = sum(part.out_features * part.in_features for part in linears)
+    num_bytes = sum(part.weight.num_bytes for part in linears)
+    # A float16 scale and a byte of zero point for 128 inputs; but o_proj has only those, of 256.
+    assert 4 + 24 / 128 <= num_bytes * 8 / num_weights < 4.5
+
+
+def test_groups_that_no_kernel_reads_are_unpacked(twins, prompts):
+    packed, plain = twins("qwen3", Packer(group_size=16))
+    prompt = prompts(1, longest=24)[0]
+    kept, other = load(packed, keep_packed=True), load(plain)
+    assert torch.equal(
+        kept.model.layers[0].mlp.up_proj.weight, other.model.layers[0].mlp.up_proj.weight
+    )
+    assert torch.equal(logits_of(kept, prompt), logits_of(other, prompt))
 
 
 def test_a_linear_may_lie_in_several_files(twins):
@@ -356,7 +352,11 @@ def test_whatever_is_packed_comes_out_again(data):
     assert {k: tuple(v.shape) for k, v in tensors.items()} == how.shapes(*shape)
     with patch.object(quantized, "_SLAB", data.draw(st.sampled_from((1, 1000, 1 << 20)))):
         found = how.unpack(tensors, torch.float32)
+        kept = how.repack(tensors)
     assert np.array_equal(found.numpy(), exact)
+    is_keepable = packer.group_size in (-1, 128) or packer.group_size >= shape[1]
+    assert (kept is not None) == is_keepable
+    assert kept is None or np.array_equal(kept.unpack(torch.float32).numpy(), exact)
 
 
 def test_a_v1_zero_point_of_zero_gives_its_neighbour_back_what_it_borrowed():

@@ -81,3 +81,10 @@ def test_forbidden_logits_are_never_drawn():
     logits[0, 7] = logits[0, 9] = -3.0
     rows = [row(position, seed=2, top_k=10, top_p=0.99) for position in range(100)]
     assert set(choose(logits.expand(100, -1), rows)) == {7, 9}
+
+
+def test_logits_of_bfloat16_draw_as_in_float32():
+    logits = logits_of(14, seed=4, vocab=2500).bfloat16()
+    rows = [row(seed=position, **params) for position, params in enumerate(RESTRICTIONS)]
+    rows[0] = row(temperature=0.0)
+    assert choose(logits, rows) == choose(logits.float(), rows)

@@ -126,20 +126,6 @@ def test_queries_may_be_a_slice_of_a_wider_tensor(dtype):
     case.check(attend(case))
 
 
-@pytest.mark.parametrize("num_kv_heads", [1, 3, 8])
-def test_written_tokens_lie_in_their_slots_and_nowhere_else(num_kv_heads, dtype):
-    heads = torch.randn(20, 2 * num_kv_heads + 5, 64, device=DEVICE).to(dtype)
-    key, value = heads[:, 5 : 5 + num_kv_heads], heads[:, 5 + num_kv_heads :]
-    slots = torch.randperm(6 * 16, dtype=torch.int32)[:20].to(DEVICE)
-    shape = (6, 16, num_kv_heads, 64)
-    written = [torch.full(shape, torch.nan, dtype=dtype, device=DEVICE) for _ in range(2)]
-    expected = [pages.clone() for pages in written]
-    paged_attention.write(slots, key, value, *written)
-    reference.write(slots, key, value, *expected)
-    for pages, same in zip(written, expected, strict=True):
-        assert torch.equal(pages.nan_to_num(nan=9e3), same.nan_to_num(nan=9e3))
-
-
 def test_positions_and_slots_follow_from_starts_lengths_and_tables():
     rows, block_size = [(1, 40), (9, 9), (0, 0), (3, 50)], 16
     case = make_case(rows, padding=2, block_size=block_size)

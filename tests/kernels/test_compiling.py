@@ -15,38 +15,53 @@ import json, sys
 import torch, triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from workers.model.kernels import paged_attention
+from workers.model.kernels import matmul, paged_attention
 
-def compile(name, types, constants, **options):
-    kernel = getattr(paged_attention, name)
+def compile(kernel, types, constants, **options):
     signature, attributes = {}, {}
     for index, argument in enumerate(kernel.arg_names):
         signature[argument] = types.get(argument, "constexpr" if argument in constants else "i32")
-        if signature[argument][0] == "*" or argument in ALIGNED:
+        is_pointer = signature[argument][0] == "*" and argument not in UNALIGNED
+        if is_pointer or argument in ALIGNED:
             attributes[index,] = [["tt.divisibility", 16]]
     source = ASTSource(kernel, signature, constants, attributes)
     return triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
 
+def report(compiled):
+    ptx = compiled.asm["ptx"]
+    print(json.dumps({
+        "shared": compiled.metadata.shared, "copies": ptx.count("cp.async.cg"),
+        "products": ptx.count("mma"), "group_products": ptx.count("wgmma.mma_async"),
+    }))
+
 ALIGNED = {"query_stride", "page_stride", "slot_stride", "key_stride", "value_stride"}
+ALIGNED |= {"num_inputs", "num_outputs"}
+UNALIGNED = {"starts", "lengths", "tables", "slots"}
 number, number32, integer = "*bf16", "*fp32", "*i32"
 types = {name: number for name in ("query", "keys", "values", "context", "key", "value")}
 types |= {name: number32 for name in ("part_context", "part_largest", "part_total")}
 types |= {name: integer for name in ("starts", "lengths", "tables", "slots")}
-for max_query, splits, block_size in ((1, 1, 64), (1, 8, 16), (9, 1, 64), (9, 1, 16)):
-    tile = paged_attention.choose_tile(max_query, torch.bfloat16)
+CASES = ((1, 1, 64, False), (1, 8, 16, False), (9, 1, 64, False), (9, 1, 16, False),
+         (1, 1, 64, True), (9, 1, 16, True))
+for max_query, splits, block_size, is_exact in CASES:
+    tile = paged_attention.choose_tile(max_query, torch.bfloat16, is_exact=is_exact)
     constants = {
         "GROUP": 4, "HEAD_DIM": 128, "PADDED_DIM": 128, "BLOCK_SIZE": block_size,
         "NUM_QUERIES": tile.queries, "NUM_KEYS": tile.keys, "NUM_SPLITS": splits,
-        "IS_SINGLE": max_query == 1,
+        "IS_SINGLE": max_query == 1 and not is_exact,
     }
     options = {"num_warps": tile.num_warps, "num_stages": tile.num_stages}
-    compiled = compile("_attend_tiles", types, constants, **options)
-    print(json.dumps({
-        "shared": compiled.metadata.shared, "copies": compiled.asm["ptx"].count("cp.async.cg"),
-        "products": compiled.asm["ptx"].count("mma"),
-    }))
-compile("_fold_parts", types, {"HEAD_DIM": 128, "PADDED_DIM": 128, "NUM_SPLITS": 8})
-compile("_write_tokens", types, {"WIDTH": 1024, "PADDED": 1024})
+    report(compile(paged_attention._attend_tiles, types, constants, **options))
+tile = matmul.choose_tile(torch.bfloat16)
+constants = {"ROWS": tile.rows, "OUTPUTS": tile.outputs, "INPUTS": tile.inputs, "TOGETHER": 8}
+types |= {name: number for name in ("x", "weight", "bias", "y")}
+options = {"num_warps": tile.num_warps, "num_stages": tile.num_stages}
+for has_bias in (False, True):
+    constants["HAS_BIAS"] = has_bias
+    report(compile(matmul._multiply_tile, types, constants, **options))
+compile(
+    paged_attention._fold_parts, types, {"HEAD_DIM": 128, "PADDED_DIM": 128, "NUM_SPLITS": 8}
+)
 """
 
 
@@ -58,7 +73,9 @@ def test_kernels_compile_for_hopper(tmp_path):
     )
     assert ran.returncode == 0, ran.stderr[-3000:]
     compiled = [json.loads(line) for line in ran.stdout.splitlines()]
-    assert len(compiled) == 4
+    assert len(compiled) == 8
+    for one in compiled[4:]:  # the exact ones, whose tiles are as large as this instruction's
+        assert one["group_products"] > 0
     for one in compiled:
         assert one["products"] > 0 and one["copies"] > 0  # matrix units, and copies ahead of them
         assert one["shared"] < 227 * 1024  # what a program may have of an H200

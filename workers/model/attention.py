@@ -78,21 +78,11 @@ Plan = AttentionPlan | PagedPlan
 LayerPages = Pages | BlockPages
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, pages: LayerPages, plan: Plan) -> Tensor:
+def attend(query: Tensor, key: Tensor, value: Tensor, pages: Pages, plan: AttentionPlan) -> Tensor:
     """Return the context `[tokens, heads, head_dim]` of all tokens of a step.
 
     `key` and `value` are those of the step's own tokens, already written to the pages.
     """
-    if isinstance(plan, PagedPlan):
-        assert isinstance(pages, BlockPages)
-        return pages.attend(query, plan)
-    assert isinstance(pages, Pages)
-    return _attend_gathered(query, key, value, pages, plan)
-
-
-def _attend_gathered(
-    query: Tensor, key: Tensor, value: Tensor, pages: Pages, plan: AttentionPlan
-) -> Tensor:
     context = torch.empty_like(query, memory_format=torch.contiguous_format)
     for group in plan.decodes:
         rows = slice(group.first, group.stop)

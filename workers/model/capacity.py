@@ -12,8 +12,6 @@ from transformers import PretrainedConfig
 from workers.config import EngineConfig
 from workers.errors import ConfigError
 
-# Of a GPU's memory, the part an engine may fill.
-CUDA_UTILIZATION = 0.9
 CPU_CACHE_FRACTION = 0.25
 CPU_CACHE_BYTES = 4 << 30
 GIB = 1 << 30
@@ -76,12 +74,12 @@ def resolve_limits(
     return Limits(min(max_model_len, held), max_num_seqs, budget, block_size, num_blocks)
 
 
-def available_bytes(device: torch.device) -> int:
-    """Return what a cache may choose from: a GPU's memory but for a reserve, or free RAM."""
+def available_bytes(device: torch.device, gpu_memory_utilization: float) -> int:
+    """Return what a cache may choose from: free RAM, or the part of a GPU that may be filled."""
     if device.type == "cpu":
         return _available_ram()
     free, total = torch.cuda.mem_get_info(device)
-    return max(0, int(free - (1 - CUDA_UTILIZATION) * total))
+    return max(0, int(free - (1 - gpu_memory_utilization) * total))
 
 
 def _num_blocks(

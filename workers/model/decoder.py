@@ -13,7 +13,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from workers.model.attention import LayerPages, Plan
 from workers.model.block_pages import BlockPages
-from workers.model.fused import DecoderLayer, RMSNorm, Rope
+from workers.model.fused import DecoderLayer, Hidden, RMSNorm, Rope
 from workers.model.linear import Linear
 from workers.model.pages import Pages
 
@@ -49,15 +49,21 @@ class CacheShape:
 class Decoder:
     """The model of one engine. Its cache is allocated when it is known how much memory is left."""
 
-    def __init__(self, model: PreTrainedModel, *, is_exact: bool = False) -> None:
-        """With `is_exact`, a token's logits depend on nothing beside it; see exact.py."""
+    def __init__(
+        self, model: PreTrainedModel, *, is_exact: bool = False, for_kernels: bool = False
+    ) -> None:
+        """With `is_exact`, a token's logits depend on nothing beside it; see exact.py. With
+        `for_kernels`, a layer is about ten launches; its cache must be for kernels too.
+        """
         base: Any = model.model
         head = model.lm_head.weight.detach()
         self._embedding = base.embed_tokens.weight.detach()
         self._rotary = base.rotary_emb
-        self._layers = [DecoderLayer(layer, is_exact=is_exact) for layer in base.layers]
+        self._layers = [
+            DecoderLayer(layer, is_exact=is_exact, for_kernels=for_kernels) for layer in base.layers
+        ]
         self._pages: list[LayerPages] = []
-        self._norm = RMSNorm(base.norm)
+        self._norm = RMSNorm(base.norm, for_kernels=for_kernels)
         self._head_device = head.device
         self._head = Linear(head, is_exact=is_exact)
         self.is_exact = is_exact
@@ -78,7 +84,7 @@ class Decoder:
     @torch.inference_mode()
     def forward(self, token_ids: Tensor, positions: Tensor, plan: Plan, rows: Tensor) -> Tensor:
         """Return the logits `[len(rows), vocabulary]` of the tokens at `rows` of the flat batch."""
-        hidden = self._embedding[token_ids]
+        hidden = Hidden(self._embedding[token_ids])
         rope = Rope.compute(self._rotary, positions).to(self.device)
         device = self.device
         for layer, pages in zip(self._layers, self._pages, strict=True):
@@ -86,5 +92,5 @@ class Decoder:
                 device = layer.device
                 hidden, rope, plan = hidden.to(device), rope.to(device), plan.to(device)
             hidden = layer(hidden, rope, pages, plan)
-        hidden = self._norm(hidden[rows.to(device)].to(self._norm.device))
-        return self._head(hidden.to(self._head_device))
+        normed, _ = self._norm(hidden.at(rows.to(device)).to(self._norm.device))
+        return self._head(normed.to(self._head_device))

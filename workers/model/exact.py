@@ -2,10 +2,21 @@
 
 A matrix product picks its kernel by the number of rows, and another kernel adds in another order:
 one row of `F.linear` alone and among 64 differs in nine of ten elements. So every shape is fixed
-here: products in blocks of 16 rows padded with zeros, attention for one query at a time over blocks
-of 128 keys, folded in their order. A prompt computed at once, in chunks, or token by token again
-after an engine was lost then gives the same bits.
+here. A prompt computed at once, in chunks, or token by token again after an engine was lost then
+gives the same bits.
+
+    CPU    products in blocks of 16 rows padded with zeros; attention for one query at a time over
+           blocks of 128 keys, folded in their order
+    CUDA   products by kernels/matmul.py, attention by kernels/paged_attention.py with an exact plan
+
+On CUDA norms, rotation and activations are kernels/layers.py's, one program a token whatever the
+batch; of torch it is relied upon that lookups, casts and rotary angles, products of one term each,
+are computed element by element. The bits are those of one kind of device with one version of torch
+and triton. Checked on a CPU, with the kernels under Triton's interpreter; no GPU has run it.
 """
+
+from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -20,10 +31,32 @@ def blocks_of_rows(x: Tensor) -> tuple[Tensor, ...]:
     return F.pad(x, (0, 0, 0, -x.shape[0] % LINEAR_ROWS)).split(LINEAR_ROWS)
 
 
+def multiply(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Return x `[rows, in]` times weight `[out, in]` transposed, plus bias."""
+    if multiplies_by_kernel(x.device):
+        from workers.model.kernels import matmul
+
+        with torch.cuda.device_of(x):
+            return matmul.multiply(x, weight, bias)
+    return in_blocks(partial(F.linear, weight=weight, bias=bias), x)
+
+
+def multiplies_by_kernel(device: torch.device) -> bool:
+    """Return whether products are the kernel's there. Tests replace this, to interpret it."""
+    return device.type == "cuda"
+
+
+def in_blocks(multiply: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """Return a product with x `[rows, in]`, computed by blocks of rows."""
+    return torch.cat([multiply(block) for block in blocks_of_rows(x)])[: x.shape[0]]
+
+
 def silu(x: Tensor) -> Tensor:
-    """Return the SiLU of `[rows, width]`, row by row: threads share out a whole tensor, and where a
-    share ends the last elements are computed by another routine.
+    """Return the SiLU of `[rows, width]`, on a CPU row by row: threads share out a whole tensor,
+    and where a share ends the last elements are computed by another routine.
     """
+    if x.device.type != "cpu":
+        return F.silu(x)
     return torch.cat([F.silu(row) for row in x.split(1)])
 
 

@@ -1,19 +1,51 @@
 """The layers of a Qwen decoder, computed from the weights of transformers' modules.
 
-Knows the arithmetic between two residual additions: merged projections, norms, rotary embedding,
+Knows the arithmetic of a layer: residual additions, norms, merged projections, rotary embedding,
 MLP. Modules of transformers are Any here: which attributes they have is what the parity tests
 guard. Refuses to know where keys and values are kept; that is behind LayerPages.
+
+What lies between two matrix products is computed by torch here, or with `for_kernels` in one launch
+of kernels/layers.py; heads are, wherever pages are those of kernels.
 """
 
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from workers.model import exact
-from workers.model.attention import LayerPages, Plan, attend
+from workers.model.attention import AttentionPlan, LayerPages, Plan, attend
+from workers.model.block_pages import BlockPages
+from workers.model.experts import Experts
 from workers.model.linear import merge, take
+from workers.model.paged_plan import PagedPlan
+from workers.model.pages import Pages
+
+
+class Hidden(NamedTuple):
+    """What goes from layer to layer, `[tokens, width]`: a sum, and what is still to be added to it.
+
+    A layer owns the sum it is given, and adds to it in place.
+    """
+
+    residual: Tensor
+    delta: Tensor | None = None
+
+    def to(self, device: torch.device) -> Self:
+        return self._replace(
+            residual=self.residual.to(device),
+            delta=None if self.delta is None else self.delta.to(device),
+        )
+
+    def at(self, rows: Tensor) -> Self:
+        """Return a copy of some tokens."""
+        return self._replace(
+            residual=self.residual[rows],
+            delta=None if self.delta is None else self.delta[rows],
+        )
 
 
 class Rope(NamedTuple):
@@ -44,15 +76,26 @@ class Rope(NamedTuple):
 
 
 class RMSNorm:
-    """Root mean square norm over the last dimension, computed in float32."""
+    """Root mean square norm over the last dimension of the whole sum, computed in float32."""
 
-    def __init__(self, module: Any) -> None:
+    def __init__(self, module: Any, *, for_kernels: bool = False) -> None:
         self._weight = module.weight.detach().float()
         self._eps = float(module.variance_epsilon)
         self.device: torch.device = self._weight.device
+        self._add_rms_norm = _kernels().add_rms_norm if for_kernels else add_rms_norm
 
-    def __call__(self, x: Tensor) -> Tensor:
-        return normalize(x, self._weight, self._eps).to(x.dtype)
+    def __call__(self, hidden: Hidden) -> tuple[Tensor, Tensor]:
+        """Return the norm, and the sum with nothing left to add."""
+        return self._add_rms_norm(hidden.delta, hidden.residual, self._weight, self._eps)
+
+
+def add_rms_norm(
+    delta: Tensor | None, residual: Tensor, weight: Tensor, eps: float
+) -> tuple[Tensor, Tensor]:
+    """Add delta to residual in place; return its norm in its dtype, and it."""
+    if delta is not None:
+        residual.add_(delta)
+    return normalize(residual, weight, eps).to(residual.dtype), residual
 
 
 def normalize(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -83,16 +126,31 @@ class FusedAttention:
         self._qkv = merge([module.q_proj, module.k_proj, module.v_proj], is_exact=is_exact)
         self._out = take(module.o_proj, is_exact=is_exact)
 
-    def __call__(self, hidden: Tensor, rope: Rope, pages: LayerPages, plan: Plan) -> Tensor:
-        tokens = hidden.shape[0]
-        heads = self._qkv(hidden).view(tokens, -1, self._head_dim)
+    def __call__(self, normed: Tensor, rope: Rope, pages: LayerPages, plan: Plan) -> Tensor:
+        qkv = self._qkv(normed)
+        if isinstance(pages, BlockPages):
+            context = self._attend_by_kernels(qkv, rope, pages, plan)
+        else:
+            context = self._attend_by_torch(qkv, rope, pages, plan)
+        return self._out(context.view(qkv.shape[0], -1))
+
+    def _attend_by_kernels(self, qkv: Tensor, rope: Rope, pages: BlockPages, plan: Plan) -> Tensor:
+        assert isinstance(plan, PagedPlan)
+        scale = self._scale if self._head_norm is None else 1.0
+        query = pages.rotate_and_write(
+            qkv, self._head_norm, self._eps, scale, rope.cos, rope.sin, plan.slots
+        )
+        return pages.attend(query, plan)
+
+    def _attend_by_torch(self, qkv: Tensor, rope: Rope, pages: Pages, plan: Plan) -> Tensor:
+        heads = qkv.view(qkv.shape[0], -1, self._head_dim)
         num_rotated = self._num_heads + self._num_kv_heads
         rotated = self._normalize_and_rotate(heads[:, :num_rotated], rope).to(heads.dtype)
         query, key = rotated[:, : self._num_heads], rotated[:, self._num_heads :]
         value = heads[:, num_rotated:]
+        assert isinstance(plan, AttentionPlan)
         pages.write(plan.slots, key, value)
-        context = attend(query, key, value, pages, plan)
-        return self._out(context.view(tokens, -1))
+        return attend(query, key, value, pages, plan)
 
     def _normalize_and_rotate(self, heads: Tensor, rope: Rope) -> Tensor:
         """Return float32 queries and keys; the queries are scaled for the softmax."""
@@ -115,40 +173,43 @@ class FusedAttention:
 class FusedMLP:
     """SwiGLU with one projection for gate and up."""
 
-    def __init__(self, module: Any, *, is_exact: bool) -> None:
+    def __init__(self, module: Any, *, is_exact: bool, for_kernels: bool = False) -> None:
         self._gate_up = merge([module.gate_proj, module.up_proj], is_exact=is_exact)
         self._down = take(module.down_proj, is_exact=is_exact)
-        self._silu = exact.silu if is_exact else F.silu
+        by_torch = partial(silu_mul, silu=exact.silu if is_exact else F.silu)
+        self._silu_mul = _kernels().silu_mul if for_kernels else by_torch
 
-    def __call__(self, hidden: Tensor) -> Tensor:
-        gate, up = self._gate_up(hidden).chunk(2, dim=-1)
-        return self._down(self._silu(gate).mul_(up))
+    def __call__(self, normed: Tensor) -> Tensor:
+        return self._down(self._silu_mul(self._gate_up(normed)))
 
 
-class Experts:
-    """A mixture-of-experts block, as transformers computes it."""
-
-    def __init__(self, module: Any, *, is_exact: bool) -> None:
-        self._module = module
-        self._is_exact = is_exact
-
-    def __call__(self, hidden: Tensor) -> Tensor:
-        if self._is_exact:  # an expert's product has as many rows as chose it
-            return torch.cat([self._module(token[None, None])[0] for token in hidden])
-        return self._module(hidden[None])[0]
+def silu_mul(gate_up: Tensor, silu: Callable[[Tensor], Tensor] = F.silu) -> Tensor:
+    """Return the SiLU of the first half of `[tokens, 2 * width]`, times the second."""
+    gate, up = gate_up.chunk(2, dim=-1)
+    return silu(gate).mul_(up)
 
 
 class DecoderLayer:
     """Attention and MLP with their norms and residual additions."""
 
-    def __init__(self, module: Any, *, is_exact: bool = False) -> None:
-        self._input_norm = RMSNorm(module.input_layernorm)
+    def __init__(self, module: Any, *, is_exact: bool = False, for_kernels: bool = False) -> None:
+        self._input_norm = RMSNorm(module.input_layernorm, for_kernels=for_kernels)
         self.device = self._input_norm.device
-        self._post_norm = RMSNorm(module.post_attention_layernorm)
+        self._post_norm = RMSNorm(module.post_attention_layernorm, for_kernels=for_kernels)
         self._attention = FusedAttention(module.self_attn, is_exact=is_exact)
         feed_forward = FusedMLP if hasattr(module.mlp, "gate_proj") else Experts
-        self._mlp = feed_forward(module.mlp, is_exact=is_exact)
+        self._mlp = feed_forward(module.mlp, is_exact=is_exact, for_kernels=for_kernels)
 
-    def __call__(self, hidden: Tensor, rope: Rope, pages: LayerPages, plan: Plan) -> Tensor:
-        hidden = hidden + self._attention(self._input_norm(hidden), rope, pages, plan)
-        return hidden.add_(self._mlp(self._post_norm(hidden)))
+    def __call__(self, hidden: Hidden, rope: Rope, pages: LayerPages, plan: Plan) -> Hidden:
+        """Return the sum with attention added, and the MLP's outputs for the next norm to add."""
+        normed, residual = self._input_norm(hidden)
+        delta = self._attention(normed, rope, pages, plan)
+        normed, residual = self._post_norm(Hidden(residual, delta))
+        return Hidden(residual, self._mlp(normed))
+
+
+def _kernels() -> Any:
+    # Triton is imported where kernels are used, and nowhere else.
+    from workers.model.kernels import layers
+
+    return layers

@@ -12,18 +12,13 @@ from typing import Any, Self
 
 import torch
 from safetensors import SafetensorError, safe_open
-from transformers import (
-    MODEL_FOR_CAUSAL_LM_MAPPING,
-    AutoConfig,
-    PretrainedConfig,
-    PreTrainedModel,
-)
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from workers.checkpoint import Checkpoint
 from workers.errors import ModelError
-from workers.model.packed_weights import open_packed
 from workers.model.quantized import Quantization
+from workers.model.weight_source import open_source
 
 Progress = Callable[[str, float], None]
 
@@ -84,14 +79,22 @@ def load_weights(
     dtype: torch.dtype,
     device: torch.device,
     progress: Progress,
+    *,
+    keep_packed: bool = False,
+    as_fp8: bool = False,
 ) -> PreTrainedModel:
-    """Return the transformers model with its weights on `device`, or spread over several GPUs."""
+    """Return the transformers model with its weights on `device`, or spread over several GPUs.
+
+    With `keep_packed`, packed linears of the decoder layers hold an Int4Weight, but not where one
+    GPU cannot hold the model. With `as_fp8`, plain ones hold an Fp8Weight. Both are for
+    `linear.merge` to take.
+    """
     _refuse_damaged(checkpoint.weight_files)
-    model_class: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    source = open_source(checkpoint, config, dtype, device, keep_packed=keep_packed, as_fp8=as_fp8)
     try:
-        with _reporting(progress), _source(checkpoint, config, dtype, device) as source:
-            loaded: Any = model_class.from_pretrained(
-                **source,
+        with _reporting(progress), source as opened:
+            loaded: Any = opened.model_class.from_pretrained(
+                **opened.arguments,
                 config=config,
                 dtype=dtype,
                 use_safetensors=True,
@@ -99,6 +102,7 @@ def load_weights(
                 local_files_only=True,
                 output_loading_info=True,
             )
+            opened.hold_others(loaded[0], progress)
     except (OSError, ValueError) as error:
         raise ModelError(f"{checkpoint.directory}: weights cannot be loaded: {error}") from error
     model: PreTrainedModel = loaded[0]
@@ -129,43 +133,6 @@ def _refuse_damaged(files: tuple[Path, ...]) -> None:
                 pass
         except (OSError, SafetensorError) as error:
             raise ModelError(f"{file}: damaged, {error}; complete the download") from error
-
-
-@contextmanager
-def _source(
-    checkpoint: Checkpoint, config: PretrainedConfig, dtype: torch.dtype, device: torch.device
-) -> Iterator[dict[str, Any]]:
-    """Yield from_pretrained's arguments that say where weights come from and where they go."""
-    quantization = Quantization.of(checkpoint)
-    if quantization is None:
-        num_bytes = sum(file.stat().st_size for file in checkpoint.weight_files)
-        yield {
-            "pretrained_model_name_or_path": checkpoint.directory,
-            "device_map": _device_map(num_bytes, device),
-        }
-        return
-    model_class: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
-    with torch.device("meta"):
-        skeleton = model_class(config)
-    device_map = _device_map(skeleton.num_parameters() * dtype.itemsize, device)
-    unpacked_on = device_map if isinstance(device_map, torch.device) else torch.device("cpu")
-    with open_packed(checkpoint, quantization, skeleton, dtype, unpacked_on) as state:
-        yield {
-            "pretrained_model_name_or_path": None,
-            "state_dict": state,
-            "device_map": device_map,
-        }
-
-
-def _device_map(num_bytes: int, device: torch.device) -> str | torch.device | None:
-    """Spread over all GPUs only what one cannot hold with room left for a cache."""
-    if device.type == "cpu":
-        return None
-    if device.index is None and torch.cuda.device_count() > 1:
-        free, _ = torch.cuda.mem_get_info(0)
-        if num_bytes > 0.8 * free:
-            return "auto"
-    return torch.device("cuda", device.index or 0)
 
 
 def _refuse_partial(model: PreTrainedModel, info: Any, checkpoint: Checkpoint) -> None:

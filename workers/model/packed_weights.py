@@ -2,7 +2,8 @@
 
 Knows which tensors the files must hold, and says which one is missing or misshapen before memory
 is spent. A linear is unpacked when transformers asks for it, which then places it, fuses experts
-and drops it, as with a plain file; so no more than a few linears exist twice.
+and drops it, as with a plain file; so no more than a few linears exist twice. Those that are to
+stay packed are taken out of the state before transformers sees it.
 """
 
 from collections.abc import Iterator
@@ -19,7 +20,8 @@ from transformers.core_model_loading import revert_weight_conversion
 
 from workers.checkpoint import Checkpoint
 from workers.errors import ModelError
-from workers.model.quantized import PER_WORD, Quantization
+from workers.model.int4_weight import PER_WORD, Int4Weight
+from workers.model.quantized import Quantization
 
 _FLOATS = ("F16", "BF16", "F32")
 _DTYPES = {"qweight": ("I32",), "qzeros": ("I32",), "g_idx": ("I32",), "scales": _FLOATS}
@@ -55,9 +57,23 @@ class PackedWeight:
     device: torch.device
 
     def __getitem__(self, index: Any) -> Tensor:
-        packed = {part: stored.data[...].to(self.device) for part, stored in self.parts.items()}
+        with self._naming_g_idx():
+            return self.quantization.unpack(self._read(), self.dtype)[index]
+
+    def repack(self) -> Int4Weight | Tensor:
+        """Return the weight in 4 bits for kernels, whole where they could not read it."""
+        with self._naming_g_idx():
+            packed = self._read()
+            repacked = self.quantization.repack(packed)
+            return self.quantization.unpack(packed, self.dtype) if repacked is None else repacked
+
+    def _read(self) -> dict[str, Tensor]:
+        return {part: stored.data[...].to(self.device) for part, stored in self.parts.items()}
+
+    @contextmanager
+    def _naming_g_idx(self) -> Iterator[None]:
         try:
-            return self.quantization.unpack(packed, self.dtype)[index]
+            yield
         except ValueError as error:
             stored = self.parts["g_idx"]
             raise ModelError(f"{stored.file}: {stored.name}: {error}") from error
@@ -89,6 +105,40 @@ def open_packed(
             state[name] = tensor.data
         _refuse_missing(checkpoint, shapes.keys() - state.keys(), skeleton)
         yield state
+
+
+@contextmanager
+def open_linears(checkpoint: Checkpoint, skeleton: PreTrainedModel) -> Iterator[dict[str, Stored]]:
+    """Yield the weights of a plain checkpoint's linears in decoder layers, by their modules' names.
+
+    The files stay open until the context ends.
+    """
+    with ExitStack() as files:
+        stored = _read_headers(checkpoint.weight_files, files)
+        shapes = {name: tuple(linear.weight.shape) for name, linear in _linears(skeleton)}
+        _refuse_missing(checkpoint, {f"{name}.weight" for name in shapes} - stored.keys(), skeleton)
+        yield {
+            name: stored[f"{name}.weight"].checked(shape, _FLOATS) for name, shape in shapes.items()
+        }
+
+
+def take_packed(state: dict[str, Any], skeleton: PreTrainedModel) -> dict[str, PackedWeight]:
+    """Take the weights that can stay packed out of a state, by the names of their modules.
+
+    Those are of linears in decoder layers: experts are fused, the head is read by others.
+    """
+    weights = ((name, state.get(f"{name}.weight")) for name, _ in _linears(skeleton))
+    taken = {name: weight for name, weight in weights if isinstance(weight, PackedWeight)}
+    for name in taken:
+        del state[f"{name}.weight"]
+    return taken
+
+
+def _linears(skeleton: PreTrainedModel) -> Iterator[tuple[str, torch.nn.Linear]]:
+    """Yield the linears of the decoder layers; those of experts are none here."""
+    for name, module in skeleton.get_submodule("model.layers").named_modules(prefix="model.layers"):
+        if isinstance(module, torch.nn.Linear):
+            yield name, module
 
 
 def shapes_on_disk(skeleton: PreTrainedModel) -> dict[str, Shape]:

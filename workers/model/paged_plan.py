@@ -29,7 +29,8 @@ class PagedPlan:
 
     `slots` `[tokens]` is where keys and values go, `starts` `[rows + 1]`, `lengths` `[rows]`,
     `tables` `[rows, blocks]`. `max_query` bounds the tokens of any row; `num_splits`, a power of
-    two, is into how many parts each row's keys are cut.
+    two, is into how many parts each row's keys are cut. An exact plan cuts none, and computes every
+    row with one tile, so that a token's context depends on nothing beside it.
     """
 
     slots: Tensor
@@ -38,6 +39,10 @@ class PagedPlan:
     tables: Tensor
     max_query: int
     num_splits: int = 1
+    is_exact: bool = False
+
+    def __post_init__(self) -> None:
+        assert not self.is_exact or self.num_splits == 1
 
     def to(self, device: torch.device) -> Self:
         """Return the plan with its tensors on another device."""

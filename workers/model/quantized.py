@@ -1,8 +1,8 @@
 """AWQ (gemm) and GPTQ int4 linears: what config.json says of them, and one of them unpacked.
 
-Knows how eight 4-bit numbers lie in an int32, which tensors make up a linear and their shapes.
-Refuses every other quantization. Which linears there are, and in which files, is
-`packed_weights.py`'s business.
+Knows how eight 4-bit numbers lie in an int32, which tensors make up a linear and their shapes, and
+turns them into a whole weight or into the one layout that kernels read. Refuses every other
+quantization. Which linears there are, and in which files, is `packed_weights.py`'s business.
 
 Both formats keep a linear of shape [out, in] transposed, as integers q with a zero point z and a
 scale s for every `group_size` inputs of an output: weight = (q - z) * s. After
@@ -10,6 +10,7 @@ github.com/casper-hansen/AutoAWQ (awq/utils/packing_utils.py) and
 github.com/ModelCloud/GPTQModel (gptqmodel/utils/model.py).
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -19,8 +20,7 @@ from torch import Tensor
 
 from workers.checkpoint import Checkpoint
 from workers.errors import ModelError
-
-PER_WORD = 8
+from workers.model.int4_weight import PER_WORD, Int4Weight, num_words, pack_words
 
 # Bit offsets of eight neighbours. AWQ packs the columns 0 2 4 6 1 3 5 7 into rising bits.
 _AWQ_SHIFTS = (0, 16, 4, 20, 8, 24, 12, 28)
@@ -90,17 +90,42 @@ class Quantization:
         """
         qweight, scales = packed["qweight"], packed["scales"].float()
         zeros = self._zeros(packed["qzeros"])
-        num_inputs = qweight.shape[0] * (PER_WORD if self.method == "gptq" else 1)
-        num_outputs = scales.shape[1]
+        num_inputs, num_outputs = self._num_inputs(qweight), scales.shape[1]
         groups = self._groups(packed.get("g_idx"), num_inputs, len(scales)).to(qweight.device)
         weight = torch.empty(num_outputs, num_inputs, dtype=dtype, device=qweight.device)
-        step = max(1, _SLAB // num_inputs // PER_WORD) * PER_WORD
-        for start in range(0, num_outputs, step):
-            outputs = slice(start, min(start + step, num_outputs))
+        for outputs in _slabs(num_outputs, num_inputs):
             numbers = self._numbers(qweight, outputs)
             numbers.sub_(zeros[:, outputs][groups]).mul_(scales[:, outputs][groups])
             weight[outputs] = numbers.to(dtype).T
         return weight
+
+    def repack(self, packed: dict[str, Tensor]) -> Int4Weight | None:
+        """Return the same weight as `unpack` does, in 4 bits; None where no kernel could read it.
+
+        That is where groups are no whole number of planes, or no order of the inputs makes each a
+        run of `group_size`. Raise ValueError as `unpack` does.
+        """
+        qweight, scales = packed["qweight"], packed["scales"]
+        num_inputs, num_outputs = self._num_inputs(qweight), scales.shape[1]
+        group_size = self._group_size(num_inputs)
+        width = num_words(group_size, num_inputs)
+        groups = self._groups(packed.get("g_idx"), num_inputs, len(scales)).to(qweight.device)
+        runs = torch.arange(num_inputs, device=qweight.device) // group_size
+        order = groups.argsort(stable=True)
+        if width is None or not torch.equal(groups[order], runs):
+            return None
+        num_blocks = -(-num_inputs // (PER_WORD * width))
+        words = qweight.new_empty(num_blocks, num_outputs, width)
+        for outputs in _slabs(num_outputs, num_inputs):
+            words[:, outputs] = pack_words(self._numbers(qweight, outputs).int()[order], width)
+        is_ordered = torch.equal(groups, runs)
+        zeros = self._zeros(packed["qzeros"]).to(torch.uint8)
+        return Int4Weight(
+            words, scales, zeros, group_size, num_inputs, None if is_ordered else order
+        )
+
+    def _num_inputs(self, qweight: Tensor) -> int:
+        return qweight.shape[0] * (PER_WORD if self.method == "gptq" else 1)
 
     def _zeros(self, qzeros: Tensor) -> Tensor:
         """Return the zero points [groups, out] of words [groups, out / 8].
@@ -162,6 +187,13 @@ class _Said:
                 raise ModelError(
                     f"{self.file}: quantization_config.dynamic has {pattern!r}: {_SUPPORTED}"
                 )
+
+
+def _slabs(num_outputs: int, num_inputs: int) -> Iterator[slice]:
+    """Yield slices of outputs, by whole words, that together are unpacked at once."""
+    step = max(1, _SLAB // num_inputs // PER_WORD) * PER_WORD
+    for start in range(0, num_outputs, step):
+        yield slice(start, min(start + step, num_outputs))
 
 
 def _split(words: Tensor, shifts: tuple[int, ...]) -> Tensor:

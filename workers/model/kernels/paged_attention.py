@@ -7,10 +7,16 @@
 
 Lengths and block tables are read on the device; the grid is bounded by shapes alone, so a CUDA
 graph may hold a launch. With several splits each writes its part, and a second kernel folds them.
-One split always, and a row's result depends on nothing beside it. Queries come scaled.
+Queries come scaled.
 
-Checked under Triton's interpreter in float32 and float16 against plain torch and float64, and
-compiled for sm_90. Not checked: any GPU, and so no bfloat16 result, no speed, no tile size.
+With an exact plan there is one tile and one split for prompts and single tokens alike, and one
+compiled program. Keys are folded in tiles that begin at multiples of 64 of the sequence, and those
+a query may not see add nothing, so a token's context is the same bits in a prompt, a chunk or
+alone. The price: the keys of one long sequence are read by as many programs as there are key heads.
+
+Checked under Triton's interpreter in float32 and float16 against plain torch and float64, exact
+plans to the bit, and compiled for sm_90. Not checked: any GPU, and so no bfloat16 result, no speed,
+no tile size, and not that matrix units treat every row of a tile alike.
 """
 
 from typing import NamedTuple
@@ -38,6 +44,8 @@ class Tile(NamedTuple):
 # keys and values in flight, and two to four leave one.
 _DECODE = Tile(queries=16, keys=64, num_warps=4, num_stages=5)
 _PREFILL = Tile(queries=128, keys=64, num_warps=8, num_stages=5)
+# The fewest queries that Hopper's instruction for a group of four warps takes.
+_EXACT = Tile(queries=64, keys=64, num_warps=4, num_stages=5)
 # Full float32 has no matrix units, and twice the bytes. It is for checking, not for speed.
 _DECODE_FLOAT32 = Tile(queries=16, keys=32, num_warps=4, num_stages=2)
 _PREFILL_FLOAT32 = Tile(queries=32, keys=32, num_warps=8, num_stages=2)
@@ -52,10 +60,10 @@ def attend(query: Tensor, keys: Tensor, values: Tensor, plan: PagedPlan) -> Tens
     num_kv_heads, num_rows = keys.shape[2], plan.lengths.shape[0]
     assert query.stride()[1:] == (head_dim, 1) and keys.stride() == values.stride()
     group = num_heads // num_kv_heads
-    tile = choose_tile(plan.max_query, query.dtype)
+    tile = choose_tile(plan.max_query, query.dtype, is_exact=plan.is_exact)
     assert group <= tile.queries, f"{group} heads share a key head: more than a tile holds"
     tokens_per_block = tile.queries // group
-    is_single = plan.max_query == 1
+    is_single = plan.max_query == 1 and not plan.is_exact
     # Row r has blocks from starts[r] // tokens_per_block + r on: at least as many as it needs.
     num_blocks = num_rows if is_single else num_tokens // tokens_per_block + num_rows
     context = query.new_empty(query.shape)
@@ -76,23 +84,14 @@ def attend(query: Tensor, keys: Tensor, values: Tensor, plan: PagedPlan) -> Tens
     return context
 
 
-def write(slots: Tensor, key: Tensor, value: Tensor, keys: Tensor, values: Tensor) -> None:
-    """Store `[tokens, kv_heads, head_dim]` at the slots of the tokens."""
-    num_tokens, num_kv_heads, head_dim = key.shape
-    assert key.stride()[1:] == value.stride()[1:] == (head_dim, 1)
-    assert keys.is_contiguous() and values.is_contiguous()
-    width = num_kv_heads * head_dim
-    _write_tokens[(num_tokens,)](
-        slots, key, value, keys, values, key.stride(0), value.stride(0),
-        WIDTH=width, PADDED=triton.next_power_of_2(width), num_warps=4,
-    )  # fmt: skip
-
-
-def choose_tile(max_query: int, dtype: torch.dtype) -> Tile:
-    """Return the shape of programs for rows of at most `max_query` tokens."""
+def choose_tile(max_query: int, dtype: torch.dtype, *, is_exact: bool = False) -> Tile:
+    """Return the shape of programs for rows of at most `max_query` tokens, or for any if exact."""
+    is_single = max_query == 1 and not is_exact
     if dtype == torch.float32:
-        return _DECODE_FLOAT32 if max_query == 1 else _PREFILL_FLOAT32
-    return _DECODE if max_query == 1 else _PREFILL
+        return _DECODE_FLOAT32 if is_single else _PREFILL_FLOAT32
+    if is_exact:
+        return _EXACT
+    return _DECODE if is_single else _PREFILL
 
 
 def _padded(head_dim: int) -> int:
@@ -115,7 +114,12 @@ class _Parts(NamedTuple):
         return cls(context, context.new_empty(shape), context.new_empty(shape))
 
 
-@triton.jit(do_not_specialize=["num_rows", "table_stride"])
+# A batch's integers lie anywhere in one buffer: with the alignment of each compiled in, every step
+# could meet another program.
+@triton.jit(
+    do_not_specialize=["num_rows", "table_stride"],
+    do_not_specialize_on_alignment=["starts", "lengths", "tables"],
+)
 def _attend_tiles(
     query, keys, values, context, part_context, part_largest, part_total,
     starts, lengths, tables, num_rows, query_stride, table_stride, page_stride, slot_stride,
@@ -217,7 +221,7 @@ def _find_page(
     return page
 
 
-@triton.jit(do_not_specialize=["num_rows"])
+@triton.jit(do_not_specialize=["num_rows"], do_not_specialize_on_alignment=["starts"])
 def _fold_parts(
     context, part_context, part_largest, part_total, starts, num_rows,
     HEAD_DIM: tl.constexpr, PADDED_DIM: tl.constexpr, NUM_SPLITS: tl.constexpr,
@@ -238,19 +242,3 @@ def _fold_parts(
     folded = tl.sum(parts * weights[:, None], 0) / tl.sum(total * weights, 0)
     at = token_head * HEAD_DIM + dim
     tl.store(context + at, folded.to(context.dtype.element_ty), mask=is_dim)
-
-
-@triton.jit
-def _write_tokens(
-    slots, key, value, keys, values, key_stride, value_stride,
-    WIDTH: tl.constexpr, PADDED: tl.constexpr,
-):  # fmt: skip
-    """Copy the key and value heads of one token to its slot."""
-    token = tl.program_id(0).to(tl.int64)
-    slot = tl.load(slots + token).to(tl.int64)
-    at = tl.arange(0, PADDED)
-    is_real = at < WIDTH
-    tl.store(keys + slot * WIDTH + at, tl.load(key + token * key_stride + at, is_real), is_real)
-    tl.store(
-        values + slot * WIDTH + at, tl.load(value + token * value_stride + at, is_real), is_real
-    )

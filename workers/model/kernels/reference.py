@@ -1,7 +1,7 @@
 """What the kernels compute, in plain torch, row by row: slow, and obvious enough to be believed.
 
-Its functions have the signatures of those in paged_attention.py. Pages are
-`[blocks, block_size, kv_heads, head_dim]`, queries come scaled.
+Its functions have the signatures of those in paged_attention.py and layers.py. Pages are
+`[blocks, block_size, kv_heads, head_dim]`, queries come scaled to attend.
 """
 
 import torch
@@ -42,3 +42,20 @@ def write(slots: Tensor, key: Tensor, value: Tensor, keys: Tensor, values: Tenso
     """Store `[tokens, kv_heads, head_dim]` at the slots of the tokens."""
     keys.flatten(0, 1)[slots.long()] = key
     values.flatten(0, 1)[slots.long()] = value
+
+
+def norm_rope_write(
+    qkv: Tensor, head_norm: Tensor | None, eps: float, scale: float, cos: Tensor, sin: Tensor,
+    slots: Tensor, keys: Tensor, values: Tensor,
+) -> Tensor:  # fmt: skip
+    """Write keys and values to their slots and return queries, computed in float64."""
+    num_kv_heads, head_dim = keys.shape[2:]
+    heads = qkv.view(len(qkv), -1, head_dim)
+    rotated, value = heads[:, :-num_kv_heads].double(), heads[:, -num_kv_heads:]
+    if head_norm is not None:
+        mean = rotated.square().mean(-1, keepdim=True)
+        rotated = rotated / (mean + eps).sqrt() * head_norm
+    low, high = rotated.chunk(2, -1)
+    rotated = rotated * cos + torch.cat((high, low), -1) * sin
+    write(slots, rotated[:, -num_kv_heads:].to(qkv.dtype), value, keys, values)
+    return (rotated[:, :-num_kv_heads] * scale).to(qkv.dtype)

@@ -1,0 +1,139 @@
+"""A tiny random Qwen3 on the kernels, graphs over it, and sequences that grow step by step."""
+
+import random
+from types import SimpleNamespace
+from weakref import WeakSet
+
+import torch
+from torch import Tensor
+from transformers import Qwen3Config, Qwen3ForCausalLM
+
+from workers.engine.batch import Row
+from workers.engine.packing import pack_rows
+from workers.model.decoder import CacheShape, Decoder
+from workers.model.graphs import Capture, Graphs
+from workers.model.packed_batch import PackedBatch
+
+VOCABULARY = 61
+DIMENSIONS = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 16,
+    "max_position_embeddings": 32768,
+}
+
+
+class Recorder:
+    """Keeps what it was given, and calls it again on a poisoned output: a graph without CUDA."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.recorded: WeakSet[object] = WeakSet()
+        self.is_broken = False
+
+    def __call__(self, compute):
+        if self.is_broken:
+            raise RuntimeError("CUDA error: operation not permitted when stream is capturing")
+        output = compute()
+        self.count += 1
+
+        def replay() -> Tensor:
+            output.fill_(torch.nan)
+            assert compute().data_ptr() == output.data_ptr()
+            return output
+
+        self.recorded.add(replay)
+        return replay
+
+
+class World:
+    """A decoder with a cache of NaN, and sequences of random tokens in shuffled blocks."""
+
+    def __init__(
+        self,
+        *,
+        num_sequences: int = 12,
+        max_model_len: int = 64,
+        block_size: int = 4,
+        num_blocks: int = 160,
+        device: str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        is_exact: bool = True,
+        for_kernels: bool = False,
+        **dimensions: int,
+    ) -> None:
+        self.num_sequences, self.max_model_len = num_sequences, max_model_len
+        self.block_size, self.device = block_size, torch.device(device)
+        torch.manual_seed(3)
+        config = Qwen3Config(**(DIMENSIONS | dimensions))
+        model = Qwen3ForCausalLM(config).to(self.device, dtype).eval()
+        for parameter in model.parameters():
+            torch.nn.init.normal_(parameter, mean=float(parameter.dim() == 1), std=0.2)
+        self.decoder = Decoder(model, is_exact=is_exact, for_kernels=for_kernels)
+        shape = CacheShape.of(config, dtype, for_kernels=True)
+        self.decoder.allocate_cache(shape, num_blocks, block_size)
+        self.num_kv_heads = shape.num_kv_heads
+        layers = self.decoder._pages
+        self.pages = [part for layer in layers for part in (layer._keys, layer._values)]
+        for part in self.pages:
+            part.fill_(torch.nan)
+        chance = random.Random(5)
+        blocks = chance.sample(range(1, num_blocks), num_blocks - 1)
+        each = (num_blocks - 1) // num_sequences
+        self.sequences = [
+            SimpleNamespace(
+                token_ids=[chance.randrange(VOCABULARY) for _ in range(each * block_size)],
+                table=SimpleNamespace(ids=blocks[index * each : (index + 1) * each]),
+            )
+            for index in range(num_sequences)
+        ]
+        self.lengths = [0] * num_sequences
+
+    def graphs(self, capture: Capture | None = None) -> Graphs:
+        return Graphs(
+            self.decoder,
+            self.num_kv_heads,
+            self.block_size,
+            self.max_model_len,
+            self.num_sequences,
+            capture,
+        )
+
+    def rows(self, *counts: int, num_samples: int = 1) -> list[Row]:
+        """Return the next tokens of the first sequences, as many as counted; they are computed."""
+        rows = []
+        for index, count in enumerate(counts):
+            if count:
+                start = self.lengths[index]
+                rows.append(Row(self.sequences[index], start, count, min(count, num_samples)))
+                self.lengths[index] += count
+        return rows
+
+    def packed(self, *counts: int, num_samples: int = 1) -> PackedBatch:
+        rows = self.rows(*counts, num_samples=num_samples)
+        return pack_rows(rows, self.block_size, self.device)
+
+    def prefill(self, *counts: int) -> None:
+        """Let the next tokens of the first sequences have been computed: anything but NaN."""
+        for row in self.rows(*counts):
+            for position in range(row.start, row.stop):
+                block = row.sequence.table.ids[position // self.block_size]
+                for part in self.pages:
+                    part[block, position % self.block_size].normal_()
+
+    def eager(self, packed: PackedBatch) -> Tensor:
+        positions, plan = packed.lay_out(
+            self.num_kv_heads, self.block_size, is_exact=self.decoder.is_exact
+        )
+        return self.decoder.forward(packed.token_ids, positions, plan, packed.last_tokens)
+
+    def snapshot(self) -> list[Tensor]:
+        return [part.clone() for part in self.pages]
+
+    def restore(self, pages: list[Tensor]) -> None:
+        for part, old in zip(self.pages, pages, strict=True):
+            part.copy_(old)

@@ -1,0 +1,257 @@
+"""A bucket of fixed sizes computes what the batch in it computes, to the last bit.
+
+The decoder is an exact one: only then a row's bits do not depend on how many rows there are. What
+records is a stand-in that knows no more later than a graph would.
+"""
+
+import logging
+import random
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+pytest.importorskip("triton", reason="kernels need the package triton")
+
+from tests.kernels.graph_world import VOCABULARY, Recorder, World  # noqa: E402
+from workers.engine.packing import pack_rows  # noqa: E402
+from workers.model import graphs as graphs_module  # noqa: E402
+from workers.model.graphs import Bucket, Graphs  # noqa: E402
+from workers.model.packed_batch import PackedBatch  # noqa: E402
+
+
+class NoHostReads(TorchDispatchMode):
+    """Refuses to let the host see what a tensor holds, for which a GPU would have to be awaited.
+
+    On a CPU `tolist` goes by unseen.
+    """
+
+    REFUSED = ("item", "_local_scalar_dense", "is_nonzero", "nonzero", "masked_select", "equal")
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        assert function.overloadpacket.__name__ not in self.REFUSED, function
+        return function(*args, **(kwargs or {}))
+
+
+class CheckedWorld(World):
+    """Graphs, and the decoder alone to compare them with."""
+
+    def __init__(self, **options) -> None:
+        super().__init__(**options)
+        self.recorder = Recorder()
+        self.recorded = self.graphs(self.recorder)
+
+    def check(self, packed: PackedBatch) -> None:
+        """Check that the graph's logits and pages are those of the decoder alone."""
+        before = self.snapshot()
+        expected = self.eager(packed)
+        written = self.snapshot()
+        self.restore(before)
+        with NoHostReads():
+            logits = self.recorded.forward(packed)
+        if not self.decoder.is_exact:
+            torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-5)
+            return
+        assert logits.isfinite().all() and torch.equal(logits, expected)
+        for part, same in zip(self.snapshot(), written, strict=True):
+            # Slot 0 of the trash block is where padding is written.
+            part, same = (p.flatten(0, 1)[1:].view(torch.int32) for p in (part, same))
+            assert torch.equal(part, same)
+
+
+@pytest.fixture
+def make_world(poisoned):
+    """Return what makes worlds. Padding computes with NaN there, and not with what memory held."""
+    return CheckedWorld
+
+
+@pytest.fixture
+def world(make_world):
+    return make_world()
+
+
+@pytest.fixture
+def small_buckets(monkeypatch):
+    """Let mixed batches be small, as Triton's interpreter is slow."""
+    monkeypatch.setattr(graphs_module, "_MIXED_TOKENS", (4, 8, 16))
+
+
+def test_decoding_rows_at_the_edges_of_buckets(world):
+    world.prefill(9, 1, 4, 5, 3, 8, 7, 2, 11)
+    for num_rows in (1, 9, 3, 4):
+        world.check(world.packed(*[1] * num_rows))
+    assert world.recorder.count == 3  # 3 and 4 rows are one
+
+
+def test_a_graph_serves_lengths_it_was_not_recorded_with(world):
+    world.prefill(3, 2, 1)
+    for _ in range(6):  # over two blocks
+        world.check(world.packed(1, 1, 1))
+    assert world.recorder.count == 1
+
+
+def test_mixed_batches_at_the_edges_of_buckets(small_buckets, make_world):
+    world = make_world()
+    world.prefill(5, 1)
+    for counts in ((1, 3), (1, 1, 3), (0, 0, 2), (1, 0, 0, 15)):  # 4, 5, 2 and 16 tokens
+        world.check(world.packed(*counts))
+    assert world.recorder.count == 3
+
+
+def test_a_mixed_batch_in_a_bucket_of_its_real_size(world):
+    world.prefill(4, 9)
+    world.check(world.packed(1, 1, 11))
+    assert world.recorder.count == 1
+
+
+def test_drafts_are_sampled_behind_and_chunks_of_prompts_not_at_all(small_buckets, make_world):
+    world = make_world()
+    world.prefill(6, 3)
+    packed = world.packed(4, 3, num_samples=4)
+    assert packed.last_tokens.tolist() == list(range(7))
+    world.check(packed)
+    packed = world.packed(0, 0, 9, num_samples=0)
+    assert world.recorded.forward(packed).shape == (0, VOCABULARY)
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_any_batches_one_after_another(seed, small_buckets, make_world):
+    world = make_world(num_sequences=5)
+    chance = random.Random(seed)
+    for is_decode in (False, True, False, True):
+        counts = [chance.choice([0, 1, 1] if is_decode else [0, 1, 3]) for _ in range(4)]
+        world.check(world.packed(*counts, 1))
+
+
+def test_splits_and_tiles_follow_from_the_bucket_and_not_from_the_step(
+    small_buckets, monkeypatch, make_world
+):
+    world = make_world(is_exact=False, num_sequences=2, max_model_len=2048)
+    planned, forward = [], world.decoder.forward
+
+    def watched(token_ids, positions, plan, rows):
+        planned.append((plan.max_query, plan.num_splits, plan.is_exact))
+        return forward(token_ids, positions, plan, rows)
+
+    world.prefill(250, 3)
+    monkeypatch.setattr(world.decoder, "forward", watched)
+    world.recorded.forward(world.packed(0, 1))
+    world.recorded.forward(world.packed(1, 0))
+    assert planned == [(1, 8, False)] * 3  # warming up, and two replays
+    world.recorded.forward(world.packed(1, 4))
+    assert planned[3:] == [(8, 1, False)] * 2
+    monkeypatch.setattr(world.decoder, "is_exact", True)
+    world.graphs(world.recorder).forward(world.packed(1, 0))
+    assert planned[5:] == [(1, 1, True)] * 2
+
+
+def test_an_inexact_decoder_gets_the_same_but_for_rounding(small_buckets, make_world):
+    world = make_world(is_exact=False, num_sequences=2, max_model_len=2048)
+    world.prefill(250, 3)
+    for counts in ((1, 1), (1, 1), (1, 5)):
+        world.check(world.packed(*counts))
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("ask", [int, bool, Tensor.item, Tensor.nonzero])
+def test_a_question_to_the_device_would_be_noticed(ask):
+    with pytest.raises(AssertionError), NoHostReads():
+        ask(torch.ones(1))
+
+
+def test_a_decoder_of_kernels_asks_nothing_of_the_host(small_buckets, make_world):
+    # What padding holds gets from one layer to the next.
+    world = make_world(num_sequences=2, for_kernels=True, num_hidden_layers=2)
+    world.prefill(6, 3)
+    for counts in ((1, 0), (1, 2)):
+        world.check(world.packed(*counts))
+
+
+def test_token_ids_may_be_put_in_place_on_the_device(world):
+    world.prefill(5, 2)
+    packed = world.packed(1, 1)
+    known = world.recorded.forward(packed).clone()
+    unknown = packed._replace(token_ids=torch.zeros_like(packed.token_ids))
+    assert not torch.equal(world.recorded.forward(unknown), known)
+    unknown.token_ids[torch.tensor([0, 1])] = packed.token_ids
+    world.check(unknown)
+    assert torch.equal(world.recorded.forward(unknown), known)
+
+
+@pytest.mark.parametrize(
+    ("num_tokens", "num_rows", "num_samples", "expected"),
+    [
+        (1, 1, 1, (1, 1, True)),
+        (3, 3, 3, (4, 4, True)),
+        (17, 17, 0, (24, 24, True)),
+        (256, 256, 256, (256, 256, True)),
+        (257, 257, 257, None),
+        (2, 1, 1, (64, 64, False)),
+        (65, 2, 2, (128, 128, False)),
+        (300, 256, 200, (512, 256, False)),
+        (300, 257, 200, None),
+        (2048, 3, 257, None),
+        (2049, 1, 1, None),
+    ],
+)
+def test_the_smallest_bucket_that_holds_a_batch(num_tokens, num_rows, num_samples, expected):
+    max_query = 1 if num_rows == num_tokens else num_tokens
+    sizes = (num_tokens,), (num_rows + 1,), (num_rows,), (num_rows, 1), (num_samples,)
+    packed = PackedBatch(*(torch.empty(size, device="meta") for size in sizes), max_query)
+    assert Bucket.holding(packed, 256) == expected
+
+
+def test_what_fits_no_bucket_is_left_to_the_caller_and_untouched():
+    world = CheckedWorld(num_sequences=3, max_model_len=16)
+    world.prefill(8, 17, 1)
+    before = world.snapshot()
+    assert world.recorded.forward(world.packed(0, 1)) is None  # longer than max_model_len
+    packed = pack_rows(world.rows(1, 0, 1) * 3, world.block_size, world.device)
+    assert world.recorded.forward(packed) is None  # 6 rows, where 3 were said to be the most
+    assert world.recorder.count == 0
+    for part, same in zip(world.snapshot(), before, strict=True):
+        assert torch.equal(part.view(torch.int32), same.view(torch.int32))
+
+
+def test_after_a_failed_recording_there_are_no_graphs_and_one_warning(world, caplog):
+    world.prefill(5, 2)
+    with caplog.at_level(logging.WARNING):
+        world.check(world.packed(1, 1))
+        world.recorder.is_broken = True
+        world.check(world.packed(1, 1))  # recorded before
+        assert world.recorded.forward(world.packed(1)) is None
+        world.recorder.is_broken = False
+        assert world.recorded.forward(world.packed(1)) is None
+        assert world.recorded.forward(world.packed(1, 1)) is None
+    [record] = caplog.records
+    assert "no CUDA graphs from now on" in record.message and "num_tokens=1" in record.message
+    assert "operation not permitted" in caplog.text
+    caplog.clear()
+    assert not world.recorder.recorded, "what was recorded still holds memory"
+
+
+def test_layers_on_several_devices_have_no_graphs():
+    world = CheckedWorld()
+    devices = [world.device, torch.device("meta")]
+    decoder = SimpleNamespace(device=world.device, layer_devices=devices)
+    graphs = Graphs(decoder, world.num_kv_heads, world.block_size, 64, 4, world.recorder)
+    assert graphs.forward(world.packed(1)) is None
+
+
+def test_packed_parts_are_those_of_the_rows_and_aligned():
+    world = CheckedWorld()
+    world.prefill(6, 0, 2)
+    rows = world.rows(1, 3, 1)
+    packed = pack_rows(rows, world.block_size, world.device)
+    assert packed.token_ids.tolist() == [token for row in rows for token in row.token_ids]
+    assert packed.starts.tolist() == [0, 1, 4, 5] and packed.lengths.tolist() == [7, 3, 3]
+    assert packed.last_tokens.tolist() == [0, 3, 4] and packed.max_query == 3
+    first, second, third = (row.sequence.table.ids for row in rows)
+    assert packed.tables.tolist() == [first[:2], [second[0], 0], [third[0], 0]]
+    assert all(part.data_ptr() % 16 == 0 and part.dtype == torch.int32 for part in packed[:5])
+    positions, plan = packed.lay_out(world.num_kv_heads, world.block_size)
+    assert positions.tolist() == [6, 0, 1, 2, 2]
+    places = [first[1] * 4 + 2, *(second[0] * 4 + place for place in range(3)), third[0] * 4 + 2]
+    assert plan.slots.tolist() == places

@@ -1,0 +1,237 @@
+"""The model's forward pass as CUDA graphs, one for each bucket of sizes, recorded when first used.
+
+A step's tensors are copied into memory that all graphs read. What a graph computes from them, from
+positions to logits, it finds on the device; what it fixes follows from its bucket alone.
+
+    3 rows in the bucket of 4:   token ids │a│b│c│·│   starts │0│1│2│3│3│
+
+The last token is padding, and writes to the trash block; the last row has no tokens. Refuses to
+know sequences and sampling.
+
+Checked on a CPU with a stand-in for the recording, which calls again what it was given. Not
+checked: any GPU, and so no recording. tests/gpu/test_graphs.py is for one.
+"""
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from workers.model.decoder import Decoder
+from workers.model.packed_batch import PackedBatch
+
+_logger = logging.getLogger(__name__)
+
+# Of batches in which every row has one token, and of tokens of all others.
+_DECODE_ROWS = (1, 2, 4, *range(8, 257, 8))
+_MIXED_TOKENS = (64, 128, 256, 512, 1024, 2048)
+_MOST_SAMPLES = 256
+
+Computation = Callable[[], Tensor]
+
+
+class Capture(Protocol):
+    """Records what a computation launches."""
+
+    def __call__(self, compute: Computation) -> Computation:
+        """Call `compute` to warm up, then record it; return what repeats it into the same tensor.
+
+        Raise RuntimeError if it cannot be recorded.
+        """
+
+
+class Bucket(NamedTuple):
+    """The sizes of one graph. Where `is_decode`, rows have one token each."""
+
+    num_tokens: int
+    num_rows: int
+    is_decode: bool
+
+    @classmethod
+    def holding(cls, packed: PackedBatch, max_rows: int) -> "Bucket | None":
+        """Return the smallest bucket a batch fits into, if there is one."""
+        num_rows, num_tokens = packed.lengths.shape[0], packed.token_ids.shape[0]
+        is_decode = packed.max_query == 1
+        size = _fit(num_rows, _DECODE_ROWS) if is_decode else _fit(num_tokens, _MIXED_TOKENS)
+        if size is None or num_rows > max_rows:
+            return None
+        bucket = cls(size, size if is_decode else min(size, max_rows), is_decode)
+        return bucket if packed.last_tokens.shape[0] <= bucket.num_samples else None
+
+    @property
+    def num_samples(self) -> int:
+        return min(self.num_tokens, _MOST_SAMPLES)
+
+
+class Graphs:
+    """The graphs of a decoder, whose cache is in its place for good.
+
+    Layers on several devices have none, and nobody has any more once a recording has failed.
+    """
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        num_kv_heads: int,
+        block_size: int,
+        max_model_len: int,
+        max_num_seqs: int,
+        capture: Capture | None = None,
+    ) -> None:
+        self._decoder = decoder
+        self._num_kv_heads = num_kv_heads
+        self._block_size = block_size
+        self._max_rows = _fit(max_num_seqs, _DECODE_ROWS) or _DECODE_ROWS[-1]
+        self._replays: dict[Bucket, Computation] = {}
+        self._inputs: _Inputs | None = None
+        self._logits: Tensor | None = None
+        if set(decoder.layer_devices) == {decoder.device}:
+            max_blocks = -(-max_model_len // block_size)
+            self._inputs = _Inputs(self._max_rows, max_blocks, decoder.device)
+            self._capture = capture or CudaCapture(decoder.device)
+
+    @torch.inference_mode()
+    def forward(self, packed: PackedBatch) -> Tensor | None:
+        """Return the logits `[samples, vocabulary]`, or None if the caller has to compute them.
+
+        They are overwritten by the next call.
+        """
+        bucket = Bucket.holding(packed, self._max_rows)
+        if self._inputs is None or bucket is None or not self._inputs.can_hold(packed):
+            return None
+        self._inputs.fill(packed, bucket)
+        if bucket not in self._replays:
+            self._record(bucket)
+        replay = self._replays.get(bucket)
+        return None if replay is None else replay()[: packed.last_tokens.shape[0]]
+
+    def _record(self, bucket: Bucket) -> None:
+        try:
+            self._replays[bucket] = self._capture(partial(self._compute, bucket))
+        except RuntimeError:
+            _logger.warning(
+                "no CUDA graphs from now on, and so slower steps: %s could not be recorded;"
+                " with --enforce-eager none is tried",
+                bucket,
+                exc_info=True,
+            )
+            self._replays.clear()
+            self._inputs = self._logits = None
+
+    def _compute(self, bucket: Bucket) -> Tensor:
+        """Compute what lies in the inputs; return logits `[bucket.num_samples, vocabulary]`."""
+        assert self._inputs is not None
+        packed = self._inputs.view(bucket)
+        positions, plan = packed.lay_out(
+            self._num_kv_heads, self._block_size, is_exact=self._decoder.is_exact
+        )
+        # Beyond the step's own samples lie those of earlier and larger ones.
+        samples = packed.last_tokens.clamp(max=bucket.num_tokens - 1)
+        logits = self._decoder.forward(packed.token_ids, positions, plan, samples)
+        if self._logits is None:  # warming up: not in the memory of any graph
+            self._logits = logits.new_empty((_MOST_SAMPLES, logits.shape[1]))
+        # Copied, so that no graph keeps logits of its own: they are the largest tensor of many.
+        return self._logits[: bucket.num_samples].copy_(logits)
+
+
+class CudaCapture:
+    """Records CUDA graphs, all on one stream and in one pool of memory.
+
+    They may share it because each is done with it when it ends.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._stream = torch.cuda.Stream(device)
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def __call__(self, compute: Computation) -> Computation:
+        graph = torch.cuda.CUDAGraph()
+        with self._aside():
+            compute()
+            with self._allocating(), self._recording(graph):
+                output = compute()
+
+        def replay() -> Tensor:
+            graph.replay()
+            return output
+
+        return replay
+
+    def _recording(self, graph: torch.cuda.CUDAGraph) -> torch.cuda.graph:
+        # Other threads may go on using CUDA.
+        mode = "thread_local"
+        return torch.cuda.graph(graph, self._pool, self._stream, capture_error_mode=mode)
+
+    @contextmanager
+    def _aside(self) -> Iterator[None]:
+        """Enter the stream between the work before and after; leave it even if recording fails."""
+        current = torch.cuda.current_stream(self._stream.device)
+        self._stream.wait_stream(current)
+        try:
+            with torch.cuda.stream(self._stream):
+                yield
+        finally:
+            current.wait_stream(self._stream)
+
+    @contextmanager
+    def _allocating(self) -> Iterator[None]:
+        """Leave the pool if recording fails: CUDAGraph::capture_end then raises before it does, and
+        an allocator that believes in a recording never frees what it has cached.
+        """
+        try:
+            yield
+        except RuntimeError:
+            with suppress(RuntimeError):  # it has been left
+                torch._C._cuda_endAllocateToPool(self._stream.device_index, self._pool)
+                torch._C._cuda_releasePool(self._stream.device_index, self._pool)
+            raise
+
+
+class _Inputs:
+    """What all graphs read: a batch of the largest size, of which each bucket sees the front."""
+
+    def __init__(self, max_rows: int, max_blocks: int, device: torch.device) -> None:
+        zeros = partial(torch.zeros, dtype=torch.int32, device=device)
+        self._whole = PackedBatch(
+            token_ids=zeros(max(_MIXED_TOKENS)),
+            starts=zeros(max_rows + 1),
+            lengths=zeros(max_rows),
+            tables=zeros((max_rows, max_blocks)),
+            last_tokens=zeros(_MOST_SAMPLES),
+            max_query=max(_MIXED_TOKENS),
+        )
+
+    def view(self, bucket: Bucket) -> PackedBatch:
+        """Return the part a bucket sees."""
+        whole = self._whole
+        return PackedBatch(
+            whole.token_ids[: bucket.num_tokens],
+            whole.starts[: bucket.num_rows + 1],
+            whole.lengths[: bucket.num_rows],
+            whole.tables[: bucket.num_rows],
+            whole.last_tokens[: bucket.num_samples],
+            max_query=1 if bucket.is_decode else bucket.num_tokens,
+        )
+
+    def can_hold(self, packed: PackedBatch) -> bool:
+        """Whether the rows' block tables are no longer than max_model_len lets them be."""
+        return packed.tables.shape[1] <= self._whole.tables.shape[1]
+
+    def fill(self, packed: PackedBatch, bucket: Bucket) -> None:
+        """Copy a batch to the front. What is left of earlier ones behind it no row refers to."""
+        whole = self._whole
+        num_tokens, num_rows = packed.token_ids.shape[0], packed.lengths.shape[0]
+        whole.token_ids[:num_tokens].copy_(packed.token_ids)
+        whole.starts[: num_rows + 1].copy_(packed.starts)
+        whole.starts[num_rows + 1 : bucket.num_rows + 1].fill_(num_tokens)
+        whole.lengths[:num_rows].copy_(packed.lengths)
+        whole.tables[:num_rows, : packed.tables.shape[1]].copy_(packed.tables)
+        whole.last_tokens[: packed.last_tokens.shape[0]].copy_(packed.last_tokens)
+
+
+def _fit(count: int, sizes: tuple[int, ...]) -> int | None:
+    return next((size for size in sizes if size >= count), None)
