@@ -129,7 +129,7 @@ def keys(parsed: argparse.Namespace) -> int:
 
 
 def bench(parsed: argparse.Namespace) -> int:
-    """Measure a running server: tokens per second, time to first token, gaps between tokens."""
+    """Measure a running server or, with --engine, an engine alone: tokens per second, waits."""
     return run_bench(parsed)
 
 

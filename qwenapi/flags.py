@@ -15,8 +15,12 @@ _SCOPES: dict[str, tuple[Scope, ...]] = {
     "check": ("both", "model", "http"),
     "model": ("both", "model"),
     "http": ("both", "http"),
+    "bench": ("model",),
 }
-_WITHOUT: dict[str, tuple[str, ...]] = {"serve": ("model_run_dir",)}  # it runs both halves itself
+_WITHOUT: dict[str, tuple[str, ...]] = {
+    "serve": ("model_run_dir",),  # it runs both halves itself
+    "bench": ("data_parallel_size", "step_timeout", "stub", "stub_step_seconds"),
+}
 _TITLES: dict[Scope, str] = {"both": "settings", "model": "model half", "http": "HTTP half"}
 _METAVARS = {"text": "TEXT", "texts": "NAME", "whole number": "N", "number": "X"}
 

@@ -24,6 +24,7 @@ SHARED_WITH_HTTP = {"protocol", "connection", "page", "config", "errors", "check
 ALSO_ALLOWED = {
     # They start the processes.
     "qwenapi/cli.py": {"supervisor", "logs", "notify", "reload", "watch"},
+    "qwenapi/commands/bench.py": {"bench"},  # it measures an engine in its own process
     "qwenapi/serving/halves.py": {"launcher", "report", "cores", "reload"},
     "qwenapi/serving/server.py": {"lifeline"},  # it is a process, and ends with its supervisor
 }

@@ -1,7 +1,8 @@
 """`qwenapi bench`: closed-loop load on any OpenAI-compatible server, and what its callers feel.
 
 A number of callers each send the next request when the last has ended. Threads and plain sockets:
-the client must not be what is measured. Knows nothing of the server but its HTTP.
+the client must not be what is measured. Knows nothing of the server but its HTTP. With `--engine`
+it only reads the flags and shows what `workers.bench` measured: an engine in this very process.
 """
 
 import argparse
@@ -9,18 +10,28 @@ import http.client
 import json
 import platform
 import random
+import statistics
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
+
+from qwenapi.config import load as load_settings
+from qwenapi.flags import add_flags
+from qwenapi.settings import table as settings_table
+from workers.errors import ConfigError
 
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from workers.bench import Result as EngineResult
+
 WORDS = "the of and to in is that for it as with on be at by this have from or one had but".split()
 TIMEOUT_SECONDS = 600
+URL = "http://127.0.0.1:8000"
+HTTP_FLAGS = ("url", "endpoint", "concurrency", "requests", "ignore_eos", "api_key")
 
 
 @dataclass(frozen=True)
@@ -141,6 +152,22 @@ def table(results: Sequence[Result]) -> "Table":
     return shown
 
 
+def engine_table(results: "Sequence[EngineResult]") -> "Table":
+    """Return what an engine gave, as a table for a terminal."""
+    from rich.table import Table
+
+    title = "median (least–greatest): prefill and decode in tokens/s, first token in ms"
+    shown = Table(box=None, title=title)
+    for name in ("streams", "prefill", "first token", "decode", "GPU busy", "GiB"):
+        shown.add_column(name, justify="right", no_wrap=True)
+    for result in results:
+        busy = "–" if result.gpu_busy is None else f"{result.gpu_busy:.1%}"
+        peak = "–" if result.peak_bytes is None else f"{result.peak_bytes / 2**30:.1f}"
+        spreads = map(_spread, (result.prefill, result.ttft_ms, result.decode))
+        shown.add_row(str(result.workload.streams), *spreads, busy, peak)
+    return shown
+
+
 def conditions(load: Load) -> str:
     """Return what must be known to read the numbers."""
     return (
@@ -151,51 +178,109 @@ def conditions(load: Load) -> str:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Give the command its flags."""
-    parser.add_argument("--url", default="http://127.0.0.1:8000", help="the server, without /v1")
-    parser.add_argument("--model", default="", help="served name; empty: the first of /v1/models")
-    parser.add_argument("--endpoint", choices=("completions", "chat"), default="completions")
-    parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 8, 32], metavar="N")
-    parser.add_argument("--requests", type=int, default=0, help="per level; 0: twice its streams")
-    parser.add_argument("--prompt-tokens", type=int, default=128, metavar="N")
-    parser.add_argument("--max-tokens", type=int, default=64, metavar="N")
-    parser.add_argument("--temperature", type=float, default=0.0)
-    parser.add_argument(
-        "--no-ignore-eos", dest="ignore_eos", action="store_false", help="for servers without it"
-    )
-    parser.add_argument("--api-key", default="", help="sent as a bearer token")
-    parser.add_argument("--json", default="", metavar="FILE", help="also write the results here")
+    """Give the command its flags; one left out is absent from the parsed namespace."""
+    absent: dict[str, Any] = {"default": argparse.SUPPRESS}
+    number: dict[str, Any] = {"type": _count, "metavar": "N", **absent}
+    both = parser.add_argument_group("both ways")
+    model = "served name (default: the first of /v1/models); with --engine: directory of the model"
+    both.add_argument("--model", help=model, **absent)
+    both.add_argument("--prompt-tokens", help="(default: 128; with --engine: 1024)", **number)
+    both.add_argument("--max-tokens", help="(default: 64; with --engine: 128)", **number)
+    both.add_argument("--temperature", type=float, help="(default: 0)", **absent)
+    both.add_argument("--json", metavar="FILE", help="also write the results here", **absent)
+    http = parser.add_argument_group("a server, over HTTP")
+    http.add_argument("--url", help=f"the server, without /v1 (default: {URL})", **absent)
+    http.add_argument("--endpoint", choices=("completions", "chat"), **absent)
+    http.add_argument("--concurrency", nargs="+", help="(default: 1 8 32)", **number)
+    http.add_argument("--requests", help="per level (default: twice its streams)", **number)
+    eos: dict[str, Any] = {
+        "dest": "ignore_eos",
+        "action": "store_false",
+        "help": "for servers without it",
+    }
+    http.add_argument("--no-ignore-eos", **eos, **absent)
+    http.add_argument("--api-key", help="sent as a bearer token", **absent)
+    engine = parser.add_argument_group("an engine alone, in this process")
+    engine.add_argument("--engine", action="store_true", help="measure this way")
+    engine.add_argument("--streams", nargs="+", help="(default: 1 8 64)", **number)
+    add_flags(parser, "bench")
 
 
 def main(parsed: argparse.Namespace) -> int:
-    """Measure each level of concurrency, print the table, and return 1 if any request failed."""
+    """Measure a server or an engine, print the table, and return 1 if any request failed."""
+    given = vars(parsed)
+    if parsed.engine:
+        _refuse(given, HTTP_FLAGS, "asks a server over HTTP; with --engine leave it out")
+    else:
+        _refuse(given, ("streams", *_engine_settings()), "is for an engine alone; add --engine")
+    return _measure_engine(given) if parsed.engine else _measure_server(given)
+
+
+def _measure_server(given: dict[str, Any]) -> int:
     from rich.console import Console
 
-    load = Load(
-        url=parsed.url,
-        model=parsed.model or _first_model(parsed.url, parsed.api_key),
-        endpoint=parsed.endpoint,
-        prompt_tokens=parsed.prompt_tokens,
-        max_tokens=parsed.max_tokens,
-        temperature=parsed.temperature,
-        ignore_eos=parsed.ignore_eos,
-        api_key=parsed.api_key,
-    )
+    load = Load(**({"url": URL, "model": ""} | _fields(Load, given)))
+    load = replace(load, model=load.model or _first_model(load.url, load.api_key))
     console = Console()
     console.print(conditions(load))
     results = []
-    for level, concurrency in enumerate(parsed.concurrency):
-        num_requests = parsed.requests or 2 * concurrency
+    for level, concurrency in enumerate(given.get("concurrency", (1, 8, 32))):
+        num_requests = given.get("requests", 2 * concurrency)
         results.append(run(load, concurrency, num_requests, first_seed=level * 1_000_000))
     console.print(table(results))
     for error in sorted({error for result in results for error in result.errors}):
         console.print(f"failed: {error}")
-    if parsed.json:
-        with open(parsed.json, "w", encoding="utf-8") as out:
-            json.dump(
-                {"load": asdict(load) | {"api_key": ""}, "results": list(map(asdict, results))}, out
-            )
+    report = {"load": asdict(load) | {"api_key": ""}, "results": list(map(asdict, results))}
+    _write(given, report)
     return int(any(result.num_failed for result in results))
+
+
+def _measure_engine(given: dict[str, Any]) -> int:
+    from rich.console import Console
+
+    from workers import bench
+
+    names = given.keys() & {"model", *_engine_settings()}
+    config = load_settings({name: given[name] for name in names}).engine_config()
+    engine = bench.load(config, lambda what, fraction: None)
+    facts = bench.conditions(config, engine.card)
+    console = Console()
+    console.print(", ".join(f"{name} {value}" for name, value in facts.items()))
+    results = []
+    for streams in given.get("streams", (1, 8, 64)):
+        workload = bench.Workload(**_fields(bench.Workload, given) | {"streams": streams})
+        results.append(bench.measure(engine, workload))
+    console.print(engine_table(results))
+    _write(given, {"conditions": facts, "results": list(map(asdict, results))})
+    return 0
+
+
+def _engine_settings() -> list[str]:
+    return [row.name for row in settings_table().values() if row.scope == "model"]
+
+
+def _refuse(given: dict[str, Any], names: Iterable[str], why: str) -> None:
+    for name in names:
+        if name in given:
+            flag = "no_ignore_eos" if name == "ignore_eos" else name
+            raise ConfigError(f"--{flag.replace('_', '-')} {why}")
+
+
+def _fields(kind: type, given: dict[str, Any]) -> dict[str, Any]:
+    """Return what was given for fields of a dataclass."""
+    return {field.name: given[field.name] for field in fields(kind) if field.name in given}
+
+
+def _write(given: dict[str, Any], report: dict[str, Any]) -> None:
+    if "json" in given:
+        with open(given["json"], "w", encoding="utf-8") as out:
+            json.dump(report, out)
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no positive whole number")
+    return int(text)
 
 
 def _ask(load: Load, seed: int) -> Sample:
@@ -238,9 +323,10 @@ def _read_events(response: http.client.HTTPResponse) -> tuple[list[float], int]:
         for choice in payload["choices"]:
             if choice.get("text") or choice.get("delta", {}).get("content"):
                 arrivals.append(time.perf_counter())
+            is_done = is_done or choice.get("finish_reason") is not None
         output_tokens = (payload.get("usage") or {}).get("completion_tokens", output_tokens)
     if not is_done:
-        raise ValueError("the stream ended without [DONE]")
+        raise ValueError("the stream ended without a finish_reason and without [DONE]")
     return arrivals, output_tokens
 
 
@@ -275,6 +361,12 @@ def _percentiles(seconds: Sequence[float]) -> dict[str, float]:
         name: round(1000 * percentile(seconds, p), 1)
         for name, p in (("p50", 0.5), ("p95", 0.95), ("p99", 0.99))
     }
+
+
+def _spread(values: Sequence[float]) -> str:
+    middle, least, greatest = statistics.median(values), min(values), max(values)
+    digits = 0 if greatest >= 100 else 1
+    return f"{middle:,.{digits}f} ({least:,.{digits}f}–{greatest:,.{digits}f})"
 
 
 def _first_model(url: str, api_key: str) -> str:
