@@ -23,6 +23,7 @@ from qwenapi.errors import (
     InternalError,
     ModelChanged,
     QueueFull,
+    QueueTimeout,
     ServerShutdown,
 )
 from qwenapi.keys import Allowance
@@ -264,9 +265,7 @@ def refusal(rejected: Rejected) -> ApiError:
 def failure(failed: Failed) -> ApiError:
     """Return what a caller is told of a request that failed after it was accepted."""
     if failed.reason == "queue_timeout":
-        return EngineUnavailable(
-            "The request waited too long for its turn. Wait, then try again.", retry_after=5
-        )
+        return QueueTimeout(retry_after=5)
     if failed.reason == "server_shutdown":
         return ServerShutdown(retry_after=5)
     if failed.reason == "engine_crash":

@@ -187,6 +187,10 @@ class QueueFull(EngineUnavailable):
         self.max_queue_size = max_queue_size
 
 
+class QueueTimeout(EngineUnavailable):
+    sentence = "The request waited too long for its turn. Wait, then try again."
+
+
 class ServerShutdown(EngineUnavailable):
     code = "server_shutdown"
     sentence = "The server is stopping before this answer is complete. Send the request again."
@@ -246,7 +250,7 @@ class Wording:
         """Return the sentence for the caller; a failure of ours names the request, to find it."""
         if isinstance(error, QueueFull) and self.busy_message:
             return self.busy_message
-        if isinstance(error, EngineUnavailable) and self.loading_message:
+        if type(error) is EngineUnavailable and self.loading_message:
             return self.loading_message
         if error.status == 500:
             return f"{self.failure_prefix}{error.message} (request {self.request_id})"

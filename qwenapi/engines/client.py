@@ -24,6 +24,7 @@ from qwenapi.engines.pages import EnginePages, EngineRow
 from qwenapi.engines.replay import Replays
 from qwenapi.engines.routing import candidates
 from qwenapi.errors import RequestQuarantined
+from qwenapi.greenlets import spawn_lasting
 from qwenapi.limits import Limits
 from workers.connection import ConnectionEnded, connect
 from workers.errors import ConfigError, ProtocolError
@@ -92,9 +93,9 @@ class EngineClient:
 
     def start(self) -> None:
         """Begin to look for engines; call it in the process and hub that will use them."""
-        gevent.spawn(self._discover)
-        gevent.spawn(self._keep_time)
-        gevent.spawn(self._replays.run)
+        spawn_lasting("the look for engines", self._discover)
+        spawn_lasting("the sending of beats", self._keep_time)
+        spawn_lasting("replaying", self._replays.run)
 
     @property
     def card(self) -> ModelCard | None:

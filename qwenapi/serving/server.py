@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -148,6 +149,7 @@ class HttpServer(BaseApplication):
         from qwenapi import logs
         from qwenapi.app import create_app
         from qwenapi.engines.client import EngineClient
+        from qwenapi.greenlets import spawn_lasting
         from qwenapi.keys import KeyRing, Usage
         from qwenapi.ledger.store import Ledger
         from qwenapi.services import Services
@@ -161,7 +163,7 @@ class HttpServer(BaseApplication):
         engine = self._engine = EngineClient(self._model_run_dir, name, tokenizers.prepare)
         engine.start()
         ledger = Ledger.lease(self._ledger, [profile.name for profile in profiles])
-        gevent.spawn(self._watch, ledger, engine)
+        spawn_lasting("the look for alerts", partial(self._watch, ledger, engine))
         store = self._open_store() if profiles.of_interface("coder") else None
         tracer = open_tracer(self._settings.otel_endpoint)
         keys = self._settings.auth_keys

@@ -130,6 +130,9 @@ def test_the_flat_dialect_says_one_string_and_the_queues_figures() -> None:
     assert headers["Retry-After"] == "2"
     loading = errors.render_flat(errors.EngineUnavailable(), NEWS)
     assert (loading.status, loading.body) == (503, {"error": "模型加载中，请稍后重试"})
+    for other in (errors.QueueTimeout(), errors.ServerShutdown(), errors.ModelChanged()):
+        said = errors.render_flat(other, NEWS)
+        assert (said.status, said.body) == (503, {"error": other.message}), "nothing is loading"
 
 
 @pytest.mark.parametrize(
