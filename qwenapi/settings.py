@@ -171,14 +171,14 @@ class Settings:
     )
     num_speculative_tokens: int = _row(
         0,
-        "most tokens drafted a step from a sequence's own text, and kept where they are right",
+        "most tokens drafted a step from a sequence's own text, while up to 8 run; 0: none",
         scope="model",
         minimum=0,
         maximum=16,
     )
     async_scheduling: str = _row(
         "auto",
-        "whether a step begins before the one before it is read; auto: on CUDA",
+        "whether a step begins before the last is read, unless drafts are made; auto: on CUDA",
         scope="model",
         choices=("auto", "on", "off"),
     )

@@ -166,7 +166,7 @@ def test_requests_are_random_greedy_and_nothing_stops_them(clock):
 @pytest.mark.parametrize(
     ("workload", "words"),
     [
-        (Workload(9, 10, 10), "needs 9, but --max-num-seqs leaves 8"),
+        (Workload(9, 10, 10), "needs 9, but --max-num-seqs or --max-num-batched-tokens leaves 8"),
         (Workload(1, 990, 11), "needs 1001, but --max-model-len leaves 1000"),
         (Workload(8, 900, 100), "needs 800, but --num-blocks leaves 98"),
         (Workload(1, 50, 1), "raise --max-tokens"),

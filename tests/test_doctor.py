@@ -20,7 +20,7 @@ import pytest
 from qwenapi.doctor import machine, memory
 from qwenapi.doctor.check import GIB, Outcome, refused
 from qwenapi.doctor.memory import Room, check_memory, find_room, make_plan
-from qwenapi.doctor.model import ARCHITECTURES, Dimensions, Weights, read_weights
+from qwenapi.doctor.model import ARCHITECTURES, Dimensions, Tensor, Weights, read_weights
 from qwenapi.doctor.report import check_model, refuse_unfit
 from qwenapi.settings import Settings, etc_dir
 from workers.checkpoint import Checkpoint
@@ -364,6 +364,25 @@ def test_a_gpu_is_filled_but_for_its_reserve(monkeypatch):
     full = Room("a GPU", True, 80 * GIB, 8 * GIB)
     found = memory_checks(monkeypatch, full)["context"]
     assert found.outcome is Outcome.FAILURE
+
+
+def test_packed_weights_stay_packed_on_a_gpu_and_fp8_halves_plain_ones():
+    weights, dimensions = demo()
+    gpu, machine_memory = Room("GPU", True, GIB, GIB), Room("memory", False, GIB, GIB)
+    linear = {"q.qweight": Tensor(Path("f"), "I32", (64, 8))}
+    packed = Weights(weights.tensors | linear, 1, disk_bytes=1000)
+    settings = replace(Settings(), dtype="bfloat16")
+
+    def num_bytes(weights: Weights, room: Room, **changes: str) -> int:
+        return make_plan(replace(settings, **changes), weights, dimensions, room).weights
+
+    plain = 2 * weights.num_parameters
+    assert num_bytes(weights, gpu) == num_bytes(weights, machine_memory) == plain
+    assert num_bytes(weights, gpu, quantization="fp8") == plain // 2
+    assert num_bytes(packed, gpu) == 1000
+    unpacked = 2 * packed.num_parameters
+    assert num_bytes(packed, machine_memory) == unpacked
+    assert num_bytes(packed, gpu, attention_backend="torch") == unpacked
 
 
 def test_a_length_that_the_cache_cannot_hold_is_a_failure(monkeypatch):

@@ -186,7 +186,7 @@ def _refuse_unfit(card: ModelCard, workload: Workload) -> None:
     blocks = workload.streams * -(-length // card.block_size)
     room = int(0.98 * card.num_blocks)  # the scheduler keeps a percent free
     for name, needed, limit in (
-        ("--max-num-seqs", workload.streams, card.max_num_seqs),
+        ("--max-num-seqs or --max-num-batched-tokens", workload.streams, card.max_num_seqs),
         ("--max-model-len", length, card.max_model_len),
         ("--num-blocks", blocks, room),
     ):

@@ -65,10 +65,12 @@ class EngineCore(Protocol):
         """
 
     def step(self) -> StepOutput:
-        """Advance every running sequence by at least one token where the budget allows it."""
+        """Compute one batch, and return what is known by its end: of a step that overlaps the next,
+        that is nothing yet.
+        """
 
     def gauges(self) -> Gauges:
         """Return the numbers to publish after a step."""
 
     def check_integrity(self) -> None:
-        """Raise AssertionError if bookkeeping is inconsistent; called in tests and when idle."""
+        """Raise AssertionError if bookkeeping is inconsistent; called in tests."""

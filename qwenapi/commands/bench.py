@@ -242,6 +242,8 @@ def _measure_engine(given: dict[str, Any]) -> int:
 
     names = given.keys() & {"model", *_engine_settings()}
     config = load_settings({name: given[name] for name in names}).engine_config()
+    if config.stub:
+        raise ConfigError("stub is set, and --engine measures a real engine: unset it")
     engine = bench.load(config, lambda what, fraction: None)
     facts = bench.conditions(config, engine.card)
     console = Console()

@@ -81,7 +81,7 @@ def find_room(settings: Settings, num_bytes: int) -> Room:
 
 def check_memory(settings: Settings, weights: Weights, of: Dimensions) -> Iterator[Check]:
     """Say what fits where; the first failure is the last check."""
-    room = find_room(settings, weights.num_parameters * 2)
+    room = find_room(settings, _weight_bytes(settings, weights, 2, is_gpu=True))
     if settings.device == "cuda" and not room.is_gpu:
         yield failure(
             "memory", "device = 'cuda'", "no GPU is visible", "use --device cpu, or mend the driver"
@@ -123,7 +123,7 @@ def make_plan(settings: Settings, weights: Weights, of: Dimensions, room: Room) 
     block_size = settings.block_size or (64 if room.is_gpu else 32)
     block_bytes = 2 * of.num_kv_heads * of.head_dim * item * of.num_layers * block_size
     wanted = settings.max_model_len or of.context
-    weight_bytes = weights.num_parameters * item
+    weight_bytes = _weight_bytes(settings, weights, item, is_gpu=room.is_gpu)
     workspace = (
         (CUDA_BASE_BYTES if room.is_gpu else CPU_BASE_BYTES)
         + budget * (4 * of.hidden_size + 3 * of.intermediate_size) * item
@@ -140,6 +140,17 @@ def make_plan(settings: Settings, weights: Weights, of: Dimensions, room: Room) 
         share = int(min(CPU_CACHE_FRACTION * free, CPU_CACHE_BYTES))
         num_blocks = min(share // block_bytes, useful)
     return Plan(weight_bytes, workspace, block_bytes, block_size, num_blocks, wanted)
+
+
+def _weight_bytes(settings: Settings, weights: Weights, item: int, *, is_gpu: bool) -> int:
+    """Return what loaded weights take, about: kernels leave packed linears as they are on disk, of
+    which those of experts are an exception; fp8 halves what is not.
+    """
+    if is_gpu and weights.is_packed and settings.attention_backend != "torch":
+        return weights.disk_bytes
+    if settings.quantization == "fp8":
+        return weights.num_parameters * item // 2
+    return weights.num_parameters * item
 
 
 def visible_gpus() -> list[Room]:

@@ -51,6 +51,11 @@ class Weights:
         return sum(_num_unpacked(name, tensor.shape) for name, tensor in self.tensors.items())
 
     @property
+    def is_packed(self) -> bool:
+        """Whether linears are packed in 4 bits."""
+        return any(name.endswith(".qweight") for name in self.tensors)
+
+    @property
     def dtypes(self) -> str:
         return ", ".join(sorted({tensor.dtype for tensor in self.tensors.values()}))
 

@@ -92,7 +92,10 @@ class ModelHalf:
         config = replace(settings.engine_config(), threads=threads)
         return [
             EngineChild(
-                config, WorkerSpec(i, self._folder, self._page.path), self._page, self._progress
+                replace(config, replica=i if count > 1 else -1),
+                WorkerSpec(i, self._folder, self._page.path),
+                self._page,
+                self._progress,
             )
             for i in range(count)
         ]

@@ -9,6 +9,7 @@ import torch
 from workers.config import EngineConfig
 from workers.engine.engine import Engine
 from workers.errors import ConfigError, ModelError
+from workers.model.loader import choose_device
 
 
 @pytest.fixture
@@ -146,3 +147,11 @@ def test_no_weight_is_kept_twice(copy, monkeypatch):
     start(copy)
     # Only norms stay in transformers' modules.
     assert kept and all(parameter.dim() == 1 for parameter in kept)
+
+
+def test_engines_beside_each_other_take_turns_on_the_gpus(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert [str(choose_device("auto", i)) for i in range(3)] == ["cuda:0", "cuda:1", "cuda:0"]
+    assert str(choose_device("cuda")) == "cuda", "alone, it may spread over all"
+    assert str(choose_device("cpu", 1)) == "cpu"

@@ -1,5 +1,6 @@
 """The sampler against plain references that sort; rows do not see each other."""
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -124,7 +125,7 @@ def test_penalties_follow_their_formulas():
         repetition_penalty=1.5,
         presence_penalty=0.4,
         frequency_penalty=0.3,
-        prompt_set=tuple(order[2:8]),
+        prompt_set=np.array(order[2:8]),
         output_counts=counts,
     )
     expected = logits.clone()
@@ -209,7 +210,7 @@ ROWS = st.builds(
     frequency_penalty=st.sampled_from([0.0, 0.7]),
     logprobs=st.sampled_from([None, None, 0, 5]),
     logit_bias=st.sampled_from([{}, {}, {3: 2.0}]),
-    prompt_set=st.just((1, 2, 3)),
+    prompt_set=st.just(np.array([1, 2, 3])),
     output_counts=st.just({5: 2, 6: 1}),
 )
 

@@ -238,3 +238,15 @@ def test_an_answer_under_way_goes_before_anybody_new():
     bench.add(5, tenant="old", resume=((1,),))
     bench.run()
     assert bench.ended.index(5) < min(bench.ended.index(3), bench.ended.index(4))
+
+
+def test_siblings_go_on_when_their_leader_ends_in_a_step_under_way_after_its_preemption():
+    bench = Bench(num_blocks=6, budget=32)
+    bench.add(1, num_tokens=8, max_tokens=9)
+    family = bench.add(2, num_tokens=11, max_tokens=1, choices=(0, 1))
+    under_way, later = bench.scheduler.schedule(), bench.scheduler.schedule()
+    assert bench.scheduler.num_preemptions == 1
+    for row in (*under_way.rows, *later.rows):
+        bench.scheduler.update(row, [1] * row.num_samples)
+    assert family.sequences[0].is_finished
+    bench.run()

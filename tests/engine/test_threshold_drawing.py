@@ -29,7 +29,7 @@ RESTRICTIONS = [
 
 
 def choose(logits: torch.Tensor, rows) -> list[int]:
-    return choose_on_gpu(logits.to(DEVICE), rows).tolist()
+    return choose_on_gpu(logits.to(DEVICE), rows, by_kernels=DEVICE == "cuda").tolist()
 
 
 @settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))

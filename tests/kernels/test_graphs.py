@@ -78,11 +78,22 @@ def small_buckets(monkeypatch):
     monkeypatch.setattr(graphs_module, "_MIXED_TOKENS", (4, 8, 16))
 
 
-def test_decoding_rows_at_the_edges_of_buckets(world):
+def test_decoding_rows_at_the_edges_of_buckets(world, monkeypatch):
+    monkeypatch.setattr(graphs_module, "_DECODE_ROWS", (1, 2, 4, 8, 16))
     world.prefill(9, 1, 4, 5, 3, 8, 7, 2, 11)
     for num_rows in (1, 9, 3, 4):
         world.check(world.packed(*[1] * num_rows))
     assert world.recorder.count == 3  # 3 and 4 rows are one
+
+
+def test_graphs_recorded_before_the_first_step_serve_it(world, monkeypatch):
+    monkeypatch.setattr(graphs_module, "_DECODE_ROWS", (1, 2, 4, 8, 1024))
+    world.recorded.warm_up()
+    assert world.recorder.count == 4
+    world.prefill(9, 1, 4)
+    for num_rows in (3, 1, 2):
+        world.check(world.packed(*[1] * num_rows))
+    assert world.recorder.count == 4
 
 
 def test_a_graph_serves_lengths_it_was_not_recorded_with(world):
@@ -184,7 +195,7 @@ def test_token_ids_may_be_put_in_place_on_the_device(world):
     ("num_tokens", "num_rows", "num_samples", "expected"),
     [
         (1, 1, 1, (1, 1, True)),
-        (3, 3, 3, (4, 4, True)),
+        (3, 3, 3, (3, 3, True)),
         (17, 17, 0, (24, 24, True)),
         (256, 256, 256, (256, 256, True)),
         (257, 257, 257, None),

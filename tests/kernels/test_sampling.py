@@ -94,9 +94,7 @@ def by_torch(logits: Tensor, rows: list[SamplingRow]) -> list[int]:
 
 
 def _choose(logits: Tensor, rows: list[SamplingRow], has_kernels: bool) -> list[int]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sampler, "_has_kernels", lambda device: has_kernels)
-        return sampler.choose_on_gpu(logits.to(DEVICE), rows).tolist()
+    return sampler.choose_on_gpu(logits.to(DEVICE), rows, by_kernels=has_kernels).tolist()
 
 
 def random_row(chance: random.Random, vocab: int) -> SamplingRow:

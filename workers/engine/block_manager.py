@@ -101,6 +101,7 @@ class BlockManager:
         self, table: BlockTable, token_ids: list[int], num_computed: int, salt: str
     ) -> None:
         """Make newly filled blocks findable; tokens below `num_computed` are in the cache."""
+        assert num_computed <= len(token_ids)
         if not self._enabled:
             return
         size = self.block_size

@@ -93,7 +93,9 @@ class ModelRunner:
         forward = self._forward_packed if self._for_kernels else self._forward_gathered
         rows, logits = forward(list(batch.rows), previous)
         sampling = [_sampling_row(row, index) for row in rows for index in range(row.num_samples)]
-        return Step(rows, choose(logits, sampling) if sampling else None)
+        if not sampling:
+            return Step(rows, None)
+        return Step(rows, choose(logits, sampling, by_kernels=self._for_kernels))
 
     def _forward_packed(self, rows: Rows, previous: Step | None) -> tuple[Rows, Tensor]:
         """Compute by kernels; return the rows in the order of their logits, and these."""

@@ -30,7 +30,8 @@ class NgramDrafter:
         for size in NGRAM_SIZES:
             start = self._find(size)
             if start is not None:
-                return tuple(token_ids[start : start + limit])
+                period = len(token_ids) - start
+                return tuple(token_ids[start + i % period] for i in range(limit))
         return ()
 
     def learn(self, num_right: int) -> None:
@@ -40,6 +41,8 @@ class NgramDrafter:
 
     def _find(self, size: int) -> int | None:
         """Return the index behind the last earlier occurrence of the newest `size` tokens."""
+        if len(self._ids) <= size * _ID:
+            return None
         ngram = self._ids[-size * _ID :]
         end = len(self._ids) - _ID
         while (at := self._ids.rfind(ngram, 0, end)) >= 0:

@@ -4,10 +4,10 @@ Each processor collects the cells it changes over the whole batch and applies th
 once, so that its cost is a few tensors per step and nothing for rows that do not use it.
 """
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
-from itertools import repeat
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,13 +16,16 @@ from workers.protocol import SamplingParams
 
 MIN_TEMPERATURE = 1e-5
 
+Array = np.ndarray
+NO_TOKENS = np.array([], np.int64)
+
 
 @dataclass(frozen=True, slots=True)
 class SamplingRow:
     """What the sampler knows of one row. `position` is the absolute index of the token to be drawn.
 
-    `prompt_set` holds the prompt's distinct tokens, `output_counts` how often each was generated;
-    both stay empty for rows without penalties.
+    `prompt_set` holds the prompt's distinct tokens as int64, `output_counts` how often each was
+    generated; both stay empty for rows without penalties.
     """
 
     params: SamplingParams
@@ -30,7 +33,7 @@ class SamplingRow:
     position: int = 0
     num_output: int = 0
     stop_ids: frozenset[int] = frozenset()
-    prompt_set: Sequence[int] = ()
+    prompt_set: Array = field(default_factory=lambda: NO_TOKENS)
     output_counts: dict[int, int] = field(default_factory=dict)
 
     @property
@@ -66,24 +69,28 @@ class _Cells:
 
     def __init__(self) -> None:
         self._rows: list[int] = []
-        self._counts: list[int] = []
-        self._tokens: list[int] = []
-        self._values: list[float] = []
+        self._tokens: list[Array] = []
+        self._values: list[Array] = []
 
-    def add(self, row: int, tokens: Collection[int], values: Iterable[float]) -> None:
+    def add(self, row: int, tokens: Array, values: Array) -> None:
         self._rows.append(row)
-        self._counts.append(len(tokens))
-        self._tokens += tokens
-        self._values += values
+        self._tokens.append(tokens)
+        self._values.append(values)
 
     def tensors(self, like: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor] | None:
         """Return an index into logits and the values there, or None without any cell."""
-        if not self._tokens:
+        counts = [len(tokens) for tokens in self._tokens]
+        if not sum(counts):
             return None
-        rows = torch.tensor(self._rows).repeat_interleave(torch.tensor(self._counts))
-        tokens, values = torch.tensor(self._tokens), torch.tensor(self._values, dtype=like.dtype)
+        rows = torch.from_numpy(np.repeat(self._rows, counts))
+        tokens = torch.from_numpy(np.concatenate(self._tokens))
+        values = torch.from_numpy(np.concatenate(self._values)).to(like.dtype)
         index = to_device(rows, like.device), to_device(tokens, like.device)
         return index, to_device(values, like.device)
+
+
+def _array(items: Collection[float], dtype: type) -> Array:
+    return np.fromiter(items, dtype, len(items))
 
 
 Touched = list[tuple[int, SamplingRow]]
@@ -93,7 +100,8 @@ def _add_bias(logits: Tensor, touched: Touched) -> None:
     cells = _Cells()
     for index, row in touched:
         if row.params.logit_bias:
-            cells.add(index, row.params.logit_bias.keys(), row.params.logit_bias.values())
+            biases = row.params.logit_bias
+            cells.add(index, _array(biases, np.int64), _array(biases.values(), np.float64))
     if found := cells.tensors(logits):
         where, bias = found
         logits[where] += bias
@@ -103,7 +111,8 @@ def _forbid_stops(logits: Tensor, touched: Touched) -> None:
     cells = _Cells()
     for index, row in touched:
         if row.num_output < row.params.min_tokens:
-            cells.add(index, row.stop_ids, repeat(float("-inf"), len(row.stop_ids)))
+            stops = _array(row.stop_ids, np.int64)
+            cells.add(index, stops, np.full(len(stops), -np.inf))
     if found := cells.tensors(logits):
         where, forbidden = found
         logits[where] = forbidden
@@ -114,8 +123,10 @@ def _penalize_repetition(logits: Tensor, touched: Touched) -> None:
     cells = _Cells()
     for index, row in touched:
         if row.params.repetition_penalty != 1.0:
-            seen = {*row.prompt_set, *row.output_counts}
-            cells.add(index, seen, repeat(row.params.repetition_penalty, len(seen)))
+            output = _array(row.output_counts, np.int64)
+            # What is in both is penalized once: both cells compute the same from the old value.
+            seen = np.concatenate([row.prompt_set, output])
+            cells.add(index, seen, np.full(len(seen), row.params.repetition_penalty))
     if found := cells.tensors(logits):
         where, penalty = found
         old = logits[where]
@@ -128,8 +139,8 @@ def _penalize_output(logits: Tensor, touched: Touched) -> None:
     for index, row in touched:
         presence, frequency = row.params.presence_penalty, row.params.frequency_penalty
         if presence or frequency:
-            counts = row.output_counts
-            cells.add(index, counts.keys(), (presence + frequency * n for n in counts.values()))
+            counts = _array(row.output_counts.values(), np.float64)
+            cells.add(index, _array(row.output_counts, np.int64), presence + frequency * counts)
     if found := cells.tensors(logits):
         where, penalty = found
         logits[where] -= penalty

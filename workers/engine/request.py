@@ -3,7 +3,10 @@
 Knows the wire's Generate and what follows from it once. Refuses to know blocks, batches and time.
 """
 
+import numpy as np
+
 from workers.core import Key
+from workers.engine.processors import NO_TOKENS
 from workers.engine.sequence import Sequence, SequenceStatus
 from workers.protocol import Finished, Generate
 
@@ -34,7 +37,8 @@ class Request:
             or params.presence_penalty != 0.0
             or params.frequency_penalty != 0.0
         )
-        self.prompt_set = tuple(set(self.prompt_ids)) if params.repetition_penalty != 1.0 else ()
+        is_repetition_penalized = params.repetition_penalty != 1.0
+        self.prompt_set = np.unique(self.prompt_ids) if is_repetition_penalized else NO_TOKENS
         self.cached_tokens: int | None = None
         max_len = min(len(self.prompt_ids) + params.max_tokens, max_model_len)
         resume = generate.resume or ((),) * len(generate.choices)

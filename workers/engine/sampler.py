@@ -6,7 +6,6 @@ and parameters. Refuses to know sequences, schedules and when a generation ends.
 """
 
 from collections.abc import Sequence
-from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -16,7 +15,6 @@ from workers.engine.drawing import DrawParams, draw_free, draw_restricted
 from workers.engine.noise import row_key
 from workers.engine.processors import SamplingRow, process
 from workers.engine.threshold_drawing import draw
-from workers.model.attention_backend import uses_kernels
 from workers.model.transfer import to_device
 from workers.protocol import MAX_LOGPROBS, TokenLogprob
 
@@ -52,14 +50,19 @@ class Choice:
         return samples
 
 
-def sample(logits: Tensor, rows: Sequence[SamplingRow]) -> list[Sample]:
+def sample(
+    logits: Tensor, rows: Sequence[SamplingRow], *, by_kernels: bool = False
+) -> list[Sample]:
     """Return one sample per row of logits `[rows, vocabulary]`, which may be overwritten."""
-    return choose(logits, rows).read()
+    return choose(logits, rows, by_kernels=by_kernels).read()
 
 
 @torch.inference_mode()
-def choose(logits: Tensor, rows: Sequence[SamplingRow]) -> Choice:
-    """Choose one token per row of logits `[rows, vocabulary]`, which may be overwritten."""
+def choose(logits: Tensor, rows: Sequence[SamplingRow], *, by_kernels: bool = False) -> Choice:
+    """Choose one token per row of logits `[rows, vocabulary]`, which may be overwritten.
+
+    Where kernels compute on a GPU, they choose as well.
+    """
     asking = {
         index: min(row.params.logprobs, MAX_LOGPROBS)
         for index, row in enumerate(rows)
@@ -69,10 +72,15 @@ def choose(logits: Tensor, rows: Sequence[SamplingRow]) -> Choice:
         return Choice(_best(logits), {}, ())
     if logits.device.type == "cpu" or any(row.is_processed for row in rows):
         logits = logits.float()
-    where = to_device(torch.tensor(list(asking), dtype=torch.int64), logits.device)
-    raw = logits[where].float().log_softmax(-1) if asking else None
+    raw = None
+    if asking:
+        where = to_device(torch.tensor(list(asking)), logits.device)
+        raw = logits[where].float().log_softmax(-1)
     process(logits, rows)
-    tokens = (choose_on_cpu if logits.device.type == "cpu" else choose_on_gpu)(logits, rows)
+    if logits.device.type == "cpu":
+        tokens = choose_on_cpu(logits, rows)
+    else:
+        tokens = choose_on_gpu(logits, rows, by_kernels=by_kernels)
     logprobs = () if raw is None else _logprobs(raw, tokens[where])
     return Choice(tokens, asking, logprobs)
 
@@ -95,28 +103,23 @@ def choose_on_cpu(logits: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
     return tokens
 
 
-def choose_on_gpu(logits: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
+def choose_on_gpu(logits: Tensor, rows: Sequence[SamplingRow], *, by_kernels: bool) -> Tensor:
     """Return the same tokens by the same few kernels for all rows, which the host waits for none
     of; logits may be of any floating type.
     """
     temperatures, params = _parameters(logits, rows)
-    if _has_kernels(logits.device):
+    if by_kernels:
         from workers.model.kernels import sampling
 
-        return sampling.choose(
-            logits, temperatures, params.top_k, params.top_p, params.min_p, params.low, params.high
-        )
+        shares = params.top_k, params.top_p, params.min_p
+        with torch.cuda.device_of(logits):
+            return sampling.choose(logits, temperatures, *shares, params.low, params.high)
     is_drawn = temperatures > 0
     scaled = logits / torch.where(is_drawn, temperatures, 1.0)[:, None]
     has_top_k = any(row.params.top_k > 0 for row in rows)
     has_top_p = any(row.params.top_p < 1.0 for row in rows)
     tokens = draw(scaled, params, has_top_k=has_top_k, has_top_p=has_top_p)
     return torch.where(is_drawn, tokens, _best(logits))
-
-
-@cache
-def _has_kernels(device: torch.device) -> bool:
-    return uses_kernels("auto", device)
 
 
 def _best(logits: Tensor) -> Tensor:

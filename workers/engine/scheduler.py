@@ -102,10 +102,7 @@ class Scheduler:
         for sequence in request.sequences:
             if sequence.choice in choices and not sequence.is_finished:
                 self._end(sequence)
-        if request.held and request.leader is not None and request.leader.is_finished:
-            # It never reached the end of the prompt, or nobody would be held any more.
-            request.choose_leader()
-            self._waiting.add(request.leader)
+        self._replace_leader(request)
 
     @property
     def speculates(self) -> bool:
@@ -116,9 +113,13 @@ class Scheduler:
         """Choose the rows of the next step, give them their blocks and count them as computed."""
         plan = _Plan(self._budget)
         before = self.num_preemptions
+        may_draft = self.speculates  # else a step may be under way, and sequences not known whole
         self._continue_running(plan)
         started = self._admit(plan) if self.num_preemptions == before else []
-        rows = tuple(self._row(sequence, count, plan) for sequence, count in plan.rows.items())
+        may_draft = may_draft and self.speculates
+        rows = tuple(
+            self._row(sequence, count, plan, may_draft) for sequence, count in plan.rows.items()
+        )
         for row in rows:
             row.sequence.num_computed += row.num_tokens
             row.sequence.num_awaited += row.num_samples > 0
@@ -127,8 +128,8 @@ class Scheduler:
     def update(self, row: Row, sampled: Collection[int]) -> int:
         """Take what a row's step sampled, and return how many of these tokens now follow.
 
-        Drafts count as long as they equal what was sampled in their place, so a sequence is the
-        same with and without them.
+        Drafts count as long as they equal what was sampled in their place. So a sequence is the
+        same with and without them, up to what the rounding of larger batches changes.
         """
         sequence, request = row.sequence, row.sequence.request
         if sequence.is_finished:  # while the step was under way
@@ -155,6 +156,7 @@ class Scheduler:
             self._release_siblings(request)
         if sequence.finish_reason is not None:
             self._end(sequence)
+            self._replace_leader(request)
         return num_taken
 
     def check_integrity(self) -> None:
@@ -185,9 +187,9 @@ class Scheduler:
             ):
                 plan.add(sequence, num_tokens)
 
-    def _row(self, sequence: Sequence, num_tokens: int, plan: "_Plan") -> Row:
+    def _row(self, sequence: Sequence, num_tokens: int, plan: "_Plan", may_draft: bool) -> Row:
         is_sampled = num_tokens == sequence.num_uncomputed
-        drafts = self._draft(sequence, plan) if is_sampled and self.speculates else ()
+        drafts = self._draft(sequence, plan) if is_sampled and may_draft else ()
         num_samples = 1 + len(drafts) if is_sampled else 0
         start = sequence.num_computed
         return Row(sequence, start, num_tokens + len(drafts), num_samples, drafts)
@@ -309,6 +311,14 @@ class Scheduler:
         for sibling in request.held:
             sibling.status = SequenceStatus.WAITING
             self._waiting.add(sibling)
+
+    def _replace_leader(self, request: Request) -> None:
+        """Let another sequence compute the prompt if the leader ended before it was in the cache:
+        aborted, or preempted while a step under way sampled its last token.
+        """
+        if request.held and request.leader is not None and request.leader.is_finished:
+            request.choose_leader()
+            self._waiting.add(request.leader)
 
     def _end(self, sequence: Sequence) -> None:
         """Take a sequence out of wherever it is; with its last one, the request is gone."""

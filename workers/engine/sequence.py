@@ -37,7 +37,7 @@ class Sequence:
     token_ids: list[int]
     max_len: int
     num_computed: int = 0
-    # Tokens that steps under way sample: 1 where steps overlap, else 0 between them.
+    # Steps under way that sample this sequence.
     num_awaited: int = 0
     table: BlockTable = field(default_factory=BlockTable)
     status: SequenceStatus = SequenceStatus.WAITING

@@ -17,6 +17,7 @@ from workers.cores import physical_cores
 from workers.engine.model_runner import ModelRunner
 from workers.engine.processors import SamplingRow
 from workers.engine.sampler import sample
+from workers.engine.scheduler import MAX_SPECULATING_ROWS
 from workers.errors import ConfigError, ModelError
 from workers.model import fp8
 from workers.model.attention import AttentionPlan, Plan, PrefillSpan
@@ -45,7 +46,7 @@ Progress = Callable[[str, float], None]
 
 def start(config: EngineConfig, progress: Progress) -> tuple[ModelCard, ModelRunner]:
     """Load a model and give it a cache; raise ModelError or ConfigError if that cannot be done."""
-    device = choose_device(config.device)
+    device = choose_device(config.device, config.replica)
     dtype = choose_dtype(config.dtype, device)
     checkpoint = Checkpoint.at(config.model)
     model_config = load_config(checkpoint)
@@ -72,7 +73,7 @@ def start(config: EngineConfig, progress: Progress) -> tuple[ModelCard, ModelRun
         limits.num_blocks,
         limits.block_size,
         for_kernels=shape.for_kernels,
-        graphs=_graphs(config, decoder, shape, limits),
+        graphs=_graphs(config, decoder, shape, limits, progress),
     )
     progress("ready", 1.0)
     return _card(checkpoint, model_config, dtype, device, limits), runner
@@ -105,7 +106,15 @@ def _build(
     if device.type == "cuda":
         torch.cuda.empty_cache()  # what merging has freed
         progress("measuring memory", 0.0)
-        _run_worst_step(decoder, shape, token_budget_of(config, device), config.max_num_seqs)
+        try:
+            num_drafted = MAX_SPECULATING_ROWS * (1 + config.num_speculative_tokens)
+            num_rows = max(config.max_num_seqs, num_drafted)
+            _run_worst_step(decoder, shape, token_budget_of(config, device), num_rows)
+        except Exception as error:  # Triton's and the compiler's have no common base
+            raise ConfigError(
+                f"the first step failed on {device}: {error!r}; give it less with"
+                " --max-num-batched-tokens, or try --attention-backend torch"
+            ) from error
     block_bytes = shape.token_bytes * block_size_of(config, device) * len(layers)
     # Every layer has as many blocks, so the fullest device decides.
     free_bytes = min(
@@ -118,17 +127,19 @@ def _build(
 
 
 def _graphs(
-    config: EngineConfig, decoder: Decoder, shape: CacheShape, limits: Limits
+    config: EngineConfig,
+    decoder: Decoder,
+    shape: CacheShape,
+    limits: Limits,
+    progress: Progress,
 ) -> Graphs | None:
     if not shape.for_kernels or decoder.device.type != "cuda" or config.enforce_eager:
         return None
-    return Graphs(
-        decoder,
-        shape.num_kv_heads,
-        limits.block_size,
-        limits.max_model_len,
-        limits.max_num_seqs,
-    )
+    progress("recording graphs", 0.0)
+    sizes = limits.block_size, limits.max_model_len, limits.max_num_seqs
+    graphs = Graphs(decoder, shape.num_kv_heads, *sizes)
+    graphs.warm_up()
+    return graphs
 
 
 def _run_worst_step(decoder: Decoder, shape: CacheShape, num_tokens: int, num_rows: int) -> None:
@@ -141,7 +152,7 @@ def _run_worst_step(decoder: Decoder, shape: CacheShape, num_tokens: int, num_ro
         zeros, positions, _worst_plan(zeros, shape.for_kernels, decoder.is_exact), rows
     )
     params = SamplingParams(max_tokens=1, temperature=1.0, top_k=1, top_p=0.5, logprobs=1)
-    sample(logits, [SamplingRow(params)] * len(rows))
+    sample(logits, [SamplingRow(params)] * len(rows), by_kernels=shape.for_kernels)
     decoder.allocate_cache(shape, 1, 1)
 
 

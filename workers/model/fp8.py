@@ -67,7 +67,7 @@ def check(device: torch.device, dtype: torch.dtype) -> None:
     weight = Fp8Weight.of(torch.eye(32, device=device))
     try:
         weight.multiply(torch.ones(2, 32, dtype=dtype, device=device), None)
-    except (RuntimeError, ValueError) as error:
+    except Exception as error:  # Triton's errors have no common base
         reason = str(error).partition("\n")[0]
         raise ConfigError(
             f"quantization = 'fp8', but torch {torch.__version__} has no such product on {device}"

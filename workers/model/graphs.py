@@ -27,8 +27,8 @@ from workers.model.packed_batch import PackedBatch
 _logger = logging.getLogger(__name__)
 
 # Of batches in which every row has one token, and of tokens of all others.
-_DECODE_ROWS = (1, 2, 4, *range(8, 257, 8))
-_MIXED_TOKENS = (64, 128, 256, 512, 1024, 2048)
+_DECODE_ROWS = (*range(1, 9), *range(10, 17, 2), *range(24, 257, 8))
+_MIXED_TOKENS = (64, 128, *range(256, 2049, 256))
 _MOST_SAMPLES = 256
 
 Computation = Callable[[], Tensor]
@@ -93,6 +93,15 @@ class Graphs:
             max_blocks = -(-max_model_len // block_size)
             self._inputs = _Inputs(self._max_rows, max_blocks, decoder.device)
             self._capture = capture or CudaCapture(decoder.device)
+
+    @torch.inference_mode()
+    def warm_up(self) -> None:
+        """Record the graphs of steps in which all rows decode, the largest first, so that the
+        others find their memory in its place; on a batch of nothing but padding.
+        """
+        for size in reversed([size for size in _DECODE_ROWS if size <= self._max_rows]):
+            if self._inputs is not None:
+                self._record(Bucket(size, size, is_decode=True))
 
     @torch.inference_mode()
     def forward(self, packed: PackedBatch) -> Tensor | None:
@@ -185,7 +194,7 @@ class CudaCapture:
         try:
             yield
         except RuntimeError:
-            with suppress(RuntimeError):  # it has been left
+            with suppress(RuntimeError, AttributeError):  # it has been left; or torch has changed
                 torch._C._cuda_endAllocateToPool(self._stream.device_index, self._pool)
                 torch._C._cuda_releasePool(self._stream.device_index, self._pool)
             raise

@@ -35,13 +35,15 @@ _REFUSED_ROPE = ("dynamic", "longrope")
 _logger = logging.getLogger(__name__)
 
 
-def choose_device(name: str) -> torch.device:
-    """Return the device a setting names; `auto` is CUDA where there is one."""
+def choose_device(name: str, replica: int = -1) -> torch.device:
+    """Return the device a setting names; `auto` is CUDA where there is one. Replicas take turns."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(name)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ModelError(f"device = {name!r}, but torch sees no CUDA device; use device = 'cpu'")
+    if device.type == "cuda" and device.index is None and replica >= 0:
+        return torch.device("cuda", replica % torch.cuda.device_count())
     return device
 
 
