@@ -128,12 +128,17 @@ def test_two_engines_share_the_load_and_a_prefix_stays_with_one(start_server):
     )
     with ThreadPoolExecutor(32) as pool:
         list(pool.map(lambda i: server.text(f"question number {i}", max_tokens=10), range(32)))
-    assert min(server.row(0)["generated_tokens"], server.row(1)["generated_tokens"]) > 0
-    before = [server.row(i)["generated_tokens"] for i in (0, 1)]
+
+    def generated():
+        return [server.row(i)["generated_tokens"] for i in (0, 1)]
+
+    wait_for(lambda: sum(generated()) == 320)  # counted just after the last token is sent
+    before = generated()
+    assert min(before) > 0
     for _ in range(6):
         server.text("always the same question", max_tokens=10)
-    grown = [server.row(i)["generated_tokens"] - before[i] for i in (0, 1)]
-    assert sorted(grown) == [0, 60]
+    wait_for(lambda: sum(generated()) == 380)
+    assert sorted(now - then for now, then in zip(generated(), before, strict=True)) == [0, 60]
 
 
 def test_a_limited_group_is_limited_over_all_engines_together(start_server):

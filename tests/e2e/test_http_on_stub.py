@@ -296,6 +296,7 @@ BAD_REQUESTS = [
 def test_a_bad_field_is_named_quickly_and_costs_the_engine_nothing(
     stub_server, fields, status, param
 ):
+    stub_server.wait_until_idle()
     steps = stub_server.row()["step"]
     asked = {"model": "qwen-demo", "messages": MESSAGES} | fields
     seconds, answer = quickest(lambda: stub_server.post("/v1/chat/completions", asked))
