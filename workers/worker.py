@@ -17,14 +17,15 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from dataclasses import fields
 
 from workers import logs
 from workers.admission import Admission
 from workers.config import EngineConfig
-from workers.core import EngineCore, StepOutput
+from workers.core import EngineCore, Gauges, StepOutput
 from workers.errors import ExitCode, WorkerError
 from workers.listener import Listener
-from workers.page import ENGINE_LAYOUT, Phase, SharedPage, Slot
+from workers.page import ENGINE_COUNTERS, ENGINE_LAYOUT, Phase, SharedPage, Slot
 from workers.protocol import Abort, Accepted, Generate, Hello, Message, Ping, Pong, Step
 from workers.report import Report, WorkerSpec
 
@@ -35,14 +36,8 @@ IDLE_SECONDS = 0.5
 MIN_STEP_TIMEOUT = {"cuda": 10.0, "cpu": 120.0, "stub": 10.0}
 LOADING_TIMEOUT = 900.0
 SLOWEST_STEPS = 20
-CORE_COUNTERS = (
-    "prompt_tokens",
-    "cached_tokens",
-    "generated_tokens",
-    "preemptions",
-    "drafted_tokens",
-    "accepted_tokens",
-)
+# What a core counts itself, of what the page does.
+CORE_COUNTERS = {field.name for field in fields(Gauges)} & set(ENGINE_COUNTERS)
 
 
 class Inbox:

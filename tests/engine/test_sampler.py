@@ -11,6 +11,25 @@ from workers.engine.processors import SamplingRow
 from workers.engine.sampler import sample
 from workers.protocol import SamplingParams
 
+RESTRICTIONS = [
+    {"top_k": 1},
+    {"top_k": 20},
+    {"top_k": 600},
+    {"top_k": 1500},
+    {"top_k": 5000},
+    {"top_p": 0.0},
+    {"top_p": 0.3},
+    {"top_p": 0.9},
+    {"top_p": 0.999},
+    {"min_p": 0.05},
+    {"min_p": 1e-4},
+    {"top_k": 50, "top_p": 0.8},
+    {"top_k": 50, "top_p": 0.9, "min_p": 0.02},
+    {"top_p": 0.95, "min_p": 0.01},
+    {"top_k": 1, "top_p": 0.0, "min_p": 1.0},
+    {},
+]
+
 VOCAB = 700
 
 
@@ -50,25 +69,7 @@ def test_temperature_0_is_the_best_token():
     assert [s.token_id for s in samples] == logits.argmax(-1).tolist()
 
 
-@pytest.mark.parametrize(
-    "params",
-    [
-        {"top_k": 1},
-        {"top_k": 20},
-        {"top_k": 600},
-        {"top_k": 5000},
-        {"top_p": 0.0},
-        {"top_p": 0.3},
-        {"top_p": 0.9},
-        {"top_p": 0.999},
-        {"min_p": 0.05},
-        {"min_p": 1e-4},
-        {"top_k": 50, "top_p": 0.8},
-        {"top_k": 50, "top_p": 0.9, "min_p": 0.02},
-        {"top_p": 0.95, "min_p": 0.01},
-        {},
-    ],
-)
+@pytest.mark.parametrize("params", RESTRICTIONS)
 @pytest.mark.parametrize("spread", [0.1, 3.0])
 def test_restrictions_equal_a_full_sort(params, spread):
     logits = logits_of(1, seed=3, spread=spread)[0]

@@ -6,26 +6,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.engine.conftest import DEVICE
-from tests.engine.test_sampler import ROWS, allowed, gumbel_argmax, logits_of, row
+from tests.engine.test_sampler import RESTRICTIONS, ROWS, allowed, gumbel_argmax, logits_of, row
 from workers.engine.processors import process
 from workers.engine.sampler import choose_on_cpu, choose_on_gpu
-
-RESTRICTIONS = [
-    {"top_k": 1},
-    {"top_k": 20},
-    {"top_k": 1500},
-    {"top_k": 5000},
-    {"top_p": 0.0},
-    {"top_p": 0.3},
-    {"top_p": 0.999},
-    {"min_p": 0.05},
-    {"min_p": 1e-4},
-    {"top_k": 50, "top_p": 0.8},
-    {"top_k": 50, "top_p": 0.9, "min_p": 0.02},
-    {"top_p": 0.95, "min_p": 0.01},
-    {"top_k": 1, "top_p": 0.0, "min_p": 1.0},
-    {},
-]
 
 
 def choose(logits: torch.Tensor, rows) -> list[int]:
@@ -52,7 +35,10 @@ def test_restrictions_equal_a_full_sort(params, spread):
 
 def test_a_real_vocabulary_draws_as_the_cpu_does():
     logits = logits_of(32, seed=8, vocab=151_936)
-    rows = [row(position, seed=9, **RESTRICTIONS[position % 14]) for position in range(32)]
+    rows = [
+        row(position, seed=9, **RESTRICTIONS[position % len(RESTRICTIONS)])
+        for position in range(32)
+    ]
     assert choose(logits, rows) == choose_on_cpu(logits, rows).tolist()
 
 
@@ -84,7 +70,7 @@ def test_forbidden_logits_are_never_drawn():
 
 
 def test_logits_of_bfloat16_draw_as_in_float32():
-    logits = logits_of(14, seed=4, vocab=2500).bfloat16()
+    logits = logits_of(len(RESTRICTIONS), seed=4, vocab=2500).bfloat16()
     rows = [row(seed=position, **params) for position, params in enumerate(RESTRICTIONS)]
     rows[0] = row(temperature=0.0)
     assert choose(logits, rows) == choose(logits.float(), rows)

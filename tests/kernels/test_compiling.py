@@ -1,31 +1,20 @@
 """The kernels compile to machine code for Hopper, in a process without the interpreter."""
 
-import json
-import os
-import subprocess
-import sys
-
 import pytest
+
+from tests.kernels.hopper import run
 
 pytest.importorskip("triton", reason="kernels need the package triton")
 
-# Compiles what the command line names, and prints what the assembler says of each.
+# Prints what the assembler says of each.
 PROGRAM = """
-import json, sys
-import torch, triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
+import json
+import torch
+from tests.kernels.hopper import build
 from workers.model.kernels import matmul, paged_attention
 
 def compile(kernel, types, constants, **options):
-    signature, attributes = {}, {}
-    for index, argument in enumerate(kernel.arg_names):
-        signature[argument] = types.get(argument, "constexpr" if argument in constants else "i32")
-        is_pointer = signature[argument][0] == "*" and argument not in UNALIGNED
-        if is_pointer or argument in ALIGNED:
-            attributes[index,] = [["tt.divisibility", 16]]
-    source = ASTSource(kernel, signature, constants, attributes)
-    return triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
+    return build(kernel, types, constants, aligned=ALIGNED, unaligned=UNALIGNED, **options)
 
 def report(compiled):
     ptx = compiled.asm["ptx"]
@@ -66,13 +55,7 @@ compile(
 
 
 def test_kernels_compile_for_hopper(tmp_path):
-    environ = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    environ |= {"TRITON_CACHE_DIR": str(tmp_path), "PYTHONPATH": os.getcwd()}
-    ran = subprocess.run(
-        [sys.executable, "-c", PROGRAM], env=environ, capture_output=True, text=True, timeout=300
-    )
-    assert ran.returncode == 0, ran.stderr[-3000:]
-    compiled = [json.loads(line) for line in ran.stdout.splitlines()]
+    compiled = run(PROGRAM, tmp_path)
     assert len(compiled) == 8
     for one in compiled[4:]:  # the exact ones, whose tiles are as large as this instruction's
         assert one["group_products"] > 0

@@ -1,16 +1,13 @@
 """Products with 4 bits against the unpacked weight in float64. On a CPU Triton interprets them."""
 
-import json
-import os
 import random
-import subprocess
-import sys
 
 import pytest
 import torch
 from torch import Tensor
 
 from tests.kernels.conftest import DEVICE, DTYPES
+from tests.kernels.hopper import run
 from workers.model.int4_weight import Int4Weight, concatenate, num_words, pack_words
 
 pytest.importorskip("triton", reason="kernels need the package triton")
@@ -184,20 +181,13 @@ def test_a_weight_takes_little_more_than_four_bits():
 # Compiles products with a Qwen3-8B gate_up_proj, and prints what the assembler says of each.
 PROGRAM = """
 import json
-import torch, triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
+import torch
+from tests.kernels.hopper import build
 from workers.model.kernels import int4
 
 def compile(name, constants, **options):
-    kernel = getattr(int4, name)
-    signature, attributes = {}, {}
-    for index, argument in enumerate(kernel.arg_names):
-        signature[argument] = TYPES.get(argument, "constexpr" if argument in constants else "i32")
-        if signature[argument][0] == "*" or argument in ("num_outputs", "num_inputs", "x_stride"):
-            attributes[index,] = [["tt.divisibility", 16]]
-    source = ASTSource(kernel, signature, constants, attributes)
-    return triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
+    aligned = ("num_outputs", "num_inputs", "x_stride")
+    return build(getattr(int4, name), TYPES, constants, aligned=aligned, **options)
 
 TYPES = {"words": "*i32", "scales": "*fp16", "zeros": "*u8", "parts": "*fp32"}
 TYPES |= {name: "*bf16" for name in ("x", "bias", "y", "unpacked")}
@@ -224,13 +214,7 @@ compile("_fold_parts", {"NUM_OUTPUTS": 1024, "NUM_SPLITS": 8, "HAS_BIAS": True})
 
 
 def test_kernels_compile_for_hopper(tmp_path):
-    environ = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    environ |= {"TRITON_CACHE_DIR": str(tmp_path), "PYTHONPATH": os.getcwd()}
-    ran = subprocess.run(
-        [sys.executable, "-c", PROGRAM], env=environ, capture_output=True, text=True, timeout=300
-    )
-    assert ran.returncode == 0, ran.stderr[-3000:]
-    compiled = [json.loads(line) for line in ran.stdout.splitlines()]
+    compiled = run(PROGRAM, tmp_path)
     assert len(compiled) == 4
     for one in compiled:
         assert one["products"] > 0 and one["copies"] > 0  # matrix units, and copies ahead of them

@@ -1,11 +1,8 @@
 """A layer's element-wise kernels compile for Hopper, in a process without the interpreter."""
 
-import json
-import os
-import subprocess
-import sys
-
 import pytest
+
+from tests.kernels.hopper import run
 
 pytest.importorskip("triton", reason="kernels need the package triton")
 
@@ -13,26 +10,16 @@ pytest.importorskip("triton", reason="kernels need the package triton")
 PROGRAM = """
 import json
 import triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
+from tests.kernels.hopper import build
 from workers.model.kernels import layers
 
-number, number32, integer = "*bf16", "*fp32", "*i32"
-types = {name: number32 for name in ("weight", "head_norm", "cos", "sin")}
+types = {name: "*fp32" for name in ("weight", "head_norm", "cos", "sin")}
 types |= {name: "fp32" for name in ("eps", "scale")}
-types |= {"slots": integer}
+types |= {"slots": "*i32"}
 
 def compile(name, num_warps, **constants):
-    kernel = getattr(layers, name)
-    signature, attributes = {}, {}
-    for index, argument in enumerate(kernel.arg_names):
-        default = "constexpr" if argument in constants else number
-        signature[argument] = types.get(argument, default)
-        if signature[argument][0] == "*" and argument != "slots":
-            attributes[index,] = [["tt.divisibility", 16]]
-    source = ASTSource(kernel, signature, constants, attributes)
-    options = {"num_warps": num_warps}
-    ptx = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options).asm["ptx"]
+    options = {"otherwise": "*bf16", "unaligned": {"slots"}, "num_warps": num_warps}
+    ptx = build(getattr(layers, name), types, constants, **options).asm["ptx"]
     print(json.dumps({
         "wide": ptx.count("v4.b32"), "local": ptx.count(".local"),
         "rounded": ptx.count("cvt.rn.bf16"), "cut": ptx.count("cvt.rz"),
@@ -54,13 +41,7 @@ for width in (12288, 4864):
 
 
 def test_element_wise_kernels_compile_for_hopper(tmp_path):
-    environ = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    environ |= {"TRITON_CACHE_DIR": str(tmp_path), "PYTHONPATH": os.getcwd()}
-    ran = subprocess.run(
-        [sys.executable, "-c", PROGRAM], env=environ, capture_output=True, text=True, timeout=300
-    )
-    assert ran.returncode == 0, ran.stderr[-3000:]
-    compiled = [json.loads(line) for line in ran.stdout.splitlines()]
+    compiled = run(PROGRAM, tmp_path)
     assert len(compiled) == 8
     for one in compiled:
         assert one["wide"] > 0 and one["local"] == 0  # 16 bytes a thread at once, none on a stack

@@ -1,16 +1,13 @@
 """Kernels of a mixture of experts against float64. On a CPU they run in Triton's interpreter."""
 
-import json
-import os
 import random
-import subprocess
-import sys
 
 import pytest
 import torch
 import torch.nn.functional as F
 
 from tests.kernels.conftest import DEVICE, DTYPES
+from tests.kernels.hopper import run
 
 pytest.importorskip("triton", reason="kernels need the package triton")
 
@@ -160,23 +157,15 @@ def splits_of(total, parts):
 # Compiles for Hopper at Qwen3-30B-A3B's shapes, and prints what the assembler says.
 PROGRAM = """
 import json
-import torch, triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
+import torch
+from tests.kernels.hopper import build
 from workers.model.kernels import moe
 
 TYPES = {name: "*bf16" for name in ("hidden", "gate_up", "down", "activated", "weights", "output")}
 TYPES |= {"parts": "*fp32", "experts": "*i64", "block_pairs": "*i32", "block_experts": "*i32"}
 
 def compile(name, constants, **options):
-    kernel = getattr(moe, name)
-    signature, attributes = {}, {}
-    for index, argument in enumerate(kernel.arg_names):
-        signature[argument] = TYPES.get(argument, "constexpr" if argument in constants else "i32")
-        if signature[argument][0] == "*":
-            attributes[index,] = [["tt.divisibility", 16]]
-    source = ASTSource(kernel, signature, constants, attributes)
-    return triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
+    return build(getattr(moe, name), TYPES, constants, **options)
 
 shapes = {"NUM_EXPERTS": 128, "HIDDEN": 2048, "INTERMEDIATE": 768}
 for is_many in (False, True):
@@ -202,13 +191,7 @@ compile("_sum_parts", {"TOP_K": 8, "HIDDEN": 2048, "COLUMNS": moe._SUM_COLUMNS})
 
 
 def test_kernels_compile_for_hopper(tmp_path):
-    environ = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    environ |= {"TRITON_CACHE_DIR": str(tmp_path), "PYTHONPATH": os.getcwd()}
-    ran = subprocess.run(
-        [sys.executable, "-c", PROGRAM], env=environ, capture_output=True, text=True, timeout=300
-    )
-    assert ran.returncode == 0, ran.stderr[-3000:]
-    compiled = [json.loads(line) for line in ran.stdout.splitlines()]
+    compiled = run(PROGRAM, tmp_path)
     assert len(compiled) == 4
     for one in compiled:
         assert one["products"] > 0 and one["copies"] > 0  # matrix units, and copies ahead of them

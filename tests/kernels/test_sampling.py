@@ -3,11 +3,7 @@
 Small vocabularies are cut into small tiles, so that there are many; scratch lies between fences.
 """
 
-import json
-import os
 import random
-import subprocess
-import sys
 from collections.abc import Iterator
 from math import prod
 
@@ -17,6 +13,7 @@ from torch import Tensor
 
 from tests.engine.test_sampler import logits_of, row
 from tests.kernels.conftest import DEVICE
+from tests.kernels.hopper import run
 from workers.engine import sampler, threshold_drawing
 from workers.engine.drawing import DrawParams
 from workers.engine.noise import gumbel
@@ -284,9 +281,7 @@ def test_probabilities_are_summed_in_whole_steps():
 # Compiles the kernels for a vocabulary of 151,936, and prints what the assembler says of each.
 PROGRAM = """
 import json
-import triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
+from tests.kernels.hopper import build
 from workers.model.kernels import sampling
 
 types = {"logits": "*bf16", "tokens": "*i64"}
@@ -296,14 +291,9 @@ aligned = {"logits", "row_stride", "vocab_size"}
 sizes = {"SEGMENT": sampling._SEGMENT, "TILE": sampling._TILE}
 padded = {"PADDED_SEGMENTS": 2048, "PADDED_TILES": 64}
 for kernel, constants in ((sampling._scan_tile, sizes), (sampling._choose_token, sizes | padded)):
-    signature, attributes = {}, {}
-    for index, argument in enumerate(kernel.arg_names):
-        signature[argument] = types.get(argument, "constexpr" if argument in constants else "i32")
-        if argument in aligned:
-            attributes[index,] = [["tt.divisibility", 16]]
-    source = ASTSource(kernel, signature, constants, attributes)
-    options = {"num_warps": sampling._NUM_WARPS}
-    ptx = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options).asm["ptx"]
+    options = {"aligned": aligned, "unaligned": types.keys() - aligned}
+    options["num_warps"] = sampling._NUM_WARPS
+    ptx = build(kernel, types, constants, **options).asm["ptx"]
     print(json.dumps({
         "wide_loads": ptx.count("ld.global.v4.b32"), "coarse_logarithms": ptx.count("lg2.approx"),
         "barriers": ptx.count("bar.sync"),
@@ -312,13 +302,7 @@ for kernel, constants in ((sampling._scan_tile, sizes), (sampling._choose_token,
 
 
 def test_kernels_compile_for_hopper(tmp_path):
-    environ = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    environ |= {"TRITON_CACHE_DIR": str(tmp_path), "PYTHONPATH": os.getcwd()}
-    ran = subprocess.run(
-        [sys.executable, "-c", PROGRAM], env=environ, capture_output=True, text=True, timeout=300
-    )
-    assert ran.returncode == 0, ran.stderr[-3000:]
-    compiled = [json.loads(line) for line in ran.stdout.splitlines()]
+    compiled = run(PROGRAM, tmp_path)
     assert len(compiled) == 2
     for one in compiled:
         assert one["wide_loads"] > 0  # 8 logits each
