@@ -32,7 +32,7 @@ CONFLICTS = {
         "documents/test_profiles.py::test_the_defaults_and_the_port_are_the_documents",
         "documents/test_guide.py::test_the_defaults_are_the_documents",
         "documents/test_news.py::test_values_beyond_the_documents_are_cut_and_said",
-        "documents/test_classic.py::test_a_prompt_alone_gets_the_documented_defaults_echoed",
+        "documents/test_generate.py::test_a_prompt_alone_gets_the_documented_defaults_echoed",
     ],
     "C5 temperature": [
         "documents/test_guide.py::test_a_malformed_request_is_told_from_a_wrong_value",
@@ -87,7 +87,7 @@ CONFLICTS = {
         "documents/test_coder.py::"
         "test_a_profile_may_repeat_the_preface_and_begin_anew_for_an_unknown_id",
     ],
-    "C16 loading": ["documents/test_classic.py::test_while_the_model_loads_it_says_so"],
+    "C16 loading": ["documents/test_generate.py::test_while_the_model_loads_it_says_so"],
     "C17 thinking": [
         "documents/test_guide.py::test_the_model_does_not_think_unless_it_is_asked_to",
         "documents/test_profiles.py::test_no_document_waits_for_a_thought",
@@ -97,7 +97,7 @@ CONFLICTS = {
         "ledger/test_prometheus.py::test_the_names_are_the_ones_dashboards_and_rules_are_built_on",
     ],
     "C19 names and versions": [
-        "documents/test_classic.py::test_the_service_describes_itself",
+        "documents/test_generate.py::test_the_service_describes_itself",
         "README: Names and versions in these answers are the documents', not this package's.",
     ],
     "C20 limits of each document over one engine": [
@@ -120,7 +120,7 @@ CONFLICTS = {
     ],
     "C24 what stands at /": [
         "documents/test_all.py::test_a_browser_is_sent_to_the_page_and_a_script_gets_json",
-        "documents/test_classic.py::test_the_service_describes_itself",
+        "documents/test_generate.py::test_the_service_describes_itself",
     ],
     "C25 three ways to operate": [
         "ops/test_units.py::test_the_layouts_place_wrappers_under_the_documents_names",
@@ -230,7 +230,7 @@ BUGS = {
         "documents/test_coder.py::test_a_session_of_two_turns_knows_its_first",
     ],
     "21 several sequences, one read": [
-        "documents/test_classic.py::test_several_sequences_numbers_in_quotes_and_greedy"
+        "documents/test_generate.py::test_several_sequences_numbers_in_quotes_and_greedy"
     ],
     "22 a richer health is a false alarm": [
         "documents/test_news.py::test_health_is_the_documents",

@@ -11,8 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import requests
 
-from qwenapi.settings import Settings, etc_dir
-from tests.ledger.callers import chat, coder, completions
+from qwenapi.settings.table import Settings, etc_dir
+from tests.metrics.callers import chat, coder, completions
 from tests.running_server import RunningServer, wait_for
 
 CONFIG, RULES = etc_dir() / "prometheus/prometheus.yml", etc_dir() / "prometheus/rules.yml"
