@@ -7,8 +7,8 @@ import uuid
 from flask import Blueprint, Flask, Response, g, request
 from werkzeug.exceptions import HTTPException
 
-from qwenapi import auth, cors, reference, web
-from qwenapi.api import classic, coder, openai, ops
+from qwenapi import openapi, web
+from qwenapi.api import coder, generate, openai, ops
 from qwenapi.engines.generation import Cancelled
 from qwenapi.errors import (
     DIALECTS,
@@ -19,10 +19,17 @@ from qwenapi.errors import (
     NotFound,
     PayloadTooLarge,
 )
-from qwenapi.logs import RequestLog
-from qwenapi.profile import Interface
-from qwenapi.responses import json_response
-from qwenapi.services import EXTENSION, Services, count_failure, current_profile, services
+from qwenapi.http.responses import json_response
+from qwenapi.observability.logs import RequestLog
+from qwenapi.request_context import auth, cors
+from qwenapi.request_context.services import (
+    EXTENSION,
+    Services,
+    count_failure,
+    current_profile,
+    services,
+)
+from qwenapi.settings.profile import Interface
 
 log = logging.getLogger(__name__)
 
@@ -31,9 +38,9 @@ CLIENT_CLOSED_REQUEST = 499
 INTERFACES: dict[Interface, Blueprint] = {
     "openai": openai.blueprint,
     "coder": coder.blueprint,
-    "classic": classic.blueprint,
+    "generate": generate.blueprint,
 }
-QUIET = (ops.blueprint.name, reference.blueprint.name, web.blueprint.name)
+QUIET = (ops.blueprint.name, openapi.blueprint.name, web.blueprint.name)
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _HTTP_ERRORS: dict[int | None, type[ApiError]] = {
     404: NotFound,
@@ -60,7 +67,7 @@ def create_app(services_: Services) -> Flask:
         if services_.profiles.of_interface(interface):
             app.register_blueprint(blueprint)
     app.register_blueprint(ops.blueprint)
-    app.register_blueprint(reference.blueprint)
+    app.register_blueprint(openapi.blueprint)
     app.register_blueprint(web.blueprint)
     return app
 

@@ -17,20 +17,21 @@ from qwenapi.commands.control import add_arguments as add_control_arguments
 from qwenapi.commands.control import main as control
 from qwenapi.commands.units import add_arguments as add_units_arguments
 from qwenapi.commands.units import main as run_units
-from qwenapi.config import load
-from qwenapi.flags import FlagParser, add_flags
 from qwenapi.keys.command import add_arguments as add_keys_arguments
 from qwenapi.keys.command import main as run_keys
-from qwenapi.run_dir import make_run_dir, model_run_dir, run_dir
-from qwenapi.serving.handover import Handover
-from qwenapi.settings import Settings, table
+from qwenapi.serving.startup_config import StartupConfig
+from qwenapi.settings.flags import FlagParser, add_flags
+from qwenapi.settings.run_dir import make_run_dir, model_run_dir, run_dir
+from qwenapi.settings.sources import load
+from qwenapi.settings.table import Settings, table
 from workers.errors import ExitCode, WorkerError
 
 if TYPE_CHECKING:
-    from qwenapi.serving.halves import HttpHalf, ModelHalf
-    from qwenapi.serving.listener import Listener
-    from workers.reload import Reloader
-    from workers.watch import Child
+    from qwenapi.serving.listener import HttpListener
+    from qwenapi.serving.process_groups import HttpHalf, ModelHalf
+    from qwenapi.settings.profile import Profiles
+    from workers.supervisor.reload import Reloader
+    from workers.supervisor.supervised_process import Child
 
 DESCRIPTION = "Serve Qwen models behind the HTTP interfaces your callers already use."
 
@@ -84,11 +85,11 @@ def model(parsed: argparse.Namespace) -> int:
 
 def check(parsed: argparse.Namespace) -> int:
     """Validate settings and start nothing."""
-    handover = Handover.read(vars(parsed))
-    if parsed.handover == "model":
-        _refuse_unfit(handover.settings, is_running=True)
-    if parsed.handover:
-        sys.stdout.buffer.write(handover.to_json())
+    startup_config = StartupConfig.read(vars(parsed))
+    if parsed.startup_config == "model":
+        _refuse_unfit(startup_config.settings, is_running=True)
+    if parsed.startup_config:
+        sys.stdout.buffer.write(startup_config.to_json())
     else:
         print("settings are valid")
     return ExitCode.OK
@@ -156,7 +157,7 @@ def _parser() -> argparse.ArgumentParser:
         add_flags(command, name)
         command.set_defaults(run=run)
         if name == "check":
-            command.add_argument("--handover", default="", help=argparse.SUPPRESS)
+            command.add_argument("--startup-config", default="", help=argparse.SUPPRESS)
     for name, run in {"status": status, "reload": reload, "drain": drain}.items():
         command = commands.add_parser(
             name, help=(run.__doc__ or "").strip(), description=run.__doc__
@@ -212,7 +213,7 @@ def _without_key(flags: Sequence[str]) -> list[str]:
 
 def _own(folder: Path) -> Path:
     """Make the run directory and lock it for the rest of this process's life."""
-    from workers.supervisor import lock_run_dir
+    from workers.supervisor.supervisor import lock_run_dir
 
     make_run_dir(folder)
     lock_run_dir(folder)
@@ -222,18 +223,17 @@ def _own(folder: Path) -> Path:
 def _http_half(
     parsed: argparse.Namespace, folder: Path, engines_dir: Callable[[Settings], Path]
 ) -> "HttpHalf":
-    from qwenapi.aliases import alias_table
-    from qwenapi.profile import Profiles
-    from qwenapi.serving.halves import HttpHalf
+    from qwenapi.serving.process_groups import HttpHalf
+    from qwenapi.settings.profile import Profiles
 
     half = HttpHalf(parsed, folder, engines_dir)
-    if names := alias_table(Profiles(Handover.read(vars(parsed)).profiles)):
+    if names := _alias_table(Profiles(StartupConfig.read(vars(parsed)).profiles)):
         _say(names)
     return half
 
 
 def _model_half(parsed: argparse.Namespace, settings: Settings, folder: Path) -> "ModelHalf":
-    from qwenapi.serving.halves import ModelHalf
+    from qwenapi.serving.process_groups import ModelHalf
 
     return ModelHalf(parsed, settings, folder, _progress())
 
@@ -243,12 +243,12 @@ def _supervise(
     folder: Path,
     groups: "Sequence[Sequence[Child]]",
     reloaders: "Mapping[str, Reloader]",
-    listener: "Listener | None" = None,
+    listener: "HttpListener | None" = None,
 ) -> int:
     from workers import logs
-    from workers.notify import Notifier
-    from workers.page import remove_pages
-    from workers.supervisor import Supervisor
+    from workers.supervisor.notify import Notifier
+    from workers.supervisor.supervisor import Supervisor
+    from workers.wire.shared_memory import remove_shared_memory
 
     logs.configure("supervisor", settings.log_level, settings.log_format)
     where = listener.url if listener else folder
@@ -262,10 +262,24 @@ def _supervise(
         notifier=Notifier(),
     )
     code = supervisor.run(folder)
-    remove_pages(folder)
+    remove_shared_memory(folder)
     if supervisor.failure:
         print(f"qwenapi: {supervisor.failure}", file=sys.stderr)
     return code
+
+
+def _alias_table(profiles: "Profiles") -> str:
+    """Return one line for each name, and one for callers who give none; nothing for a lone name."""
+    names = profiles.model_names
+    if len(names) < 2:
+        return ""
+    answering = {name: profiles.for_model(name) for name in names}
+    unnamed = profiles.for_model(None)
+    if not unnamed.requires_model:
+        answering["(none)"] = unnamed
+    width = max(map(len, answering))
+    rows = (f"  {name:{width}}  {p.name} as {p.canonical}" for name, p in answering.items())
+    return "\n".join(["model names:", *rows])
 
 
 def _say(line: str) -> None:

@@ -17,7 +17,8 @@ from typing import Any
 import psutil
 import requests
 
-from workers.page import ENGINE_LAYOUT, SharedPage, page_path
+from workers.wire.engine_stats import ENGINE_LAYOUT
+from workers.wire.shared_memory import SharedMemory, shared_memory_path
 
 READY = re.compile(r"^ready: (\S+)", re.MULTILINE)
 
@@ -120,11 +121,11 @@ class RunningServer:
         return events[:-1]
 
     def row(self, engine: int = 0) -> dict[str, int]:
-        page = SharedPage.open(page_path(self.run_dir, ENGINE_LAYOUT), ENGINE_LAYOUT)
+        memory = SharedMemory.open(shared_memory_path(self.run_dir, ENGINE_LAYOUT), ENGINE_LAYOUT)
         try:
-            return page.read(engine)
+            return memory.read(engine)
         finally:
-            page.close()
+            memory.close()
 
     def wait_until_idle(self, timeout: float = 30) -> None:
         """Wait until the engine holds nothing for anybody."""

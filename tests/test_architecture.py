@@ -20,20 +20,92 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("qwenapi", "workers")
 
-SHARED_WITH_HTTP = {"protocol", "connection", "page", "config", "errors", "checkpoint"}
-ALSO_ALLOWED = {
-    # They start the processes.
-    "qwenapi/cli.py": {"supervisor", "logs", "notify", "reload", "watch"},
-    "qwenapi/commands/bench.py": {"bench"},  # it measures an engine in its own process
-    "qwenapi/serving/halves.py": {"launcher", "report", "cores", "reload"},
-    "qwenapi/serving/server.py": {"lifeline"},  # it is a process, and ends with its supervisor
+# Every room, and the rooms and single modules it may import besides itself. Each line names only
+# what stands on lines above it, so that there is no circle; a new room is a new line.
+ROOMS: dict[str, str] = {
+    "workers.errors": "",
+    "workers.config": "",
+    "workers.cores": "",
+    "workers.logs": "",
+    "workers.fairness": "",
+    "workers.parent_death": "",
+    "workers.checkpoint": "workers.errors",
+    "workers.wire": "workers.errors",
+    "workers.engine_core": "workers.wire",
+    "workers.model.layout": "",
+    "workers.model.kernels": "workers.model.layout",
+    "workers.model.quantization": """
+        workers.errors workers.checkpoint workers.model.layout workers.model.kernels""",
+    "workers.model.linear": """
+        workers.model.layout workers.model.kernels workers.model.quantization""",
+    "workers.model.attention": """
+        workers.errors workers.model.layout workers.model.kernels workers.model.linear""",
+    "workers.model.layers": """
+        workers.model.layout workers.model.kernels workers.model.linear workers.model.attention""",
+    "workers.model": """
+        workers.errors workers.config workers.checkpoint workers.model.layout
+        workers.model.quantization workers.model.linear workers.model.attention
+        workers.model.layers""",
+    "workers.engine": """
+        workers.errors workers.config workers.cores workers.checkpoint workers.fairness workers.wire
+        workers.engine_core workers.model workers.model.layout workers.model.kernels
+        workers.model.quantization workers.model.attention""",
+    "workers.worker": """
+        workers.errors workers.config workers.checkpoint workers.logs workers.fairness
+        workers.parent_death workers.wire workers.engine_core workers.engine""",
+    "workers.supervisor": "workers.errors workers.config workers.wire workers.worker",
+    "qwenapi.errors": "",
+    "qwenapi.greenlets": "",
+    "qwenapi.text": "",
+    "qwenapi.conversations": "workers.errors",
+    "qwenapi.web": "qwenapi.errors",
+    "qwenapi.http": "qwenapi.errors qwenapi.text",
+    "qwenapi.settings": "qwenapi.errors workers.errors workers.config",
+    "qwenapi.observability": "qwenapi.settings workers.errors",
+    "qwenapi.keys": "qwenapi.errors qwenapi.settings workers.errors workers.wire",
+    "qwenapi.metrics": "qwenapi.settings workers.errors workers.wire",
+    "qwenapi.engines": """
+        qwenapi.errors qwenapi.greenlets qwenapi.settings workers.errors workers.wire""",
+    "qwenapi.generation": """
+        qwenapi.errors qwenapi.settings qwenapi.text qwenapi.keys qwenapi.metrics qwenapi.engines
+        workers.errors workers.wire""",
+    "qwenapi.request_context": """
+        qwenapi.errors qwenapi.settings qwenapi.text qwenapi.keys qwenapi.metrics qwenapi.engines
+        qwenapi.conversations qwenapi.observability qwenapi.generation workers.wire""",
+    "qwenapi.api": """
+        qwenapi.errors qwenapi.settings qwenapi.text qwenapi.http qwenapi.web qwenapi.metrics
+        qwenapi.engines qwenapi.conversations qwenapi.generation qwenapi.request_context
+        workers.wire""",
+    "qwenapi.openapi": """
+        qwenapi.settings qwenapi.http qwenapi.web qwenapi.request_context qwenapi.api""",
+    "qwenapi.app": """
+        qwenapi.errors qwenapi.settings qwenapi.http qwenapi.web qwenapi.observability
+        qwenapi.engines qwenapi.request_context qwenapi.api qwenapi.openapi""",
+    "qwenapi.doctor": """
+        qwenapi.settings qwenapi.text qwenapi.observability qwenapi.metrics qwenapi.generation
+        workers.errors workers.checkpoint workers.wire""",
+    "qwenapi.serving": """
+        qwenapi.settings qwenapi.greenlets qwenapi.observability qwenapi.keys qwenapi.metrics
+        qwenapi.engines qwenapi.conversations qwenapi.generation qwenapi.request_context qwenapi.app
+        workers.errors workers.cores workers.parent_death workers.wire workers.worker
+        workers.supervisor""",
+    "qwenapi.commands": """
+        qwenapi.settings qwenapi.metrics workers.errors workers.wire workers.worker""",
+    "qwenapi.cli": """
+        qwenapi.settings qwenapi.keys qwenapi.doctor qwenapi.serving qwenapi.commands
+        workers.errors workers.logs workers.wire workers.supervisor""",
+    "qwenapi.__main__": "qwenapi.cli",
 }
+# Of the model half, the HTTP half's processes know the wire and what a model folder says. Only who
+# starts or measures processes knows more.
+SHARED_WITH_HTTP = {"workers.wire", "workers.checkpoint", "workers.config", "workers.errors"}
+PROCESS_ROOMS = {"qwenapi.cli", "qwenapi.serving", "qwenapi.commands"}
 NOT_FOR_WORKERS = {"qwenapi", "flask", "gevent", "gunicorn", "marshmallow", "werkzeug"}
 HEAVY = {"torch", "transformers", "accelerate", "triton"}
 HEAVY_PLACES = ("workers/engine/", "workers/model/")
 PURE_NAMES = {"schemas.py", "render.py", "params.py"}
 NOT_PURE = {"flask", "gevent", "gunicorn", "requests", "socket", "subprocess", "threading"}
-NO_FLASK_PLACES = ("qwenapi/text/", "qwenapi/ledger/")
+NO_FLASK_PLACES = ("qwenapi/text/", "qwenapi/metrics/")
 UNSAFE_MODULES = {"pickle", "cPickle", "marshal", "shelve", "dill", "cloudpickle", "joblib"}
 UNSAFE_CALLS = {"eval", "exec", "torch.load", "torch.save", "yaml.load", "os.system", "os.popen"}
 IMPORT_TIME_WORK = re.compile(
@@ -118,15 +190,109 @@ def is_main(node: ast.AST) -> bool:
     return isinstance(node, ast.If) and "__main__" in ast.unparse(node.test)
 
 
-def test_http_half_knows_only_the_shared_modules_of_workers():
+def room_of(module: str) -> str:
+    """Return the room or single module of the table that a dotted name lies in."""
+    parts = module.split(".")
+    for length in (3, 2):
+        name = ".".join(parts[:length])
+        if name in ROOMS and len(parts) >= length:
+            return name
+    return module
+
+
+def modules() -> Iterator[tuple[str, str]]:
+    """Yield each file's path and the room it lies in; a package's own `__init__` has none."""
+    for path in sources():
+        module = path.removesuffix(".py").replace("/", ".").removesuffix(".__init__")
+        if module not in PACKAGES:
+            yield path, room_of(module)
+
+
+def test_every_file_lies_in_a_room():
+    offences(f"{path} lies in no room of ROOMS" for path, room in modules() if room not in ROOMS)
+
+
+def test_rooms_import_only_what_the_table_allows():
     def found() -> Iterator[str]:
-        for path in sources():
-            if path.startswith("qwenapi/"):
-                allowed = SHARED_WITH_HTTP | ALSO_ALLOWED.get(path, set())
-                for item in imports(path):
-                    parts = item.module.split(".")
-                    if parts[0] == "workers" and (len(parts) < 2 or parts[1] not in allowed):
-                        yield f"{path}:{item.line} imports {item.module}"
+        for path, room in modules():
+            allowed = {room, *PACKAGES, *ROOMS.get(room, "").split()}
+            for item in imports(path):
+                if item.top in PACKAGES and not is_allowed(item.module, allowed):
+                    yield f"{path}:{item.line} imports {item.module}"
+
+    offences(found())
+
+
+def is_allowed(module: str, allowed: set[str]) -> bool:
+    # `from qwenapi import __version__` names what is no module.
+    return room_of(module) in allowed or module == "qwenapi.__version__"
+
+
+def test_the_table_of_rooms_has_no_circle():
+    def found() -> Iterator[str]:
+        above: set[str] = set()
+        for room, allowed in ROOMS.items():
+            for other in allowed.split():
+                if other not in above:
+                    yield f"{room} may import {other}, which is no line above it"
+            above.add(room)
+
+    offences(found())
+
+
+def test_the_table_of_rooms_allows_nothing_unused():
+    def found() -> Iterator[str]:
+        used = {(room, room_of(item.module)) for path, room in modules() for item in imports(path)}
+        for room, allowed in ROOMS.items():
+            for other in allowed.split():
+                if (room, other) not in used:
+                    yield f"{room} never imports {other}"
+
+    offences(found())
+
+
+def test_http_half_knows_only_the_shared_modules_of_workers():
+    offences(
+        f"{room} may import {other}"
+        for room, allowed in ROOMS.items()
+        if room.startswith("qwenapi.") and room not in PROCESS_ROOMS
+        for other in allowed.split()
+        if other.startswith("workers.") and other not in SHARED_WITH_HTTP
+    )
+
+
+def test_no_two_files_import_each_other():
+    graph = {path: set(files_imported(path)) for path in sources()}
+
+    def reaches(start: str) -> set[str]:
+        seen: set[str] = set()
+        left = list(graph[start])
+        while left:
+            path = left.pop()
+            if path not in seen:
+                seen.add(path)
+                left += graph[path]
+        return seen
+
+    offences(f"{path} imports itself in the end" for path in graph if path in reaches(path))
+
+
+def files_imported(path: str) -> Iterator[str]:
+    for item in imports(path):
+        for name in (item.module, item.module.rpartition(".")[0]):
+            file = name.replace(".", "/") + ".py"
+            if file in sources() and file != path:
+                yield file
+
+
+def test_no_class_has_the_name_of_another():
+    names: dict[str, str] = {}
+
+    def found() -> Iterator[str]:
+        for path, tree in sources().items():
+            for node in tree.body:
+                if isinstance(node, ast.ClassDef) and names.setdefault(node.name, path) != path:
+                    yield f"{path}:{node.lineno} {node.name} is also in {names[node.name]}"
 
     offences(found())
 
@@ -157,7 +323,7 @@ def test_engine_parts_are_reached_only_from_functions():
         for path in sources()
         if not path.startswith(HEAVY_PLACES)
         for item in imports(path)
-        if item.is_at_import_time and item.module.startswith(("workers.engine", "workers.model."))
+        if item.is_at_import_time and item.module.startswith(("workers.engine.", "workers.model."))
     )
 
 
@@ -184,7 +350,7 @@ def test_schemas_and_renderers_are_pure():
     )
 
 
-def test_text_and_ledger_know_nothing_of_flask():
+def test_text_and_metrics_know_nothing_of_flask():
     offences(
         f"{path}:{item.line} imports {item.module}"
         for path in sources()
@@ -283,7 +449,7 @@ def normal(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-@pytest.mark.parametrize("module", ["qwenapi.app", "qwenapi.cli", "qwenapi.config"])
+@pytest.mark.parametrize("module", ["qwenapi.app", "qwenapi.cli", "qwenapi.settings.sources"])
 def test_http_half_starts_without_torch(module):
     command = [sys.executable, "-X", "importtime", "-c", f"import {module}"]
     shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
@@ -314,10 +480,10 @@ def test_command_line_starts_without_the_http_stack():
     ],
 )
 def test_the_rules_above_can_fail(code, monkeypatch):
-    monkeypatch.setitem(sources(), "qwenapi/config.py", ast.parse(code))
+    monkeypatch.setitem(sources(), "qwenapi/settings/sources.py", ast.parse(code))
     rules = (
         test_nothing_unsafe_is_imported_or_called,
-        test_http_half_knows_only_the_shared_modules_of_workers,
+        test_rooms_import_only_what_the_table_allows,
         test_torch_is_imported_only_where_tensors_are,
     )
     failed = 0
@@ -325,5 +491,5 @@ def test_the_rules_above_can_fail(code, monkeypatch):
         try:
             rule()
         except AssertionError as error:
-            failed += "qwenapi/config.py" in str(error)
+            failed += "qwenapi/settings/sources.py" in str(error)
     assert failed == 1

@@ -1,5 +1,5 @@
 """Settings of one engine process, frozen. Where they come from (flags, environment, profile) is
-qwenapi.config's business.
+qwenapi.settings.sources's business.
 """
 
 from dataclasses import dataclass

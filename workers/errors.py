@@ -4,7 +4,7 @@ WorkerError
 ├── ConfigError      the operator must change something   exit 78
 │   └── ModelError   the model directory cannot be served exit 78
 ├── ProtocolError    the peer broke the wire contract     closes one connection
-└── PageError        the shared page cannot be used
+└── SharedMemoryError        the shared page cannot be used
 """
 
 from enum import IntEnum
@@ -43,5 +43,5 @@ class ProtocolError(WorkerError):
     """A frame that breaks the wire contract; the connection it came from is closed."""
 
 
-class PageError(WorkerError):
+class SharedMemoryError(WorkerError):
     """A shared page that cannot be created, mapped or leased."""

@@ -2,7 +2,7 @@
 
 A number of callers each send the next request when the last has ended. Threads and plain sockets:
 the client must not be what is measured. Knows nothing of the server but its HTTP. With `--engine`
-it only reads the flags and shows what `workers.bench` measured: an engine in this very process.
+it only reads the flags and shows what `workers.worker.bench` measured: an engine in this process.
 """
 
 import argparse
@@ -18,15 +18,15 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from qwenapi.config import load as load_settings
-from qwenapi.flags import add_flags
-from qwenapi.settings import table as settings_table
+from qwenapi.settings.flags import add_flags
+from qwenapi.settings.sources import load as load_settings
+from qwenapi.settings.table import table as settings_table
 from workers.errors import ConfigError
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from workers.bench import Result as EngineResult
+    from workers.worker.bench import EngineBenchResult
 
 WORDS = "the of and to in is that for it as with on be at by this have from or one had but".split()
 TIMEOUT_SECONDS = 600
@@ -70,7 +70,7 @@ class Load:
 
 
 @dataclass(frozen=True)
-class Sample:
+class RequestSample:
     """One request. Times in seconds; `gaps` between the arrivals of successive pieces of text."""
 
     ttft: float
@@ -80,7 +80,7 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class Result:
+class BenchResult:
     """One level of concurrency. Percentiles by the nearest-rank rule; times in milliseconds."""
 
     concurrency: int
@@ -94,11 +94,11 @@ class Result:
     errors: tuple[str, ...] = ()
 
 
-def run(load: Load, concurrency: int, num_requests: int, first_seed: int = 0) -> Result:
+def run(load: Load, concurrency: int, num_requests: int, first_seed: int = 0) -> BenchResult:
     """Send `num_requests` requests from `concurrency` callers and return what was measured."""
     seeds = iter(range(first_seed, first_seed + num_requests))
     lock = threading.Lock()
-    samples: list[Sample] = []
+    samples: list[RequestSample] = []
 
     def call() -> None:
         while True:
@@ -127,7 +127,7 @@ def percentile(values: Sequence[float], share: float) -> float:
     return ordered[min(int(len(ordered) * share), len(ordered) - 1)] if ordered else 0.0
 
 
-def table(results: Sequence[Result]) -> "Table":
+def table(results: Sequence[BenchResult]) -> "Table":
     """Return the results as a table for a terminal."""
     from rich.table import Table
 
@@ -152,7 +152,7 @@ def table(results: Sequence[Result]) -> "Table":
     return shown
 
 
-def engine_table(results: "Sequence[EngineResult]") -> "Table":
+def engine_table(results: "Sequence[EngineBenchResult]") -> "Table":
     """Return what an engine gave, as a table for a terminal."""
     from rich.table import Table
 
@@ -238,7 +238,7 @@ def _measure_server(given: dict[str, Any]) -> int:
 def _measure_engine(given: dict[str, Any]) -> int:
     from rich.console import Console
 
-    from workers import bench
+    from workers.worker import bench
 
     names = given.keys() & {"model", *_engine_settings()}
     config = load_settings({name: given[name] for name in names}).engine_config()
@@ -285,16 +285,16 @@ def _count(text: str) -> int:
     return int(text)
 
 
-def _ask(load: Load, seed: int) -> Sample:
+def _ask(load: Load, seed: int) -> RequestSample:
     started = time.perf_counter()
     try:
         arrivals, output_tokens = _stream(load, seed)
     except (OSError, http.client.HTTPException, ValueError) as error:
-        return Sample(0.0, (), 0, f"{type(error).__name__}: {error}"[:200])
+        return RequestSample(0.0, (), 0, f"{type(error).__name__}: {error}"[:200])
     if not arrivals:
-        return Sample(0.0, (), 0, "no text arrived")
+        return RequestSample(0.0, (), 0, "no text arrived")
     gaps = tuple(later - earlier for earlier, later in zip(arrivals, arrivals[1:], strict=False))
-    return Sample(arrivals[0] - started, gaps, output_tokens)
+    return RequestSample(arrivals[0] - started, gaps, output_tokens)
 
 
 def _stream(load: Load, seed: int) -> tuple[list[float], int]:
@@ -341,11 +341,11 @@ def _events(response: http.client.HTTPResponse) -> Iterator[bytes]:
                 yield event[6:]
 
 
-def _summary(samples: Sequence[Sample], concurrency: int, seconds: float) -> Result:
+def _summary(samples: Sequence[RequestSample], concurrency: int, seconds: float) -> BenchResult:
     good = [sample for sample in samples if not sample.error]
     gaps = [gap for sample in good for gap in sample.gaps]
     output_tokens = sum(sample.output_tokens for sample in good)
-    return Result(
+    return BenchResult(
         concurrency=concurrency,
         num_requests=len(samples),
         num_failed=len(samples) - len(good),

@@ -30,7 +30,7 @@ UNITS = "qwenapi-*"
 FAILURE = re.compile(r"\berror\b|critical|traceback|ending=failed|\bhangs\b", re.IGNORECASE)
 # The bytes by which the first token of each interface is known.
 CHAT_TOKEN = re.compile(rb'"content": ?"[^"]|\[DONE\]')
-CLASSIC_TOKEN = re.compile(rb'"generated_texts"')
+GENERATE_TOKEN = re.compile(rb'"generated_texts"')
 TURN_TOKEN = re.compile(rb"\n---\n.", re.DOTALL)
 NUM_LOG_LINES = 3
 LOG_TAIL_BYTES = 256 * 1024
@@ -49,7 +49,7 @@ USAGE_EXIT_CODE = 3
 
 
 @dataclass(frozen=True)
-class Check:
+class ServiceCheck:
     """What was looked at, how it is, in words and in figures."""
 
     name: str
@@ -125,7 +125,7 @@ class _UnixConnection(http.client.HTTPConnection):
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Check and print; return the exit code."""
+    """ServiceCheck and print; return the exit code."""
     parser = _parser()
     parsed = parser.parse_args(arguments)
     try:
@@ -172,7 +172,7 @@ class _Parser(argparse.ArgumentParser):
         self.exit(USAGE_EXIT_CODE, f"check-service: {message}\n")
 
 
-def _checks(parsed: argparse.Namespace, server: Server) -> Iterator[Check]:
+def _checks(parsed: argparse.Namespace, server: Server) -> Iterator[ServiceCheck]:
     yield check_process(parsed.run_dir)
     port = check_port(server)
     yield port
@@ -186,59 +186,61 @@ def _checks(parsed: argparse.Namespace, server: Server) -> Iterator[Check]:
     yield check_log(parsed.log)
 
 
-def _guarded(name: str, look: Callable[[], Check]) -> Check:
+def _guarded(name: str, look: Callable[[], ServiceCheck]) -> ServiceCheck:
     try:
         return look()
     except TimeoutError:
-        return Check(name, Status.DOWN, "no answer in time")
+        return ServiceCheck(name, Status.DOWN, "no answer in time")
     except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError) as error:
-        return Check(name, Status.DOWN, f"no usable answer: {type(error).__name__}: {error}")
+        return ServiceCheck(name, Status.DOWN, f"no usable answer: {type(error).__name__}: {error}")
 
 
-def check_process(run_dir: Path | None) -> Check:
+def check_process(run_dir: Path | None) -> ServiceCheck:
     """Look at the units of systemd, or at the supervisors whose run folders lie here."""
     units = {} if run_dir else _units()
     if units:
         ill = {name: state for name, state in units.items() if state != "active"}
         text = ", ".join(f"{name} {state}" for name, state in units.items())
-        return Check("service", Status.DEGRADED if ill else Status.OK, text, {"units": units})
+        return ServiceCheck(
+            "service", Status.DEGRADED if ill else Status.OK, text, {"units": units}
+        )
     owners = {str(folder): _owner(folder) for folder in _run_dirs(run_dir)}
     alive = {folder: pid for folder, pid in owners.items() if pid is not None}
     if run_dir and not alive:
-        return Check("service", Status.DEGRADED, f"{run_dir}: no supervisor runs there")
+        return ServiceCheck("service", Status.DEGRADED, f"{run_dir}: no supervisor runs there")
     if not alive:  # the service may be another user's, or another machine's
-        return Check("service", Status.OK, "no unit and no supervisor found: not looked at")
+        return ServiceCheck("service", Status.OK, "no unit and no supervisor found: not looked at")
     text = ", ".join(f"{folder} pid {pid}" for folder, pid in alive.items())
-    return Check("service", Status.OK, text, {"supervisors": alive})
+    return ServiceCheck("service", Status.OK, text, {"supervisors": alive})
 
 
-def check_port(server: Server) -> Check:
+def check_port(server: Server) -> ServiceCheck:
     """Connect."""
     started = time.monotonic()
     try:
         server.connect()
     except OSError as error:
         reason = error.strerror or type(error).__name__
-        return Check("port", Status.DOWN, f"{server.address}: {reason}")
+        return ServiceCheck("port", Status.DOWN, f"{server.address}: {reason}")
     milliseconds = round(1000 * (time.monotonic() - started), 1)
     text = f"{server.address} open, {milliseconds} ms"
-    return Check("port", Status.OK, text, {"connect_ms": milliseconds})
+    return ServiceCheck("port", Status.OK, text, {"connect_ms": milliseconds})
 
 
-def check_answer(server: Server, path: str) -> Check:
+def check_answer(server: Server, path: str) -> ServiceCheck:
     """Ask whether it is ready, in one of the two ways."""
     status, body = server.get(path)
     text = f"{status} {json.dumps(body, ensure_ascii=False)}"[:200]
     figures = {"http_status": status, "body": body}
-    return Check(path, Status.OK if status == 200 else Status.DOWN, text, figures)
+    return ServiceCheck(path, Status.OK if status == 200 else Status.DOWN, text, figures)
 
 
-def check_figures(server: Server, slow: float) -> Check:
+def check_figures(server: Server, slow: float) -> ServiceCheck:
     """Read the service's own report: first tokens, tokens per second, who runs and who waits."""
     status, body = server.get("/api/v1/metrics")
     if status != 200:
         why = "a key is needed" if status in (401, 403) else f"status {status}"
-        return Check("figures", Status.OK, f"not available: {why}")
+        return ServiceCheck("figures", Status.OK, f"not available: {why}")
     ttft, throughput, requests = body["slo"]["ttft"], body["slo"]["throughput"], body["requests"]
     figures = {
         "ttft_p50": ttft["p50"],
@@ -255,10 +257,10 @@ def check_figures(server: Server, slow: float) -> Check:
         f" {body['alerts_count']} alerts"
     )
     is_ill = ttft["p95"] > slow or body["alerts_count"] > 0
-    return Check("figures", Status.DEGRADED if is_ill else Status.OK, text, figures)
+    return ServiceCheck("figures", Status.DEGRADED if is_ill else Status.OK, text, figures)
 
 
-def check_generation(server: Server, slow: float, deadline: float) -> Check:
+def check_generation(server: Server, slow: float, deadline: float) -> ServiceCheck:
     """Have a few tokens generated, by the first interface that is served here."""
     status, models = server.get("/v1/models")
     prompt = "Say hello."
@@ -271,9 +273,9 @@ def check_generation(server: Server, slow: float, deadline: float) -> Check:
         }
         return _generation(server, "/v1/chat/completions", chat, slow, deadline, CHAT_TOKEN)
     if status in (401, 403):
-        return Check("generation", Status.OK, "not tried: a key is needed (--api-key)")
-    classic = {"prompt": prompt, "max_length": NUM_TOKENS}
-    found = _generation(server, "/generate", classic, slow, deadline, CLASSIC_TOKEN)
+        return ServiceCheck("generation", Status.OK, "not tried: a key is needed (--api-key)")
+    body = {"prompt": prompt, "max_length": NUM_TOKENS}
+    found = _generation(server, "/generate", body, slow, deadline, GENERATE_TOKEN)
     if found.figures.get("http_status") != 404:
         return found
     # Its answers may be long: only the first token is waited for.
@@ -281,18 +283,18 @@ def check_generation(server: Server, slow: float, deadline: float) -> Check:
     return _generation(server, "/v1/code/chat_stream", turn, slow, deadline, TURN_TOKEN)
 
 
-def check_gpu() -> Check:
+def check_gpu() -> ServiceCheck:
     """Ask nvidia-smi for memory and use."""
     if shutil.which("nvidia-smi") is None:
-        return Check("gpu", Status.OK, "no nvidia-smi here: not looked at")
+        return ServiceCheck("gpu", Status.OK, "no nvidia-smi here: not looked at")
     wanted = "name,memory.used,memory.total,utilization.gpu,temperature.gpu"
     lines = _output("nvidia-smi", f"--query-gpu={wanted}", "--format=csv,noheader")
     if not lines:
-        return Check("gpu", Status.DEGRADED, "nvidia-smi finds no device")
-    return Check("gpu", Status.OK, "; ".join(lines), {"gpus": lines})
+        return ServiceCheck("gpu", Status.DEGRADED, "nvidia-smi finds no device")
+    return ServiceCheck("gpu", Status.OK, "; ".join(lines), {"gpus": lines})
 
 
-def check_log(path: Path | None) -> Check:
+def check_log(path: Path | None) -> ServiceCheck:
     """Show the last lines that tell of a failure; old ones mean nothing, so it is always OK."""
     if path is not None:
         try:
@@ -300,19 +302,19 @@ def check_log(path: Path | None) -> Check:
                 log.seek(max(0, path.stat().st_size - LOG_TAIL_BYTES))
                 lines = log.read().decode(errors="replace").splitlines()
         except OSError as error:
-            return Check("last errors", Status.OK, f"{path}: {error.strerror}")
+            return ServiceCheck("last errors", Status.OK, f"{path}: {error.strerror}")
     elif _has_systemd():
         lines = _output("journalctl", "--no-pager", "-q", "-n", "2000", "-u", UNITS)
     else:
-        return Check("last errors", Status.OK, "no journal here; name a file with --log")
+        return ServiceCheck("last errors", Status.OK, "no journal here; name a file with --log")
     failures = [line.strip()[:300] for line in lines if FAILURE.search(line)][-NUM_LOG_LINES:]
     text = "".join(f"\n{'':21}{line}" for line in failures) or "none"
-    return Check("last errors", Status.OK, text, {"lines": failures})
+    return ServiceCheck("last errors", Status.OK, text, {"lines": failures})
 
 
 def _generation(
     server: Server, path: str, body: Any, slow: float, deadline: float, sign: re.Pattern[bytes]
-) -> Check:
+) -> ServiceCheck:
     """Post, wait for the bytes after which the first token is, and for the end if that is near."""
     started = time.monotonic()
     first, received = None, b""
@@ -328,10 +330,12 @@ def _generation(
         figures: dict[str, Any] = {"http_status": response.status, "path": path}
     if response.status != 200 or first is None or b'"error":' in received:
         shown = received[-200:].decode(errors="replace")
-        return Check("generation", Status.DOWN, f"{path}: {response.status} {shown}", figures)
+        return ServiceCheck(
+            "generation", Status.DOWN, f"{path}: {response.status} {shown}", figures
+        )
     figures |= {"first_token": round(first, 3), "seconds": round(time.monotonic() - started, 3)}
     text = f"{path}: first token {figures['first_token']} s, end {figures['seconds']} s"
-    return Check("generation", Status.DEGRADED if first > slow else Status.OK, text, figures)
+    return ServiceCheck("generation", Status.DEGRADED if first > slow else Status.OK, text, figures)
 
 
 def _has_systemd() -> bool:

@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from qwenapi.config import load
-from qwenapi.run_dir import Command, run_dir
-from qwenapi.settings import table
+from qwenapi.settings.run_dir import Command, run_dir
+from qwenapi.settings.sources import load
+from qwenapi.settings.table import table
 from workers.errors import ConfigError, ExitCode
 
 # Which start is meant is said as it was said at its start.

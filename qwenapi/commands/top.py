@@ -1,4 +1,4 @@
-"""`qwenapi top`: what a running start is doing, read from its shared pages; no request is made.
+"""`qwenapi top`: what a running start is doing, read from its shared memory; no request is made.
 
 Rates are differences of two readings. Percentiles come from histograms over the page's whole life,
 so each is the upper bound of the bucket it lies in. Knows where a start keeps its pages; refuses to
@@ -16,14 +16,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qwenapi.config import load, load_profiles
-from qwenapi.engines.pages import EngineRow
-from qwenapi.ledger.layout import ledger_layout
-from qwenapi.ledger.snapshot import Counts, Distribution, Snapshot, take_snapshot
-from qwenapi.run_dir import run_dir
-from qwenapi.settings import Settings, etc_dir
-from workers.errors import ConfigError, ExitCode, PageError
-from workers.page import ENGINE_COUNTERS, ENGINE_LAYOUT, Phase, SharedPage, page_path
+from qwenapi.metrics.layout import metrics_layout
+from qwenapi.metrics.snapshot import Counts, Distribution, Snapshot, take_snapshot
+from qwenapi.settings.run_dir import run_dir
+from qwenapi.settings.sources import load, load_profiles
+from qwenapi.settings.table import Settings, etc_dir
+from workers.errors import ConfigError, ExitCode, SharedMemoryError
+from workers.wire.engine_stats import ENGINE_COUNTERS, ENGINE_LAYOUT, EngineRow, Phase
+from workers.wire.shared_memory import SharedMemory, shared_memory_path
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -44,7 +44,7 @@ PERCENTILES = (0.5, 0.95)
 
 
 @dataclass(frozen=True)
-class Engine:
+class EngineReading:
     """One slot of the model half's page; `beat_age` is in seconds."""
 
     row: EngineRow
@@ -52,23 +52,23 @@ class Engine:
 
 
 @dataclass(frozen=True)
-class Reading:
+class TopReading:
     """Both pages at one moment, `at` a time.monotonic(); without its page a half is None or
     empty.
     """
 
     at: float
-    ledger: Snapshot | None
-    engines: Sequence[Engine]
+    metrics_store: Snapshot | None
+    engines: Sequence[EngineReading]
 
     @property
     def is_alive(self) -> bool:
         """Return whether any process writes a page; those killed with their supervisor leave it."""
-        num_processes = self.ledger.num_processes if self.ledger else 0
+        num_processes = self.metrics_store.num_processes if self.metrics_store else 0
         return num_processes > 0 or any(engine.row.state != DOWN for engine in self.engines)
 
 
-class Pages:
+class StatsSources:
     """The pages of one start, opened anew for each reading: a reload may have made others."""
 
     def __init__(self, folder: Path, model_folders: Sequence[Path], profiles: "Profiles") -> None:
@@ -76,28 +76,28 @@ class Pages:
         self._model_folders = model_folders
         self._profiles = profiles
 
-    def read(self) -> Reading:
-        return Reading(time.monotonic(), self._ledger(), list(self._engines()))
+    def read(self) -> TopReading:
+        return TopReading(time.monotonic(), self._metrics_store(), list(self._engines()))
 
-    def _ledger(self) -> Snapshot | None:
+    def _metrics_store(self) -> Snapshot | None:
         for names in self._profiles:
-            layout = ledger_layout(names)
-            with suppress(PageError):
-                page = SharedPage.open(page_path(self.folder, layout), layout)
+            layout = metrics_layout(names)
+            with suppress(SharedMemoryError):
+                memory = SharedMemory.open(shared_memory_path(self.folder, layout), layout)
                 try:
-                    return take_snapshot(page, names)
+                    return take_snapshot(memory, names)
                 finally:
-                    page.close()
+                    memory.close()
         return None
 
-    def _engines(self) -> Iterator[Engine]:
+    def _engines(self) -> Iterator[EngineReading]:
         for folder in self._model_folders:
-            with suppress(PageError):
-                page = SharedPage.open(page_path(folder, ENGINE_LAYOUT), ENGINE_LAYOUT)
+            with suppress(SharedMemoryError):
+                memory = SharedMemory.open(shared_memory_path(folder, ENGINE_LAYOUT), ENGINE_LAYOUT)
                 try:
-                    yield from [_engine(page, slot) for slot in range(page.num_slots)]
+                    yield from [_engine(memory, slot) for slot in range(memory.num_slots)]
                 finally:
-                    page.close()
+                    memory.close()
                 return
 
 
@@ -106,22 +106,24 @@ Profiles = Sequence[tuple[str, ...]]
 
 def main(parsed: argparse.Namespace) -> int:
     """Show the start that the flags mean, until interrupted."""
-    pages = find(vars(parsed))
-    before = pages.read()
+    memories = find(vars(parsed))
+    before = memories.read()
     if not before.is_alive:
-        raise ConfigError(_nothing_at(pages.folder))
-    if before.ledger is None and _has_pages(pages.folder, "http"):
-        raise ConfigError(f"{pages.folder}: serves profiles that are not shipped; give --profile")
+        raise ConfigError(_nothing_at(memories.folder))
+    if before.metrics_store is None and _has_pages(memories.folder, "http"):
+        raise ConfigError(
+            f"{memories.folder}: serves profiles that are not shipped; give --profile"
+        )
     if parsed.as_json or parsed.once or not sys.stdout.isatty():
         time.sleep(INTERVAL_SECONDS)
-        _show_once(report(before, pages.read()), as_json=parsed.as_json)
+        _show_once(report(before, memories.read()), as_json=parsed.as_json)
         return ExitCode.OK
     with suppress(KeyboardInterrupt):
-        _show_live(pages, before)
+        _show_live(memories, before)
     return ExitCode.OK
 
 
-def find(flags: Mapping[str, Any], environ: Mapping[str, str] | None = None) -> Pages:
+def find(flags: Mapping[str, Any], environ: Mapping[str, str] | None = None) -> StatsSources:
     """Return the pages of the first folder where something runs that the flags can mean."""
     settings = load(flags, environ)
     folders = list(
@@ -133,22 +135,24 @@ def find(flags: Mapping[str, Any], environ: Mapping[str, str] | None = None) -> 
     halves = [folder, folder.parent / f"model-{settings.model_name}"]
     if settings.model_run_dir:
         halves.insert(1, Path(settings.model_run_dir).expanduser().absolute())
-    return Pages(folder, halves, _possible_profiles(settings, flags, environ))
+    return StatsSources(folder, halves, _possible_profiles(settings, flags, environ))
 
 
-def report(before: Reading, after: Reading) -> dict[str, Any]:
+def report(before: TopReading, after: TopReading) -> dict[str, Any]:
     """Return everything that is shown, as JSON has it; rates are per second between the two."""
     seconds = after.at - before.at
-    ledger = after.ledger
-    earlier = before.ledger.profiles if before.ledger else {}
+    metrics_store = after.metrics_store
+    earlier = before.metrics_store.profiles if before.metrics_store else {}
     return {
-        "uptime": round(time.time() - ledger.since, 1) if ledger and ledger.since else None,
-        "http_processes": ledger.num_processes if ledger else 0,
-        "alerts": sorted(ledger.alerts) if ledger else [],
+        "uptime": round(time.time() - metrics_store.since, 1)
+        if metrics_store and metrics_store.since
+        else None,
+        "http_processes": metrics_store.num_processes if metrics_store else 0,
+        "alerts": sorted(metrics_store.alerts) if metrics_store else [],
         "percentiles": "upper bound of the histogram's bucket, null beyond the last one",
         "profiles": {
             name: _profile(counts, earlier.get(name), seconds)
-            for name, counts in (ledger.profiles if ledger else {}).items()
+            for name, counts in (metrics_store.profiles if metrics_store else {}).items()
         },
         "engines": [
             _engine_report(engine, before.engines[i : i + 1], seconds)
@@ -177,10 +181,10 @@ def _has_pages(folder: Path, *kinds: str) -> bool:
     """Return whether a supervisor has made pages for this folder, wherever they lie."""
     if not folder.is_dir():
         return False
-    path = page_path(folder, ENGINE_LAYOUT)
+    path = shared_memory_path(folder, ENGINE_LAYOUT)
     prefix = path.name[: path.name.rindex("engine-")]
     kinds = kinds or ("http", "engine")
-    return any(any(path.parent.glob(f"{prefix}{kind}-*.page")) for kind in kinds)
+    return any(any(path.parent.glob(f"{prefix}{kind}-*.shm")) for kind in kinds)
 
 
 def _possible_profiles(
@@ -205,14 +209,14 @@ def _nothing_at(*folders: Path) -> str:
     return f"no qwenapi runs at {', '.join(map(str, folders))}; {remedy}"
 
 
-def _engine(page: SharedPage, slot: int) -> Engine:
-    values = page.read(slot)
+def _engine(memory: SharedMemory, slot: int) -> EngineReading:
+    values = memory.read(slot)
     age = (time.monotonic_ns() - values["beat_ns"]) / 1e9
     state = PHASES.get(values["phase"], "none")
-    if not page.is_leased(slot):
+    if not memory.is_leased(slot):
         state = DOWN
         values = {name: values[name] if name in ENGINE_COUNTERS else 0 for name in values}
-    return Engine(EngineRow(slot, "", state, values), age)
+    return EngineReading(EngineRow(slot, "", state, values), age)
 
 
 def _profile(counts: Counts, earlier: Counts | None, seconds: float) -> dict[str, Any]:
@@ -235,7 +239,9 @@ def _percentiles(distribution: Distribution) -> dict[str, float | None]:
     } | {"count": distribution.count}
 
 
-def _engine_report(engine: Engine, before: Sequence[Engine], seconds: float) -> dict[str, Any]:
+def _engine_report(
+    engine: EngineReading, before: Sequence[EngineReading], seconds: float
+) -> dict[str, Any]:
     row, values = engine.row, engine.row.values
     key = "generated_tokens"
     grown = values[key] - before[0].row.values[key] if before else None
@@ -268,13 +274,13 @@ def _show_once(shown: Mapping[str, Any], *, as_json: bool) -> None:
     Console(width=None if sys.stdout.isatty() else FILE_COLUMNS).print(_screen(shown))
 
 
-def _show_live(pages: Pages, before: Reading) -> None:
+def _show_live(memories: StatsSources, before: TopReading) -> None:
     from rich.live import Live
 
     with Live(_screen(report(before, before)), screen=True, auto_refresh=False) as live:
         while True:
             time.sleep(INTERVAL_SECONDS)
-            after = pages.read()
+            after = memories.read()
             live.update(_screen(report(before, after)), refresh=True)
             before = after
 

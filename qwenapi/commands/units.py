@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from qwenapi.settings import etc_dir
+from qwenapi.settings.table import etc_dir
 from workers.errors import ConfigError
 
 LAYOUTS = {

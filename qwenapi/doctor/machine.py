@@ -14,12 +14,13 @@ from pathlib import Path
 import psutil
 
 from qwenapi.doctor.check import Check, failure, gib, ok, refused, warning
-from qwenapi.ledger.layout import NUM_SLOTS, ledger_layout
-from qwenapi.run_dir import MAX_SOCKET_PATH_BYTES, run_dir, state_dir
-from qwenapi.settings import Settings, etc_dir
-from qwenapi.tracing import check_endpoint
+from qwenapi.metrics.layout import NUM_SLOTS, metrics_layout
+from qwenapi.observability.tracing import check_endpoint
+from qwenapi.settings.run_dir import MAX_SOCKET_PATH_BYTES, run_dir, state_dir
+from qwenapi.settings.table import Settings, etc_dir
 from workers.errors import ConfigError
-from workers.page import ENGINE_LAYOUT, INT_BYTES, page_path
+from workers.wire.engine_stats import ENGINE_LAYOUT
+from workers.wire.shared_memory import INT_BYTES, shared_memory_path
 
 OLDEST_PYTHON, NEWEST_PYTHON = (3, 11), (3, 13)
 # One for each of gunicorn's worker_connections, and what a process needs for itself.
@@ -78,12 +79,12 @@ def check_run_dir(settings: Settings) -> Check:
 
 
 def check_pages(settings: Settings, profiles: Sequence[str]) -> Check:
-    """See that the shared pages have room where they will lie."""
+    """See that the shared memory have room where they will lie."""
     try:
-        folder = _nearest(page_path(run_dir(settings, "serve"), ENGINE_LAYOUT).parent)
+        folder = _nearest(shared_memory_path(run_dir(settings, "serve"), ENGINE_LAYOUT).parent)
     except ConfigError as error:
         return refused("shared memory", error)
-    layouts = ((ledger_layout(tuple(profiles)), NUM_SLOTS), (ENGINE_LAYOUT, 999))
+    layouts = ((metrics_layout(tuple(profiles)), NUM_SLOTS), (ENGINE_LAYOUT, 999))
     needed = sum(INT_BYTES * layout.start(slots) for layout, slots in layouts)
     free = shutil.disk_usage(folder).free
     if free < needed:

@@ -15,7 +15,7 @@ import pynvml
 
 from qwenapi.doctor.check import GIB, Check, failure, gib, ok, warning
 from qwenapi.doctor.model import Dimensions, Weights
-from qwenapi.settings import Settings
+from qwenapi.settings.table import Settings
 
 CPU_CACHE_FRACTION = 0.25
 CPU_CACHE_BYTES = 4 * GIB
@@ -40,7 +40,7 @@ class Room:
 
 
 @dataclass(frozen=True)
-class Plan:
+class MemoryPlan:
     """What one engine would take of a room, in bytes and tokens."""
 
     weights: int
@@ -115,7 +115,7 @@ def check_memory(settings: Settings, weights: Weights, of: Dimensions) -> Iterat
     )
 
 
-def make_plan(settings: Settings, weights: Weights, of: Dimensions, room: Room) -> Plan:
+def make_plan(settings: Settings, weights: Weights, of: Dimensions, room: Room) -> MemoryPlan:
     """Return what an engine would choose in a room; explicit settings stay as they are."""
     item = ITEM_BYTES[_dtype(settings, room)]
     budget = settings.max_num_batched_tokens or (8192 if room.is_gpu else 512)
@@ -139,7 +139,7 @@ def make_plan(settings: Settings, weights: Weights, of: Dimensions, room: Room) 
     else:
         share = int(min(CPU_CACHE_FRACTION * free, CPU_CACHE_BYTES))
         num_blocks = min(share // block_bytes, useful)
-    return Plan(weight_bytes, workspace, block_bytes, block_size, num_blocks, wanted)
+    return MemoryPlan(weight_bytes, workspace, block_bytes, block_size, num_blocks, wanted)
 
 
 def _weight_bytes(settings: Settings, weights: Weights, item: int, *, is_gpu: bool) -> int:
@@ -179,7 +179,7 @@ def machine_room() -> Room:
     return Room("memory", False, min(total, limit), max(0, min(free, limit - used)))
 
 
-def _check_length(settings: Settings, plan: Plan, of: Dimensions) -> Iterator[Check]:
+def _check_length(settings: Settings, plan: MemoryPlan, of: Dimensions) -> Iterator[Check]:
     if settings.max_model_len > of.context:
         yield failure(
             "context",

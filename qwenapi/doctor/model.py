@@ -13,9 +13,9 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from qwenapi.doctor.check import Check, gib, ok, warning
+from qwenapi.generation.tokenizers import load_tokenizer
 from qwenapi.text.errors import TemplateError
 from qwenapi.text.tokenizer import Tokenizer
-from qwenapi.tokenizers import load_tokenizer
 from workers.checkpoint import Checkpoint
 from workers.errors import ModelError
 

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from itertools import chain
 
-from qwenapi.config import load, load_profiles
 from qwenapi.doctor.check import Check, Outcome, failure, refused
 from qwenapi.doctor.machine import check_machine
 from qwenapi.doctor.memory import check_memory, find_room
@@ -18,7 +17,8 @@ from qwenapi.doctor.model import (
     check_weights,
     read_weights,
 )
-from qwenapi.settings import Settings
+from qwenapi.settings.sources import load, load_profiles
+from qwenapi.settings.table import Settings
 from workers.checkpoint import Checkpoint
 from workers.errors import ConfigError, ExitCode, ModelError
 

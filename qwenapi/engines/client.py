@@ -18,17 +18,18 @@ import msgspec
 from gevent import get_hub
 from gevent.event import Event
 
+from qwenapi.engines.engine_stats import EngineStatsReader
 from qwenapi.engines.generation import Beat, Generation, Mailbox
 from qwenapi.engines.link import PING_SECONDS, DeviceMemory, EngineLink
-from qwenapi.engines.pages import EnginePages, EngineRow
 from qwenapi.engines.replay import Replays
 from qwenapi.engines.routing import candidates
 from qwenapi.errors import RequestQuarantined
 from qwenapi.greenlets import spawn_lasting
-from qwenapi.limits import Limits
-from workers.connection import ConnectionEnded, connect
+from qwenapi.settings.queue_limits import QueueLimits
 from workers.errors import ConfigError, ProtocolError
-from workers.protocol import (
+from workers.wire.connection import ConnectionEnded, connect
+from workers.wire.engine_stats import EngineRow
+from workers.wire.protocol import (
     Accepted,
     FailReason,
     Generate,
@@ -81,7 +82,7 @@ class EngineClient:
         self._links: dict[Path, EngineLink] = {}
         self._connecting: set[Path] = set()
         self._serials = itertools.count(1)
-        self._pages = EnginePages()
+        self._memories = EngineStatsReader()
         self._replays = Replays(run_dir, lambda: list(self._links.values()), self._tell_news)
         self._card: ModelCard | None = None
         self._lost_at = -EXPECTED_SECONDS
@@ -117,7 +118,7 @@ class EngineClient:
     def engine_rows(self) -> list[EngineRow]:
         """Return what every engine ever met publishes, those that are down included."""
         links = self._links.values()
-        return self._pages.rows({link.hello.engine_index for link in links if link.is_alive()})
+        return self._memories.rows({link.hello.engine_index for link in links if link.is_alive()})
 
     @property
     def is_ready(self) -> bool:
@@ -140,7 +141,7 @@ class EngineClient:
         priority: int = 0,
         tenant: str = "",
         model_hash: str,
-        limits: Limits,
+        limits: QueueLimits,
         mailbox: Mailbox,
     ) -> Generation:
         """Return the generation once an engine has accepted it; its events go to `mailbox`.
@@ -266,7 +267,7 @@ class EngineClient:
             return
         link = EngineLink(connection, hello, self._replays)
         try:
-            self._pages.meet(hello)
+            self._memories.meet(hello)
             self._prepare_in_thread(hello.card)
             self._links[path], self._card = link, hello.card
             self._replays.wake()

@@ -12,7 +12,7 @@ import msgspec
 from gevent import Greenlet, get_hub, getcurrent, spawn
 
 from workers.errors import ProtocolError
-from workers.protocol import (
+from workers.wire.protocol import (
     EPOCH_BITS,
     Abort,
     Accepted,
@@ -110,7 +110,7 @@ class Generation:
 
     `request` is what was asked, `attempt` what is on the wire for it now: after a loss the next
     epoch, for the choices still open, each with the ids it has. Whoever replays it keeps its
-    `num_losses`, its `strikes` (losses it may be to blame for) and how long it waited.
+    `num_losses`, its `crash count` (losses it may be to blame for) and how long it waited.
     """
 
     def __init__(self, request: Generate, mailbox: Mailbox) -> None:
@@ -122,7 +122,7 @@ class Generation:
         self.last_sign = time.monotonic()
         self.link: Link | None = None
         self.model_hash = ""
-        self.num_losses = self.strikes = 0
+        self.num_losses = self.crash_count = 0
         self._seconds_waited = 0.0
         self._waiting_since: float | None = None
         self._mailbox = mailbox

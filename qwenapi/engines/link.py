@@ -1,7 +1,7 @@
 """The connection to one engine, after its hello, and the generations it works on.
 
 Knows how what arrives reaches its generation. Refuses to know other engines, and what becomes of
-generations whose engine is lost, or refuses to go on with them: that an Heir decides.
+generations whose engine is lost, or refuses to go on with them: that an ReplayHandler decides.
 """
 
 import time
@@ -10,12 +10,12 @@ from typing import NamedTuple, Protocol
 
 import gevent
 
+from qwenapi.engines.engine_stats import open_shared_memory
 from qwenapi.engines.generation import Generation
-from qwenapi.engines.pages import open_page
-from workers.connection import Connection, ConnectionEnded
 from workers.errors import ProtocolError
-from workers.page import Phase
-from workers.protocol import (
+from workers.wire.connection import Connection, ConnectionEnded
+from workers.wire.engine_stats import Phase
+from workers.wire.protocol import (
     Abort,
     Accepted,
     Failed,
@@ -26,7 +26,7 @@ from workers.protocol import (
     Ping,
     Pong,
     Rejected,
-    Step,
+    StepUpdate,
 )
 
 PING_SECONDS = 2.0
@@ -40,7 +40,7 @@ class DeviceMemory(NamedTuple):
     total: int
 
 
-class Heir(Protocol):
+class ReplayHandler(Protocol):
     """Who takes over what an engine owed."""
 
     def on_lost(self, generations: Sequence[Generation], *, is_planned: bool) -> None: ...
@@ -51,15 +51,15 @@ class Heir(Protocol):
 class EngineLink:
     """A connection to one engine and the generations under way on it."""
 
-    def __init__(self, connection: Connection, hello: Hello, heir: Heir) -> None:
+    def __init__(self, connection: Connection, hello: Hello, replay_handler: ReplayHandler) -> None:
         self.hello = hello
         self.num_tokens_in_flight = 0
         self.last_pong = time.monotonic()
         self._connection = connection
-        self._heir = heir
+        self._replay_handler = replay_handler
         self._is_ended = self._is_pinging = False
         self._generations: dict[int, Generation] = {}
-        self._page = open_page(hello)
+        self._memory = open_shared_memory(hello)
 
     def submit(self, generation: Generation) -> None:
         """Ask for a generation's current attempt."""
@@ -112,17 +112,17 @@ class EngineLink:
         self._generations.clear()
         self.num_tokens_in_flight = 0
         is_planned = self._is_in(Phase.DRAINING)
-        if self._page is not None:
-            self._page.close()
-            self._page = None
-        self._heir.on_lost(lost, is_planned=is_planned)
+        if self._memory is not None:
+            self._memory.close()
+            self._memory = None
+        self._replay_handler.on_lost(lost, is_planned=is_planned)
 
     def is_alive(self) -> bool:
         """Return whether the engine loop shows signs of life within its own limit, and answers."""
         silence = time.monotonic() - self.last_pong
-        if self._page is None:
+        if self._memory is None:
             return not self._is_ended and silence < 2 * PING_SECONDS
-        row = self._page.read(self.hello.engine_index)
+        row = self._memory.read(self.hello.engine_index)
         limit = row["step_timeout_ns"]
         return (
             row["generation"] == self.hello.generation
@@ -134,15 +134,15 @@ class EngineLink:
 
     def is_idle(self) -> bool:
         """Return whether the engine works for nobody, this process and others."""
-        if self._page is None:
+        if self._memory is None:
             return not self._generations
-        row = self._page.read(self.hello.engine_index)
+        row = self._memory.read(self.hello.engine_index)
         return not self._generations and row["running"] == row["waiting"] == 0
 
     def device_memory(self) -> DeviceMemory | None:
-        if self._page is None:
+        if self._memory is None:
             return None
-        row = self._page.read(self.hello.engine_index)
+        row = self._memory.read(self.hello.engine_index)
         return DeviceMemory(row["device_allocated"], row["device_reserved"], row["device_total"])
 
     def generations(self) -> Iterator[Generation]:
@@ -150,7 +150,7 @@ class EngineLink:
 
     def _register(self, generation: Generation) -> bool:
         if self._is_ended:
-            self._heir.on_lost([generation], is_planned=True)
+            self._replay_handler.on_lost([generation], is_planned=True)
             return False
         generation.link = self
         generation.model_hash = self.hello.card.model_hash
@@ -164,13 +164,13 @@ class EngineLink:
             self.send(generation.attempt)
 
     def _is_in(self, phase: int) -> bool:
-        if self._page is None:
+        if self._memory is None:
             return False
-        row = self._page.read(self.hello.engine_index)
+        row = self._memory.read(self.hello.engine_index)
         return row["generation"] == self.hello.generation and row["phase"] == phase
 
     def _deliver(self, message: FromEngine) -> None:
-        if isinstance(message, Step):
+        if isinstance(message, StepUpdate):
             self._deliver_step(message)
         elif isinstance(message, Accepted | Rejected):
             self._deliver_answer(message)
@@ -181,7 +181,7 @@ class EngineLink:
         else:
             raise ProtocolError("a second hello")
 
-    def _deliver_step(self, step: Step) -> None:
+    def _deliver_step(self, step: StepUpdate) -> None:
         # Ids that are not known belong to requests whose caller has gone, and to attempts that were
         # given up; what was on its way is dropped here.
         generations = self._generations
@@ -204,7 +204,7 @@ class EngineLink:
         if isinstance(answer, Rejected):
             self._drop(generation)
             if generation.is_accepted:
-                self._heir.on_refused(generation, answer)
+                self._replay_handler.on_refused(generation, answer)
             else:
                 generation.is_over = True
                 generation.put(answer)

@@ -10,7 +10,7 @@ import time
 
 import msgspec
 
-from workers.protocol import Generate
+from workers.wire.protocol import Generate
 
 QUARANTINE_SECONDS = 600.0
 

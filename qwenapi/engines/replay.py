@@ -7,7 +7,7 @@
 
 A request is failed after MAX_REPLAYS replays, or MAX_WAIT_SECONDS without an engine in all. While
 suspects are left nothing else is asked of the engines, by this HTTP process and, as far as the
-ProbationLock reaches, by others. What others had already asked can still be in an engine beside a
+IsolationLock reaches, by others. What others had already asked can still be in an engine beside a
 suspect: an engine that is idle is waited for, within the same limit.
 
 Knows generations and links. Refuses to know how engines are found.
@@ -21,11 +21,11 @@ from pathlib import Path
 from gevent.event import Event
 
 from qwenapi.engines.generation import Generation
+from qwenapi.engines.isolation import IsolationLock
 from qwenapi.engines.link import EngineLink
-from qwenapi.engines.probation import ProbationLock
 from qwenapi.engines.quarantine import Quarantine
 from qwenapi.engines.routing import candidates
-from workers.protocol import Finished, Rejected
+from workers.wire.protocol import Finished, Rejected
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ TICK_SECONDS = 0.02
 
 
 class Replays:
-    """Implements qwenapi.engines.link.Heir."""
+    """Implements qwenapi.engines.link.ReplayHandler."""
 
     def __init__(
         self, run_dir: Path, links: Callable[[], Sequence[EngineLink]], on_free: Callable[[], None]
@@ -51,7 +51,7 @@ class Replays:
         self.waiting: list[Generation] = []
         self._links = links
         self._on_free = on_free
-        self._lock = ProbationLock(run_dir)
+        self._lock = IsolationLock(run_dir)
         self._suspect: Generation | None = None
         self._suspect_tokens = 0
         self._wave: list[Generation] = []
@@ -137,7 +137,7 @@ class Replays:
         elif generation.num_losses > MAX_REPLAYS:
             generation.fail("engine_unavailable")
         else:
-            generation.strikes += not is_planned
+            generation.crash_count += not is_planned
             self.num_replays += 1
             self._wait(generation)
 
@@ -166,7 +166,7 @@ class Replays:
             if not suspect.is_over:
                 if suspect.num_tokens - self._suspect_tokens < PROBATION_TOKENS:
                     return
-                suspect.strikes = 0
+                suspect.crash_count = 0
                 if others:
                     self._pause(suspect)
             self._suspect = None
@@ -219,4 +219,4 @@ class Replays:
 
 
 def _is_suspect(generation: Generation) -> bool:
-    return generation.strikes >= SUSPECT_STRIKES and not generation.is_over
+    return generation.crash_count >= SUSPECT_STRIKES and not generation.is_over

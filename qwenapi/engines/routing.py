@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Sequence
 
 from qwenapi.engines.link import EngineLink
-from workers.protocol import Generate
+from workers.wire.protocol import Generate
 
 # A prefix's favourite engine is left when it has this many more tokens in flight than the least
 # loaded one.

@@ -11,9 +11,9 @@
 Knows nothing of Flask; what a request presents is read in auth.py.
 """
 
-from qwenapi.keys.allowance import Allowance
 from qwenapi.keys.key import ANYONE, Key
 from qwenapi.keys.key_ring import KeyRing
-from qwenapi.keys.usage import Usage
+from qwenapi.keys.rate_limit import RateLimit
+from qwenapi.keys.usage import KeyUsage
 
-__all__ = ["ANYONE", "Allowance", "Key", "KeyRing", "Usage"]
+__all__ = ["ANYONE", "RateLimit", "Key", "KeyRing", "KeyUsage"]

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from qwenapi.keys.key import MAX_PRESENTED_BYTES
 from qwenapi.keys.key_file import read_keys
-from qwenapi.settings import Settings
+from qwenapi.settings.table import Settings
 from workers.errors import ConfigError
 
 CREDENTIAL = "keys.json"

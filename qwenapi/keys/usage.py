@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Literal
 
 from qwenapi.keys.key_file import MAX_KEYS
-from workers.errors import PageError
-from workers.page import Layout, SharedPage, page_path
+from workers.errors import SharedMemoryError
+from workers.wire.shared_memory import Layout, SharedMemory, shared_memory_path
 
 log = logging.getLogger(__name__)
 
@@ -40,59 +40,59 @@ Rate = Literal["requests_ns", "tokens_ns"]
 Load = Literal["running", "queued", "first_ns"]
 
 
-def create_usage_page(run_dir: Path) -> Path | None:
+def create_usage_memory(run_dir: Path) -> Path | None:
     """Make the page, or find the one its last processes left; None: no room."""
-    path = page_path(run_dir, LAYOUT)
+    path = shared_memory_path(run_dir, LAYOUT)
     try:
-        SharedPage.create(path, LAYOUT, 1 + NUM_PROCESSES).close()
-    except PageError as failure:
+        SharedMemory.create(path, LAYOUT, 1 + NUM_PROCESSES).close()
+    except SharedMemoryError as failure:
         log.warning("the limits of keys hold in each HTTP process by itself: %s", failure)
         return None
     return path
 
 
-class Usage:
+class KeyUsage:
     """The page and this process's slot of it. A column is what `column` returns, under the lock."""
 
-    def __init__(self, page: SharedPage | None) -> None:
+    def __init__(self, memory: SharedMemory | None) -> None:
         """Without a page it is this process's own."""
-        self._page = page
-        if page is None:
+        self._memory = memory
+        if memory is None:
             self._ints, self._mine = memoryview(bytearray(8 * LAYOUT.start(2))).cast("q"), 1
             self._others: range | list[int] = []
         else:
-            self._mine, self._ints = _lease_any(page)
-            self._others = [i for i in range(1, page.num_slots) if i != self._mine]
+            self._mine, self._ints = _lease_any(memory)
+            self._others = [i for i in range(1, memory.num_slots) if i != self._mine]
         with self.locked():
             start, stop = (LAYOUT.start(self._mine + i) for i in (0, 1))
             for place in range(start, stop):
                 self._ints[place] = 0
 
     @classmethod
-    def lease(cls, path: str) -> "Usage":
+    def lease(cls, path: str) -> "KeyUsage":
         """Take a free slot of the page; where there is none, this process counts by itself."""
         try:
-            return cls(SharedPage.open(Path(path), LAYOUT) if path else None)
-        except PageError as failure:
+            return cls(SharedMemory.open(Path(path), LAYOUT) if path else None)
+        except SharedMemoryError as failure:
             log.warning("the limits of keys hold in this HTTP process by itself: %s", failure)
             return cls(None)
 
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Keep every other process out; nothing inside may wait, or let another greenlet run."""
-        if self._page is None:
+        if self._memory is None:
             yield
             return
         while True:
             try:
-                self._page.lease(0)
+                self._memory.lease(0)
                 break
-            except PageError:
+            except SharedMemoryError:
                 time.sleep(LOCK_SECONDS)
         try:
             yield
         finally:
-            self._page.release(0)
+            self._memory.release(0)
 
     def column(self, key_id: str) -> int:
         """Return where a key is counted, making room for a new one."""
@@ -142,7 +142,7 @@ class Usage:
         values = [self._ints[self._place(self._mine, column, load)]]
         for slot in self._others:
             value = self._ints[self._place(slot, column, load)]
-            if value and self._page is not None and self._page.is_leased(slot):
+            if value and self._memory is not None and self._memory.is_leased(slot):
                 values.append(value)
         return [value for value in values if value]
 
@@ -161,10 +161,10 @@ class Usage:
         )
 
 
-def _lease_any(page: SharedPage) -> tuple[int, "memoryview[int]"]:
-    for number in range(1, page.num_slots):
+def _lease_any(memory: SharedMemory) -> tuple[int, "memoryview[int]"]:
+    for number in range(1, memory.num_slots):
         try:
-            return number, page.lease(number).ints
-        except PageError:
+            return number, memory.lease(number).ints
+        except SharedMemoryError:
             continue
-    raise PageError(f"{page.path}: all {page.num_slots - 1} slots are taken")
+    raise SharedMemoryError(f"{memory.path}: all {memory.num_slots - 1} slots are taken")

@@ -16,9 +16,9 @@ from typing import Any
 
 import orjson
 
-from qwenapi.serving.handover import Handover
-from qwenapi.serving.listener import Listener
+from qwenapi.serving.listener import HttpListener
 from qwenapi.serving.probe import Probe
+from qwenapi.serving.startup_config import StartupConfig
 
 # The arbiter looks at its workers once a second.
 SILENCE_SECONDS = 15.0
@@ -27,23 +27,23 @@ FIRST_PROBE_SECONDS, PROBE_SECONDS = 0.2, 5.0
 
 
 class HttpChild:
-    """Implements workers.watch.Child."""
+    """Implements workers.supervisor.supervised_process.Child."""
 
     name = "http"
 
     def __init__(
         self,
-        handover: Handover,
+        startup_config: StartupConfig,
         run_dir: Path,
         model_run_dir: Path,
-        listener: Listener,
+        listener: HttpListener,
         predecessor: "HttpChild | None" = None,
     ) -> None:
         """A successor starts beside a server that answers on the same socket, so its own report is
         taken for its readiness; and it must find an engine if that one does.
         """
         self.failure: str | None = None
-        self.handover = handover
+        self.startup_config = startup_config
         self._run_dir = run_dir
         self._model_run_dir = model_run_dir
         self._listener = listener
@@ -79,7 +79,9 @@ class HttpChild:
             "model_run_dir": str(self._model_run_dir),
             "needs_engine": self._predecessor is not None and self._predecessor.finds_engine,
         }
-        line = orjson.dumps(facts | {"handover": orjson.Fragment(self.handover.to_json())})
+        line = orjson.dumps(
+            facts | {"startup_config": orjson.Fragment(self.startup_config.to_json())}
+        )
         try:
             os.write(self._lifeline, line + b"\n")
         except BrokenPipeError:
@@ -155,7 +157,7 @@ class HttpChild:
 
     @property
     def _num_workers(self) -> int:
-        return self.handover.settings.api_server_count
+        return self.startup_config.settings.api_server_count
 
     def _signal_all(self, number: int) -> None:
         if self._process is not None:

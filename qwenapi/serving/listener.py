@@ -11,8 +11,8 @@ from collections.abc import MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from qwenapi.run_dir import MAX_SOCKET_PATH_BYTES
-from qwenapi.settings import Settings
+from qwenapi.settings.run_dir import MAX_SOCKET_PATH_BYTES
+from qwenapi.settings.table import Settings
 from workers.errors import ConfigError
 
 FIRST_LISTEN_FD = 3
@@ -22,7 +22,7 @@ UNIX_SOCKET_MASK = 0o117
 
 
 @dataclass(frozen=True)
-class Listener:
+class HttpListener:
     """A listening socket; `path` is the Unix socket file that this process made and removes."""
 
     sock: socket.socket
@@ -68,7 +68,7 @@ class Listener:
         return self.sock.family == socket.AF_UNIX
 
 
-def listen(settings: Settings, environ: MutableMapping[str, str] | None = None) -> Listener:
+def listen(settings: Settings, environ: MutableMapping[str, str] | None = None) -> HttpListener:
     """Return the socket of this start; raise ConfigError saying why it cannot be had.
 
     A handed-over socket wins over the settings; its variables are taken out of `environ`, so that
@@ -79,11 +79,11 @@ def listen(settings: Settings, environ: MutableMapping[str, str] | None = None) 
     num_given = environ.pop("LISTEN_FDS", "")
     environ.pop("LISTEN_FDNAMES", None)
     if is_mine and num_given not in ("", "0"):
-        return Listener(_take_over(num_given))
+        return HttpListener(_take_over(num_given))
     if settings.uds:
         path = Path(os.path.abspath(os.path.expanduser(settings.uds)))
-        return Listener(_listen_unix(path), path)
-    return Listener(_listen_tcp(settings.host, settings.port))
+        return HttpListener(_listen_unix(path), path)
+    return HttpListener(_listen_tcp(settings.host, settings.port))
 
 
 def _take_over(num_given: str) -> socket.socket:

@@ -4,7 +4,7 @@ import select
 import socket
 import time
 
-from qwenapi.serving.listener import Listener
+from qwenapi.serving.listener import HttpListener
 
 QUESTION = b"GET /readyz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
 # A server that has not answered for so long does not answer.
@@ -14,7 +14,7 @@ PATIENCE_SECONDS = 10.0
 class Probe:
     """One request after the other, `pause` seconds apart, on connections of their own."""
 
-    def __init__(self, listener: Listener, pause: float) -> None:
+    def __init__(self, listener: HttpListener, pause: float) -> None:
         self.is_ready = False
         self._listener = listener
         self._pause = pause

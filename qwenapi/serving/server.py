@@ -20,12 +20,12 @@ import orjson
 from gunicorn.app.base import BaseApplication
 from gunicorn.arbiter import Arbiter
 
-from qwenapi.keys.usage import create_usage_page
-from qwenapi.ledger.store import create_page
-from qwenapi.profile import Profiles
-from qwenapi.serving.handover import Handover
+from qwenapi.keys.usage import create_usage_memory
+from qwenapi.metrics.store import create_metrics_memory
 from qwenapi.serving.listener import FIRST_LISTEN_FD
-from workers import lifeline
+from qwenapi.serving.startup_config import StartupConfig
+from qwenapi.settings.profile import Profiles
+from workers import parent_death
 from workers.errors import ExitCode
 
 KEEPALIVE_SECONDS = 75
@@ -48,20 +48,20 @@ class HttpServer(BaseApplication):
 
     def __init__(
         self,
-        handover: Handover,
-        ledger: str,
+        startup_config: StartupConfig,
+        metrics_store: str,
         usage: str,
         model_run_dir: Path,
         report_fd: int,
         *,
         needs_engine: bool,
     ) -> None:
-        """`ledger`, `usage`: the paths of the pages, empty where none could be made.
+        """`metrics store`, `usage`: the paths of the pages, empty where none could be made.
         `needs_engine`: the first workers are of no use without one.
         """
-        self._settings = handover.settings
-        self._profiles = handover.profiles
-        self._ledger = ledger
+        self._settings = startup_config.settings
+        self._profiles = startup_config.profiles
+        self._metrics_store = metrics_store
         self._usage = usage
         self._model_run_dir = model_run_dir
         self._report_fd = report_fd
@@ -146,15 +146,15 @@ class HttpServer(BaseApplication):
         return any(self._model_run_dir.glob("engine-*.sock"))
 
     def _load(self) -> Any:
-        from qwenapi import logs
         from qwenapi.app import create_app
         from qwenapi.engines.client import EngineClient
+        from qwenapi.generation.tokenizers import Tokenizers
         from qwenapi.greenlets import spawn_lasting
-        from qwenapi.keys import KeyRing, Usage
-        from qwenapi.ledger.store import Ledger
-        from qwenapi.services import Services
-        from qwenapi.tokenizers import Tokenizers
-        from qwenapi.tracing import open_tracer
+        from qwenapi.keys import KeyRing, KeyUsage
+        from qwenapi.metrics.store import MetricsStore
+        from qwenapi.observability import logs
+        from qwenapi.observability.tracing import open_tracer
+        from qwenapi.request_context.services import Services
 
         logs.configure(self._settings)
         profiles = Profiles(self._profiles)
@@ -162,8 +162,10 @@ class HttpServer(BaseApplication):
         name = f"http-{self._settings.port}/{os.getpid()}"
         engine = self._engine = EngineClient(self._model_run_dir, name, tokenizers.prepare)
         engine.start()
-        ledger = Ledger.lease(self._ledger, [profile.name for profile in profiles])
-        spawn_lasting("the look for alerts", partial(self._watch, ledger, engine))
+        metrics_store = MetricsStore.lease(
+            self._metrics_store, [profile.name for profile in profiles]
+        )
+        spawn_lasting("the look for alerts", partial(self._watch, metrics_store, engine))
         store = self._open_store() if profiles.of_interface("coder") else None
         tracer = open_tracer(self._settings.otel_endpoint)
         keys = self._settings.auth_keys
@@ -173,19 +175,19 @@ class HttpServer(BaseApplication):
                 profiles,
                 engine,
                 tokenizers,
-                ledger,
+                metrics_store,
                 store,
                 tracer,
                 KeyRing(Path(keys) if keys else None, self._settings.api_key),
-                Usage.lease(self._usage),
+                KeyUsage.lease(self._usage),
             )
         )
 
-    def _watch(self, ledger: Any, engine: Any) -> None:
-        from qwenapi.ledger.alerts import LOOK_SECONDS, Rules, Watch
+    def _watch(self, metrics_store: Any, engine: Any) -> None:
+        from qwenapi.metrics.alerts import LOOK_SECONDS, AlertMonitor, Rules
 
         max_waiting = {p.name: p.settings.limits_max_waiting for p in self._profiles}
-        watch = Watch(ledger, Rules(self._settings, max_waiting), engine)
+        watch = AlertMonitor(metrics_store, Rules(self._settings, max_waiting), engine)
         while True:
             watch.tick()
             gevent.sleep(LOOK_SECONDS)
@@ -194,7 +196,7 @@ class HttpServer(BaseApplication):
         from gevent.threadpool import ThreadPool
 
         from qwenapi.conversations import open_store
-        from qwenapi.run_dir import state_dir
+        from qwenapi.settings.run_dir import state_dir
 
         store = open_store(
             self._settings.conversations, state_dir(self._settings), run=ThreadPool(4).apply
@@ -207,7 +209,7 @@ def main() -> None:
     """Take over the listening socket and run until told to stop."""
     listen_fd, lifeline_fd, report_fd = (_move_up(int(fd)) for fd in sys.argv[1:4])
     facts = orjson.loads(_read_line(lifeline_fd))
-    lifeline.hold(lifeline_fd)
+    parent_death.hold(lifeline_fd)
     os.set_blocking(report_fd, False)
     os.dup2(listen_fd, FIRST_LISTEN_FD)
     os.close(listen_fd)
@@ -218,13 +220,13 @@ def main() -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     for name in ("PROMETHEUS_MULTIPROC_DIR", "prometheus_multiproc_dir"):
         os.environ.pop(name, None)
-    handover = Handover.from_json(orjson.dumps(facts["handover"]))
+    startup_config = StartupConfig.from_json(orjson.dumps(facts["startup_config"]))
     run_dir = Path(facts["run_dir"])
-    ledger = str(create_page(run_dir, handover.profiles) or "")
+    metrics_store = str(create_metrics_memory(run_dir, startup_config.profiles) or "")
     HttpServer(
-        handover,
-        ledger,
-        str(create_usage_page(run_dir) or ""),
+        startup_config,
+        metrics_store,
+        str(create_usage_memory(run_dir) or ""),
         Path(facts["model_run_dir"]),
         report_fd,
         needs_engine=facts["needs_engine"],
@@ -253,7 +255,7 @@ def _post_fork(arbiter: Any, worker: Any) -> None:
     # Until it has handlers of its own a worker would swallow SIGTERM in its arbiter's, and then
     # never end.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    lifeline.die_with_parent()
+    parent_death.die_with_parent()
 
 
 def _post_worker_init(worker: Any) -> None:

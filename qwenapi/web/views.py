@@ -5,7 +5,7 @@ from typing import Any
 from flask import Blueprint, Request, Response, current_app, request
 
 from qwenapi.errors import NotFound
-from qwenapi.web.pages import load_pages
+from qwenapi.web.static_files import load_pages
 
 EXTENSION = "qwenapi.web"
 HEADERS = {

@@ -4,7 +4,7 @@ import pynvml
 import pytest
 
 from qwenapi.api.ops.gpus import _number, read_gpus
-from tests.ledger.readings import engine_row
+from tests.metrics.readings import engine_row
 
 
 def has_driver():

@@ -6,11 +6,11 @@ import pytest
 from qwenapi.api.openai.render import (
     DONE,
     ChatChunks,
-    Choice,
     Chunks,
     CompletionChunks,
     Reply,
-    Usage,
+    ReplyChoice,
+    TokenUsage,
     chat_body,
     chat_id,
     chat_logprobs,
@@ -22,7 +22,7 @@ from qwenapi.api.openai.render import (
     model_list,
 )
 from qwenapi.errors import EngineFailed, Wording, render_openai
-from workers.protocol import TokenLogprob
+from workers.wire.protocol import TokenLogprob
 
 HEX = "0123456789abcdef0123456789abcdef"
 REPLY = Reply(chat_id(HEX), 1700000000, "MyCoder")
@@ -84,7 +84,7 @@ def test_usage_is_an_event_of_its_own_and_null_in_the_others() -> None:
     chunks = ChatChunks(REPLY, include_usage=True)
     for event in (chunks.opening(0), chunks.content(0, "x"), chunks.finish(0, "length")):
         assert event.endswith(b'}],"usage":null}\n\n')
-    assert chunks.usage(Usage(3, 4, 2)) == HEAD + (
+    assert chunks.usage(TokenUsage(3, 4, 2)) == HEAD + (
         b'],"usage":{"prompt_tokens":3,"completion_tokens":4,"total_tokens":7,'
         b'"prompt_tokens_details":{"cached_tokens":2}}}\n\n'
     )
@@ -124,7 +124,7 @@ def test_document_003s_decoder_loses_nothing() -> None:
     events = [chunks.opening(0), chunks.heartbeat()]
     for word in words:
         events += [chunks.content(0, word), chunks.heartbeat()]
-    events += [chunks.finish(0, "stop"), chunks.usage(Usage(1, 1)), DONE]
+    events += [chunks.finish(0, "stop"), chunks.usage(TokenUsage(1, 1)), DONE]
     assert decode_003(b"".join(events)) == words
 
 
@@ -136,7 +136,7 @@ def test_a_failure_is_an_event() -> None:
 
 
 def test_a_whole_chat_completion() -> None:
-    body = chat_body(REPLY, [Choice(0, "hi", "stop")], Usage(5, 2))
+    body = chat_body(REPLY, [ReplyChoice(0, "hi", "stop")], TokenUsage(5, 2))
     assert list(body) == ["id", "object", "created", "model", "choices", "usage"]
     assert body["object"] == "chat.completion"
     assert body["choices"] == [
@@ -151,7 +151,7 @@ def test_a_whole_chat_completion() -> None:
 
 
 def test_a_whole_completion() -> None:
-    body = completion_body(REPLY, [Choice(0, "x", "length", {"tokens": []})], Usage(1, 1))
+    body = completion_body(REPLY, [ReplyChoice(0, "x", "length", {"tokens": []})], TokenUsage(1, 1))
     assert body["object"] == "text_completion"
     assert body["choices"] == [
         {"index": 0, "text": "x", "logprobs": {"tokens": []}, "finish_reason": "length"}

@@ -6,12 +6,12 @@ import pytest
 
 from qwenapi import __version__
 from qwenapi.app import create_app
-from qwenapi.config import load, load_profiles
 from qwenapi.engines.client import EngineClient
-from qwenapi.ledger.store import Ledger
-from qwenapi.profile import Profiles
-from qwenapi.services import Services
-from qwenapi.tokenizers import Tokenizers
+from qwenapi.generation.tokenizers import Tokenizers
+from qwenapi.metrics.store import MetricsStore
+from qwenapi.request_context.services import Services
+from qwenapi.settings.profile import Profiles
+from qwenapi.settings.sources import load, load_profiles
 
 PROFILES = ("openai", "coder", "qwen2", "guide", "browser", "news", "all")
 WITH_JSON = ("news", "all")
@@ -28,11 +28,11 @@ def client(request, tmp_path):
     flags = {"profile": request.param}
     settings = load(flags, {})
     profiles = Profiles(load_profiles(settings, flags, {}))
-    ledger = Ledger.lease("", [profile.name for profile in profiles])
+    metrics_store = MetricsStore.lease("", [profile.name for profile in profiles])
     engine = EngineClient(tmp_path, "test", lambda card: None)
-    app = create_app(Services(settings, profiles, engine, Tokenizers(), ledger))
+    app = create_app(Services(settings, profiles, engine, Tokenizers(), metrics_store))
     client = app.test_client()
-    client.profile, client.ledger = request.param, ledger
+    client.profile, client.metrics_store = request.param, metrics_store
     return client
 
 
@@ -95,7 +95,7 @@ def test_version_and_load_have_vllms_shape(client):
     assert client.get("/version").get_json() == {"version": __version__}
     assert client.get("/load").get_json() == {"server_load": 0}
     for started in (True, False):
-        entry = client.ledger.begin(client.ledger.profiles[0], time.monotonic())
+        entry = client.metrics_store.begin(client.metrics_store.profiles[0], time.monotonic())
         entry.accept(5)
         if started:
             entry.start()
@@ -103,7 +103,7 @@ def test_version_and_load_have_vllms_shape(client):
 
 
 def test_every_report_is_of_the_same_numbers(client):
-    entry = client.ledger.begin(client.ledger.profiles[-1], time.monotonic() - 0.3)
+    entry = client.metrics_store.begin(client.metrics_store.profiles[-1], time.monotonic() - 0.3)
     entry.accept(5)
     entry.start()
     entry.tokens(0, 3, time.monotonic())
@@ -121,7 +121,7 @@ def test_every_report_is_of_the_same_numbers(client):
     )
     assert stats["latency"] == whole["latency"]
     text = client.get("/metrics/prometheus").get_data(as_text=True)
-    profile = client.ledger.profiles[-1]
+    profile = client.metrics_store.profiles[-1]
     assert f'qwenapi_completion_tokens_total{{profile="{profile}"}} 3\n' in text
     assert f"vllm_ttft_p95 {whole['slo']['ttft']['p95']}\n" in text
 

@@ -14,7 +14,7 @@ import torch
 from tests.bench.throughput import VOCABULARY, make_model
 from workers.config import EngineConfig
 from workers.engine.engine import Engine
-from workers.protocol import Generate, SamplingParams
+from workers.wire.protocol import Generate, SamplingParams
 
 # Two tokens alone make every 3-gram come again; drawn from all, hardly one does.
 TEXTS = {

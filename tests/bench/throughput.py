@@ -16,8 +16,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from qwenapi.commands.bench import Load, Result, run, table
-from qwenapi.settings import etc_dir
+from qwenapi.commands.bench import BenchResult, Load, run, table
+from qwenapi.settings.table import etc_dir
 from tests.running_server import RunningServer
 
 DEMO = etc_dir() / "models" / "demo"
@@ -85,7 +85,7 @@ print(statistics.median(once() for _ in range(3)))
 
 def server_results(
     directory: Path, parsed: argparse.Namespace, levels: list[int], scratch: Path
-) -> list[Result]:
+) -> list[BenchResult]:
     flags = ["--model", str(directory), "--threads", str(parsed.threads), "--no-log-requests"]
     flags += ["--deterministic"] if parsed.deterministic else []
     server = RunningServer(scratch / "run", *flags).wait_until_ready()
@@ -117,7 +117,9 @@ def main() -> int:
     return report(before, after, results, parsed)
 
 
-def report(before: float, after: float, results: list[Result], parsed: argparse.Namespace) -> int:
+def report(
+    before: float, after: float, results: list[BenchResult], parsed: argparse.Namespace
+) -> int:
     from rich.console import Console
 
     reference = (before + after) / 2

@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from qwenapi.settings import settings_table_markdown
+from qwenapi.settings.table import settings_table_markdown
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("qwenapi", "workers")

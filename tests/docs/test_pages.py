@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from qwenapi.settings import settings_table_markdown, table
+from qwenapi.settings.table import settings_table_markdown, table
 from tests.docs.generate import GENERATED, between
 from tests.docs.pages import ROOT, Page, anchor, pages
 

@@ -23,7 +23,7 @@ def coder(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def classic(tmp_path_factory):
+def generate(tmp_path_factory):
     yield from _serve(tmp_path_factory, "qwen2")
 
 

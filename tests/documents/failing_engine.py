@@ -7,11 +7,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from qwenapi.settings import etc_dir
+from qwenapi.settings.table import etc_dir
 from tests.running_server import RunningServer
 from workers.config import EngineConfig
-from workers.listener import Listener
-from workers.protocol import (
+from workers.wire.protocol import (
     Accepted,
     Chunk,
     Failed,
@@ -20,9 +19,10 @@ from workers.protocol import (
     Ping,
     Pong,
     Started,
-    Step,
+    StepUpdate,
 )
-from workers.stub import StubEngine
+from workers.worker.listener import EngineListener
+from workers.worker.stub import StubEngine
 
 
 class FailingEngine:
@@ -36,7 +36,7 @@ class FailingEngine:
         self._ends = ends
         model = str(etc_dir() / "models" / "demo")
         self._card = StubEngine(EngineConfig(model=model, stub=True)).card
-        self._listener = Listener(run_dir / "engine-0.sock", self._hello, self)
+        self._listener = EngineListener(run_dir / "engine-0.sock", self._hello, self)
         self._listener.start()
 
     def close(self) -> None:
@@ -48,11 +48,11 @@ class FailingEngine:
         elif isinstance(message, Generate):
             wid = message.wid
             self._listener.send(connection_id, Accepted(wid))
-            self._listener.send(connection_id, Step(started=[Started(wid, 0)]))
+            self._listener.send(connection_id, StepUpdate(started=[Started(wid, 0)]))
             given = message.prompt_ids[: self._num_tokens]
             chunks = [Chunk(wid, 0, 0, given, "length" if self._ends else None)] if given else []
             failed = [Failed(wid, "engine_error")]
-            self._listener.send(connection_id, Step(chunks=chunks, failed=failed))
+            self._listener.send(connection_id, StepUpdate(chunks=chunks, failed=failed))
 
     def on_closed(self, connection_id: int) -> None:
         pass

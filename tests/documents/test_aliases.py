@@ -1,8 +1,8 @@
 """What a start says of the model names it serves."""
 
-from qwenapi.aliases import alias_table
-from qwenapi.config import load, load_profiles
-from qwenapi.profile import Profiles
+from qwenapi.cli import _alias_table as alias_table
+from qwenapi.settings.profile import Profiles
+from qwenapi.settings.sources import load, load_profiles
 
 AWQ = "/home/modern/models/Qwen/Qwen2.5-Coder-7B-Instruct-AWQ"
 

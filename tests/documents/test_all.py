@@ -40,11 +40,11 @@ def test_each_documents_errors_keep_their_shape_on_the_shared_port(everything):
     news = everything.post("/v1/chat/completions", {"messages": 1})
     openai = everything.post("/v1/chat/completions", {"model": "qwen-demo", "messages": 1})
     unknown = everything.post("/v1/chat/completions", {"model": "gpt", "messages": MESSAGES})
-    classic = everything.post("/generate", {})
+    generate = everything.post("/generate", {})
     assert (guide.status_code, news.status_code, openai.status_code) == (422, 400, 400)
     assert isinstance(news.json()["error"], str) and isinstance(guide.json()["error"], dict)
     assert unknown.status_code == 404 and "Qwen3-32B" in unknown.json()["error"]["message"]
-    assert classic.status_code == 422 and isinstance(classic.json()["detail"], list)
+    assert generate.status_code == 422 and isinstance(generate.json()["detail"], list)
 
 
 def test_the_models_are_the_served_one_and_every_alias(everything):

@@ -5,7 +5,7 @@ import re
 import pytest
 import requests
 
-from qwenapi.settings import etc_dir
+from qwenapi.settings.table import etc_dir
 
 FIRST = "用 Python 写一个最基础版的冒泡排序算法"
 SECOND = "请把上面这段代码转换成 Java"

@@ -2,7 +2,7 @@
 
 import pytest
 
-from qwenapi.config import load, load_profiles
+from qwenapi.settings.sources import load, load_profiles
 
 # max_tokens, temperature, top_p, top_k, repetition_penalty; None: the document does not say
 DEFAULTS = {

@@ -14,7 +14,7 @@ import psutil
 import pytest
 import requests
 
-from qwenapi.settings import etc_dir
+from qwenapi.settings.table import etc_dir
 from tests.e2e.test_http_on_stub import raw_request
 from tests.running_server import RunningServer, quickest, sse_events, wait_for
 

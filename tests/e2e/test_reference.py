@@ -11,8 +11,8 @@ import requests
 from jsonschema import Draft202012Validator
 from openapi_spec_validator import validate
 
-from qwenapi.reference.operations import OPERATIONS
-from qwenapi.reference.spec import WORDS
+from qwenapi.openapi.operations import OPERATIONS
+from qwenapi.openapi.spec import WORDS
 from tests.e2e.browser.chromium import browser_fixture  # noqa: F401
 from tests.running_server import RunningServer
 

@@ -16,8 +16,8 @@ import psutil
 import pytest
 import requests
 
-from qwenapi.run_dir import run_dir
-from qwenapi.settings import Settings, etc_dir
+from qwenapi.settings.run_dir import run_dir
+from qwenapi.settings.table import Settings, etc_dir
 from tests.e2e.systemd import Notifications, hand_over
 from tests.e2e.test_http_on_stub import raw_request
 from tests.running_server import sse_events, wait_for

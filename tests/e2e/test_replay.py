@@ -15,10 +15,10 @@ from dataclasses import dataclass
 import pytest
 import requests
 
-from qwenapi.settings import etc_dir
+from qwenapi.settings.table import etc_dir
 from qwenapi.text.tokenizer import Tokenizer
 from tests.running_server import RunningServer, quickest, sse_events, wait_for
-from workers.stub import Poison
+from workers.worker.stub import Poison
 
 SLOW = ("--stub", "--stub-step-seconds", "0.01")
 QUICK = ("--stub", "--stub-step-seconds", "0.004")
@@ -132,7 +132,7 @@ def coder(server):
         return answer.content.decode()
 
 
-def classic(server):
+def generate(server):
     body = {"prompt": PROMPT, "max_length": TOKENS, "num_return_sequences": 2}
     answer = server.post("/generate", body)
     assert answer.status_code == 200
@@ -151,7 +151,7 @@ def test_fifty_answers_of_every_dialect_survive_their_engine(start_server):
     undisturbed = [ask(server) for ask in asks[:2]]
     with ThreadPoolExecutor(len(asks)) as pool:
         undisturbed += list(pool.map(lambda ask: ask(server), asks[2:]))
-    others = [coder] * 6 + [classic] * 6
+    others = [coder] * 6 + [generate] * 6
     pid = engine_pid(server)
     with ThreadPoolExecutor(50) as pool:
         answers = [pool.submit(ask, server) for ask in (*asks, *others)]

@@ -20,7 +20,7 @@ from transformers import (
 
 from workers.config import EngineConfig
 from workers.engine.engine import Engine
-from workers.protocol import Chunk, Failed, Finished, Generate, SamplingParams
+from workers.wire.protocol import Chunk, Failed, Finished, Generate, SamplingParams
 
 # tests/gpu/check.py runs these same tests on CUDA.
 DEVICE = os.environ.get("QWENAPI_TEST_DEVICE", "cpu")

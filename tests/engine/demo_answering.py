@@ -9,7 +9,7 @@ from transformers import AutoTokenizer
 
 from workers.config import EngineConfig
 from workers.engine.engine import Engine
-from workers.protocol import Generate, SamplingParams
+from workers.wire.protocol import Generate, SamplingParams
 
 DEMO = Path(__file__).resolve().parents[2] / "etc" / "models" / "demo"
 MAX_TOKENS = 320

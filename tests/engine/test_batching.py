@@ -30,7 +30,7 @@ def test_choices_reuse_the_prompt_and_choice_0_equals_n_1(drive, prompts):
     prompt = prompts(1)[0] * 3
     driver.add(1, prompt, **SAMPLED)
     driver.run()
-    before = driver.engine.gauges()
+    before = driver.engine.stats()
     driver.add(2, [9] + prompt, **SAMPLED, choices=(0, 1, 2))
     driver.add(3, [9] + prompt, **SAMPLED)
     driver.run()
@@ -38,7 +38,7 @@ def test_choices_reuse_the_prompt_and_choice_0_equals_n_1(drive, prompts):
     finished = driver.finished[2]
     assert finished.prompt_tokens == len(prompt) + 1
     assert finished.completion_tokens == 60
-    assert driver.engine.gauges().prompt_tokens - before.prompt_tokens == 2 * (len(prompt) + 1)
+    assert driver.engine.stats().prompt_tokens - before.prompt_tokens == 2 * (len(prompt) + 1)
 
 
 def test_siblings_wait_until_the_prompt_is_cached(drive, prompts):
@@ -46,7 +46,7 @@ def test_siblings_wait_until_the_prompt_is_cached(drive, prompts):
     prompt = prompts(1)[0] * 2
     driver.add(0, prompt, choices=(0, 1, 2, 3))
     driver.step()
-    assert (driver.engine.gauges().running, driver.engine.gauges().waiting) == (1, 3)
+    assert (driver.engine.stats().running, driver.engine.stats().waiting) == (1, 3)
     used = driver.run().steps
     # Had each choice computed the prompt for itself, that alone would have taken more steps.
     assert used < 4 * len(prompt) // 32 + 16
@@ -91,9 +91,9 @@ def test_an_abort_frees_everything_between_two_steps(drive, prompts):
         driver.engine.abort(key)
         driver.engine.abort(key)
     driver.engine.check_integrity()
-    gauges = driver.engine.gauges()
+    stats = driver.engine.stats()
     assert not driver.engine.has_work
-    assert gauges.free_blocks == gauges.total_blocks
+    assert stats.free_blocks == stats.total_blocks
     assert not driver.finished
 
 

@@ -75,7 +75,7 @@ def test_alone(drive, name, prompts, comparison):
 def test_in_a_mixed_batch(drive, name, prompts, comparison):
     driver = drive(name)
     run_and_check(driver, prompts(16), comparison)
-    assert driver.engine.gauges().preemptions == 0
+    assert driver.engine.stats().preemptions == 0
 
 
 def test_with_prompts_in_chunks(drive, name, prompts, comparison):
@@ -86,7 +86,7 @@ def test_with_prompts_in_chunks(drive, name, prompts, comparison):
 def test_after_preemption(drive, name, prompts, comparison):
     driver = drive(name, num_blocks=24, enable_prefix_caching=False)
     run_and_check(driver, prompts(8, longest=60), comparison)
-    assert driver.engine.gauges().preemptions > 0
+    assert driver.engine.stats().preemptions > 0
 
 
 def test_on_a_prefix_cache_hit(drive, name, prompts, comparison):

@@ -6,10 +6,10 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from workers.engine.noise import MAX_GUMBEL, gumbel, row_key
-from workers.engine.processors import SamplingRow
+from workers.engine.gumbel_noise import MAX_GUMBEL, gumbel, row_key
+from workers.engine.logits_processors import SamplingRow
 from workers.engine.sampler import sample
-from workers.protocol import SamplingParams
+from workers.wire.protocol import SamplingParams
 
 RESTRICTIONS = [
     {"top_k": 1},

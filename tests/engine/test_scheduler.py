@@ -7,7 +7,7 @@ import pytest
 from workers.engine.block_manager import BlockManager
 from workers.engine.request import Request
 from workers.engine.scheduler import Scheduler
-from workers.protocol import Generate, SamplingParams
+from workers.wire.protocol import Generate, SamplingParams
 
 BLOCK = 4
 

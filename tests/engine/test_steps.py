@@ -54,7 +54,7 @@ def load(driver, prompts, seed):
             if other + delay == key:
                 driver.engine.abort(other)
     driver.run()
-    assert driver.engine.gauges().free_blocks == driver.engine.gauges().total_blocks
+    assert driver.engine.stats().free_blocks == driver.engine.stats().total_blocks
     return {key: said(driver, key) for key in range(16) if key not in doomed}
 
 
@@ -64,7 +64,7 @@ def test_a_random_load_is_answered_alike(drive, prompts, name, mode, seed):
     settings = {"num_blocks": 26, "max_num_seqs": 6, "max_num_batched_tokens": 48}
     plain = drive(name, **settings)
     expected = load(plain, prompts, seed)
-    assert plain.engine.gauges().preemptions > 0
+    assert plain.engine.stats().preemptions > 0
     assert load(drive(name, **settings, **MODES[mode]), prompts, seed) == expected
 
 
@@ -76,8 +76,8 @@ def test_where_text_repeats_drafts_save_steps(drive, prompts, name):
         driver.add(0, prompt, **fields)
         driver.run()
     assert said(speculating, 0) == said(plain, 0)
-    gauges = speculating.engine.gauges()
-    assert gauges.drafted_tokens >= gauges.accepted_tokens == plain.steps - speculating.steps
+    stats = speculating.engine.stats()
+    assert stats.drafted_tokens >= stats.accepted_tokens == plain.steps - speculating.steps
     assert speculating.steps < 0.7 * plain.steps
 
 
@@ -89,7 +89,7 @@ def test_deterministic_bits_are_the_same_with_drafts(drive, prompts, name):
         driver.add(0, prompt, max_tokens=60, logprobs=2, logit_bias={7: 50.0, 9: 50.0})
         driver.run()
         logprobs.append([chunk.logprobs for chunk in driver.chunks[0]])
-    assert driver.engine.gauges().accepted_tokens > 0, "nothing was drafted"
+    assert driver.engine.stats().accepted_tokens > 0, "nothing was drafted"
     assert logprobs[0] == logprobs[1]
 
 

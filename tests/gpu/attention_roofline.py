@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from workers.model.paged_plan import PagedPlan, choose_splits, locate
+from workers.model.layout.paged_plan import PagedPlan, choose_splits, locate
 
 # Qwen3-8B's, which are also Qwen3-32B's but for the number of heads.
 NUM_HEADS, NUM_KV_HEADS, HEAD_DIM, BLOCK_SIZE = 32, 8, 128, 64

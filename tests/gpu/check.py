@@ -35,12 +35,12 @@ import torch
 from tests.gpu import attention_roofline, models, transformers_serve
 from tests.gpu.random_load import RandomLoad
 from tests.gpu.roofline import Ceilings, Dimensions, decode_bound, measure_ceilings, prefill_bound
-from workers import bench
-from workers.bench import Workload
 from workers.config import EngineConfig
 from workers.engine.engine import Engine
 from workers.errors import ConfigError
-from workers.protocol import Generate, SamplingParams
+from workers.wire.protocol import Generate, SamplingParams
+from workers.worker import bench
+from workers.worker.bench import Workload
 
 KERNEL_TESTS = ("tests/kernels",)
 ENGINE_TESTS = (
@@ -48,11 +48,11 @@ ENGINE_TESTS = (
     "tests/engine/test_batching.py",
     "tests/engine/test_steps.py",
     "tests/engine/test_resume.py",
-    "tests/engine/test_exact.py",
-    "tests/engine/test_experts.py",
-    "tests/engine/test_quantized.py",
+    "tests/model/test_batch_invariant.py",
+    "tests/model/test_experts.py",
+    "tests/model/test_quantized.py",
     "tests/engine/test_sampler.py",
-    "tests/engine/test_threshold_drawing.py",
+    "tests/engine/test_top_p_sampling_gpu.py",
 )
 GPU_TESTS = ("tests/gpu",)
 PEER_MODELS = ("Qwen3-0.6B", "Qwen3-8B")
@@ -265,7 +265,7 @@ def time_model(
 
 def time_point(
     engine: Engine, scale: Scale, streams: int, context: int, name: str, report: Report
-) -> bench.Result | None:
+) -> bench.EngineBenchResult | None:
     """Measure one point; say why if it does not fit into the device's memory."""
     rounds = 1 if streams * context > MANY_TOKENS else 3
     prompt_tokens = max(context, SHORTEST_PROMPT)
@@ -279,7 +279,13 @@ def time_point(
 
 
 def add_point(
-    report: Report, name: str, context: int, result: bench.Result, bound: float, *, judged: bool
+    report: Report,
+    name: str,
+    context: int,
+    result: bench.EngineBenchResult,
+    bound: float,
+    *,
+    judged: bool,
 ) -> None:
     key = (name, result.workload.streams, context)
     rate, wait = statistics.median(result.decode), statistics.median(result.ttft_ms)

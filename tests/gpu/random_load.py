@@ -3,7 +3,7 @@
 import random
 
 from workers.engine.engine import Engine
-from workers.protocol import Generate, SamplingParams
+from workers.wire.protocol import Generate, SamplingParams
 
 MOST_LIVE = 64
 

@@ -36,7 +36,7 @@ def world(request):
         num_blocks=40 * 16 + 1,
         device="cuda",
         dtype=request.param,
-        is_exact=False,
+        is_batch_invariant=False,
         for_kernels=True,
         **DIMENSIONS,
     )

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import requests
 
-from qwenapi.commands.bench import Load, Result, run
+from qwenapi.commands.bench import BenchResult, Load, run
 
 NEEDED = ("transformers.cli.serve", "fastapi", "uvicorn", "openai", "pydantic")
 COMMAND = (sys.executable, "-c", "from transformers.cli.transformers import main; main()")
@@ -38,7 +38,7 @@ def measure(
     prompt_tokens: int,
     max_tokens: int,
     command: Sequence[str] = COMMAND,
-) -> Iterator[Result]:
+) -> Iterator[BenchResult]:
     """Yield what each number of concurrent streams gave, all of a level asked for at once."""
     with _serving(directory, device, command) as url:
         load = Load(

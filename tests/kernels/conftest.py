@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from workers.model.kernels import reference
-from workers.model.paged_plan import PagedPlan, locate
+from workers.model.layout.paged_plan import PagedPlan, locate
 
 DEVICE = os.environ.get("QWENAPI_TEST_DEVICE", "cpu")
 # Triton's interpreter computes products of bfloat16 wrongly, so those are for a GPU.

@@ -9,10 +9,10 @@ from torch import Tensor
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from workers.engine.batch import Row
-from workers.engine.packing import pack_rows
+from workers.engine.batch_layout import pack_rows
 from workers.model.decoder import CacheShape, Decoder
 from workers.model.graphs import Capture, Graphs
-from workers.model.packed_batch import PackedBatch
+from workers.model.layout.packed_batch import PackedBatch
 
 VOCABULARY = 61
 DIMENSIONS = {
@@ -62,7 +62,7 @@ class World:
         num_blocks: int = 160,
         device: str = "cpu",
         dtype: torch.dtype = torch.float32,
-        is_exact: bool = True,
+        is_batch_invariant: bool = True,
         for_kernels: bool = False,
         **dimensions: int,
     ) -> None:
@@ -73,7 +73,9 @@ class World:
         model = Qwen3ForCausalLM(config).to(self.device, dtype).eval()
         for parameter in model.parameters():
             torch.nn.init.normal_(parameter, mean=float(parameter.dim() == 1), std=0.2)
-        self.decoder = Decoder(model, is_exact=is_exact, for_kernels=for_kernels)
+        self.decoder = Decoder(
+            model, is_batch_invariant=is_batch_invariant, for_kernels=for_kernels
+        )
         shape = CacheShape.of(config, dtype, for_kernels=True)
         self.decoder.allocate_cache(shape, num_blocks, block_size)
         self.num_kv_heads = shape.num_kv_heads
@@ -127,7 +129,7 @@ class World:
 
     def eager(self, packed: PackedBatch) -> Tensor:
         positions, plan = packed.lay_out(
-            self.num_kv_heads, self.block_size, is_exact=self.decoder.is_exact
+            self.num_kv_heads, self.block_size, is_batch_invariant=self.decoder.is_batch_invariant
         )
         return self.decoder.forward(packed.token_ids, positions, plan, packed.last_tokens)
 

@@ -7,7 +7,7 @@ import torch
 
 from tests.kernels.conftest import DEVICE, DTYPES, make_case
 from workers.model.kernels import reference
-from workers.model.paged_plan import PagedPlan, choose_splits, locate
+from workers.model.layout.paged_plan import PagedPlan, choose_splits, locate
 
 pytest.importorskip("triton", reason="kernels need the package triton")
 

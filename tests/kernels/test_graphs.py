@@ -16,10 +16,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 pytest.importorskip("triton", reason="kernels need the package triton")
 
 from tests.kernels.graph_world import VOCABULARY, Recorder, World  # noqa: E402
-from workers.engine.packing import pack_rows  # noqa: E402
+from workers.engine.batch_layout import pack_rows  # noqa: E402
 from workers.model import graphs as graphs_module  # noqa: E402
 from workers.model.graphs import Bucket, Graphs  # noqa: E402
-from workers.model.packed_batch import PackedBatch  # noqa: E402
+from workers.model.layout.packed_batch import PackedBatch  # noqa: E402
 
 
 class NoHostReads(TorchDispatchMode):
@@ -51,7 +51,7 @@ class CheckedWorld(World):
         self.restore(before)
         with NoHostReads():
             logits = self.recorded.forward(packed)
-        if not self.decoder.is_exact:
+        if not self.decoder.is_batch_invariant:
             torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-5)
             return
         assert logits.isfinite().all() and torch.equal(logits, expected)
@@ -139,11 +139,11 @@ def test_any_batches_one_after_another(seed, small_buckets, make_world):
 def test_splits_and_tiles_follow_from_the_bucket_and_not_from_the_step(
     small_buckets, monkeypatch, make_world
 ):
-    world = make_world(is_exact=False, num_sequences=2, max_model_len=2048)
+    world = make_world(is_batch_invariant=False, num_sequences=2, max_model_len=2048)
     planned, forward = [], world.decoder.forward
 
     def watched(token_ids, positions, plan, rows):
-        planned.append((plan.max_query, plan.num_splits, plan.is_exact))
+        planned.append((plan.max_query, plan.num_splits, plan.is_batch_invariant))
         return forward(token_ids, positions, plan, rows)
 
     world.prefill(250, 3)
@@ -153,13 +153,13 @@ def test_splits_and_tiles_follow_from_the_bucket_and_not_from_the_step(
     assert planned == [(1, 8, False)] * 3  # warming up, and two replays
     world.recorded.forward(world.packed(1, 4))
     assert planned[3:] == [(8, 1, False)] * 2
-    monkeypatch.setattr(world.decoder, "is_exact", True)
+    monkeypatch.setattr(world.decoder, "is_batch_invariant", True)
     world.graphs(world.recorder).forward(world.packed(1, 0))
     assert planned[5:] == [(1, 1, True)] * 2
 
 
 def test_an_inexact_decoder_gets_the_same_but_for_rounding(small_buckets, make_world):
-    world = make_world(is_exact=False, num_sequences=2, max_model_len=2048)
+    world = make_world(is_batch_invariant=False, num_sequences=2, max_model_len=2048)
     world.prefill(250, 3)
     for counts in ((1, 1), (1, 1), (1, 5)):
         world.check(world.packed(*counts))

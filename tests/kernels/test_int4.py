@@ -8,7 +8,7 @@ from torch import Tensor
 
 from tests.kernels.conftest import DEVICE, DTYPES
 from tests.kernels.hopper import run
-from workers.model.int4_weight import Int4Weight, concatenate, num_words, pack_words
+from workers.model.layout.int4_weight import Int4Weight, concatenate, num_words, pack_words
 
 pytest.importorskip("triton", reason="kernels need the package triton")
 
@@ -97,7 +97,7 @@ def test_any_product_equals_that_with_the_unpacked_weight(seed, dtype, amid_nan)
     num_outputs, num_inputs = weight.shape
     x = make_rows(chance.choice([1, 2, 7, 16, 17, 65]), num_inputs, dtype, seed)
     bias = torch.randn(num_outputs).to(x) if chance.random() < 0.5 else None
-    y = int4.multiply(x, weight, bias, is_exact=chance.random() < 0.3)
+    y = int4.multiply(x, weight, bias, is_batch_invariant=chance.random() < 0.3)
     check(y, x, weight, bias)
     assert amid_nan
     for whole in amid_nan:
@@ -109,31 +109,31 @@ def test_splits_of_the_inputs_are_added(num_inputs, dtype, poisoned):
     weight = make_weight(40, num_inputs, 128)
     assert int4.choose_splits(1, len(weight.words), torch.device("cpu")) == 2
     x, bias = make_rows(5, num_inputs, dtype), torch.randn(40).to(DEVICE, dtype)
-    check(int4.multiply(x, weight, bias, is_exact=False), x, weight, bias)
+    check(int4.multiply(x, weight, bias, is_batch_invariant=False), x, weight, bias)
     assert {tuple(made.shape) for made in poisoned} >= {(5, 40), (2, 5, 40)}
 
 
 def test_many_rows_are_multiplied_by_the_whole_weight(dtype, poisoned):
     weight = make_weight(24, 72, 32, is_reordered=True)
     x, bias = make_rows(300, 72, dtype), torch.randn(24).to(DEVICE, dtype)
-    check(int4.multiply(x, weight, bias, is_exact=False), x, weight, bias)
+    check(int4.multiply(x, weight, bias, is_batch_invariant=False), x, weight, bias)
     assert weight.shape in {tuple(made.shape) for made in poisoned}
 
 
 def test_a_row_depends_on_nothing_beside_it(dtype):
     weight, x = make_weight(72, 1024, 128), make_rows(16, 1024, dtype)
-    together = int4.multiply(x, weight, None, is_exact=False)
+    together = int4.multiply(x, weight, None, is_batch_invariant=False)
     for row in (0, 3, 15):
-        alone = int4.multiply(x[row : row + 1], weight, None, is_exact=False)
+        alone = int4.multiply(x[row : row + 1], weight, None, is_batch_invariant=False)
         assert torch.equal(alone[0], together[row])
 
 
 def test_an_exact_row_depends_on_nothing_beside_it_in_any_number(dtype):
     weight, x = make_weight(24, 512, 32), make_rows(270, 512, dtype)
-    together = int4.multiply(x, weight, None, is_exact=True)
+    together = int4.multiply(x, weight, None, is_batch_invariant=True)
     check(together, x, weight)
     for first, stop in ((0, 1), (7, 40), (200, 270)):
-        some = int4.multiply(x[first:stop], weight, None, is_exact=True)
+        some = int4.multiply(x[first:stop], weight, None, is_batch_invariant=True)
         assert torch.equal(some, together[first:stop])
 
 
@@ -142,7 +142,7 @@ def test_weights_side_by_side_are_one(group_size, dtype):
     parts = [make_weight(size, 136, group_size, seed=size) for size in (24, 8, 72)]
     merged, x = concatenate(parts), make_rows(3, 136, dtype)
     assert merged is not None and merged.shape == (104, 136)
-    y = int4.multiply(x, merged, None, is_exact=False)
+    y = int4.multiply(x, merged, None, is_batch_invariant=False)
     for part, own in zip(parts, y.split([24, 8, 72], dim=1), strict=True):
         check(own, x, part)
 

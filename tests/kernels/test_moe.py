@@ -15,7 +15,7 @@ from workers.model.kernels import moe  # noqa: E402
 
 # The largest error of a token's result, relative to its length.
 LIMITS = {torch.float32: 1e-5, torch.float16: 1.5e-3, torch.bfloat16: 1e-2}
-SMALL = moe.Tile(pairs=16, columns=16, depth=16, num_warps=4, num_stages=2)
+SMALL = moe.ExpertTile(pairs=16, columns=16, depth=16, num_warps=4, num_stages=2)
 
 
 @pytest.fixture(params=DTYPES, ids=str)

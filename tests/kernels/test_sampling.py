@@ -1,4 +1,4 @@
-"""The sampling kernels choose the tokens of threshold_drawing.py, which is held to sorting.
+"""The sampling kernels choose the tokens of top_p_sampling_gpu.py, which is held to sorting.
 
 Small vocabularies are cut into small tiles, so that there are many; scratch lies between fences.
 """
@@ -14,10 +14,10 @@ from torch import Tensor
 from tests.engine.test_sampler import logits_of, row
 from tests.kernels.conftest import DEVICE
 from tests.kernels.hopper import run
-from workers.engine import sampler, threshold_drawing
-from workers.engine.drawing import DrawParams
-from workers.engine.noise import gumbel
-from workers.engine.processors import SamplingRow
+from workers.engine import sampler, top_p_sampling_gpu
+from workers.engine.gumbel_noise import gumbel
+from workers.engine.logits_processors import SamplingRow
+from workers.engine.top_p_sampling_cpu import DrawParams
 
 pytest.importorskip("triton", reason="kernels need the package triton")
 
@@ -151,7 +151,7 @@ def test_what_a_row_may_draw_is_what_torch_allows(top_k, kind, monkeypatch):
             SEGMENT=8, TILE=4, PADDED_SEGMENTS=64,
         )  # fmt: skip
         params = DrawParams(k, p, m, k, k)
-        allowed = threshold_drawing.allow(logits, params, has_top_k=True, has_top_p=True)
+        allowed = top_p_sampling_gpu.allow(logits, params, has_top_k=True, has_top_p=True)
         assert torch.equal(logits >= threshold, allowed)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from qwenapi.settings import etc_dir
+from qwenapi.settings.table import etc_dir
 from tests.running_server import wait_for
 
 PORTS = {"all": 8000, "coder": 8001, "qwen2": 2025}

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import requests
 
-from qwenapi.settings import etc_dir
+from qwenapi.settings.table import etc_dir
 from tests.running_server import wait_for
 
 CONFIG, RULES = etc_dir() / "prometheus/prometheus.yml", etc_dir() / "prometheus/rules.yml"

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from qwenapi.settings import Settings
+from qwenapi.settings.table import Settings
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCKER = ROOT / "etc" / "docker"

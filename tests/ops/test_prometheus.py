@@ -8,8 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from qwenapi.settings import Settings
-from tests.ledger.callers import chat, coder, completions
+from qwenapi.settings.table import Settings
+from tests.metrics.callers import chat, coder, completions
 from tests.ops.prometheus import (
     CONFIG,
     DASHBOARD,

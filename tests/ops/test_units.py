@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from qwenapi.commands.units import UNITS
-from qwenapi.settings import Settings
+from qwenapi.settings.table import Settings
 
 ROOT = Path(__file__).resolve().parents[2]
 SERVICES = ("qwenapi-model@.service", "qwenapi-http@.service")

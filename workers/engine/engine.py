@@ -1,23 +1,24 @@
 """The real engine: a model in memory and the loop body that advances every request by one step.
 
-Knows how the parts fit together. Refuses to know sockets, admission and processes: `workers.worker`
-drives it through `workers.core.EngineCore`. An error inside a step is not caught: what the device
-and the blocks then hold is unknown, so the process has to end and be started again.
+Knows how the parts fit together. Refuses to know sockets, admission and processes:
+`workers.worker.worker` drives it through `workers.engine_core.EngineCore`. An error inside
+a step is not caught: what the device and the blocks then hold is unknown, so the process has to end
+and be started again.
 """
 
 import time
 from collections.abc import Callable
 
 from workers.config import EngineConfig
-from workers.core import Gauges, Key, StepOutput
 from workers.engine.block_manager import BlockManager
-from workers.engine.model_runner import Step
+from workers.engine.model_runner import RunningStep
 from workers.engine.request import Request
 from workers.engine.sampler import Sample
 from workers.engine.scheduler import Scheduler
 from workers.engine.sequence import Sequence
 from workers.engine.start import start
-from workers.protocol import Chunk, Failed, Generate, Started
+from workers.engine_core import EngineStats, Key, StepOutput
+from workers.wire.protocol import Chunk, Failed, Generate, Started
 
 Progress = Callable[[str, float], None]
 
@@ -39,7 +40,7 @@ class Engine:
         )
         self._overlaps = overlaps(config.async_scheduling, card.device)
         # The step whose samples are not known yet, where steps overlap.
-        self._under_way: Step | None = None
+        self._under_way: RunningStep | None = None
         self._clock = clock
         self._requests: dict[Key, Request] = {}
         self._num_added = 0
@@ -111,10 +112,10 @@ class Engine:
             self._take(launched, output)
         return output
 
-    def gauges(self) -> Gauges:
+    def stats(self) -> EngineStats:
         """Return the numbers to publish after a step."""
         scheduler = self._scheduler
-        return Gauges(
+        return EngineStats(
             running=scheduler.num_running,
             waiting=scheduler.num_waiting,
             free_blocks=self._blocks.num_free,
@@ -143,7 +144,7 @@ class Engine:
             for ids in tokens
         )
 
-    def _take(self, step: Step, output: StepOutput) -> None:
+    def _take(self, step: RunningStep, output: StepOutput) -> None:
         """Wait for a step's samples and say what they are."""
         for row, samples in step.read():
             num_taken = self._scheduler.update(row, [sample.token_id for sample in samples])

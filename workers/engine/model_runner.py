@@ -13,15 +13,15 @@ import torch
 from torch import Tensor
 
 from workers.engine.batch import Batch, Row
+from workers.engine.batch_layout import pack_rows, sampled_tokens
 from workers.engine.block_manager import TRASH
-from workers.engine.packing import pack_rows, sampled_tokens
-from workers.engine.processors import SamplingRow
-from workers.engine.sampler import Choice, Sample, choose
+from workers.engine.logits_processors import SamplingRow
+from workers.engine.sampler import Sample, TokenChoice, choose
 from workers.engine.sequence import Sequence
-from workers.model.attention import AttentionPlan, DecodeGroup, PrefillSpan
+from workers.model.attention.attention import AttentionPlan, DecodeGroup, PrefillSpan
 from workers.model.decoder import Decoder
 from workers.model.graphs import Graphs
-from workers.model.transfer import to_device
+from workers.model.layout.device_copy import to_device
 
 Rows = list[Row]
 
@@ -31,10 +31,10 @@ _SMALL_BLOCKS = 8
 _MAX_GROUP_TOKENS = 1 << 18
 
 
-class Step:
+class RunningStep:
     """A step under way: its rows and, once they are there, what they sampled."""
 
-    def __init__(self, rows: Rows, choice: Choice | None) -> None:
+    def __init__(self, rows: Rows, choice: TokenChoice | None) -> None:
         self._rows = rows
         self._choice = choice
 
@@ -88,33 +88,37 @@ class ModelRunner:
             "device_total": torch.cuda.get_device_properties(device).total_memory,
         }
 
-    def launch(self, batch: Batch, previous: Step | None = None) -> Step:
+    def launch(self, batch: Batch, previous: RunningStep | None = None) -> RunningStep:
         """Begin a step; `previous`, if still under way, samples what some rows begin with."""
         forward = self._forward_packed if self._for_kernels else self._forward_gathered
         rows, logits = forward(list(batch.rows), previous)
         sampling = [_sampling_row(row, index) for row in rows for index in range(row.num_samples)]
         if not sampling:
-            return Step(rows, None)
-        return Step(rows, choose(logits, sampling, by_kernels=self._for_kernels))
+            return RunningStep(rows, None)
+        return RunningStep(rows, choose(logits, sampling, by_kernels=self._for_kernels))
 
-    def _forward_packed(self, rows: Rows, previous: Step | None) -> tuple[Rows, Tensor]:
+    def _forward_packed(self, rows: Rows, previous: RunningStep | None) -> tuple[Rows, Tensor]:
         """Compute by kernels; return the rows in the order of their logits, and these."""
         packed = pack_rows(rows, self._block_size, self._decoder.device)
         _fill_awaited(packed.token_ids, rows, previous)
         logits = self._graphs.forward(packed) if self._graphs else None
         if logits is None:
             positions, plan = packed.lay_out(
-                self._num_kv_heads, self._block_size, is_exact=self._decoder.is_exact
+                self._num_kv_heads,
+                self._block_size,
+                is_batch_invariant=self._decoder.is_batch_invariant,
             )
             logits = self._decoder.forward(packed.token_ids, positions, plan, packed.last_tokens)
         return rows, logits
 
-    def _forward_gathered(self, rows: Rows, previous: Step | None) -> tuple[Rows, Tensor]:
+    def _forward_gathered(self, rows: Rows, previous: RunningStep | None) -> tuple[Rows, Tensor]:
         """Compute by torch; return the rows in the order of their logits, and these."""
-        is_exact = self._decoder.is_exact  # then there are no groups, only spans
-        decodes = [row for row in rows if row.num_tokens == 1 and not is_exact]
+        is_batch_invariant = (
+            self._decoder.is_batch_invariant
+        )  # then there are no groups, only spans
+        decodes = [row for row in rows if row.num_tokens == 1 and not is_batch_invariant]
         decodes.sort(key=lambda row: row.start)
-        prefills = [row for row in rows if row.num_tokens > 1 or is_exact]
+        prefills = [row for row in rows if row.num_tokens > 1 or is_batch_invariant]
         rows = decodes + prefills
         token_ids, positions, slots = map(self._tensor, self._flatten(rows))
         _fill_awaited(token_ids, rows, previous)
@@ -122,7 +126,7 @@ class ModelRunner:
             slots=slots,
             decodes=tuple(self._decode_groups(decodes)),
             prefills=tuple(self._prefill_spans(prefills, len(decodes))),
-            is_exact=is_exact,
+            is_batch_invariant=is_batch_invariant,
         )
         last_tokens = self._tensor(sampled_tokens(rows))
         return rows, self._decoder.forward(token_ids, positions, plan, last_tokens)
@@ -194,7 +198,7 @@ class ModelRunner:
         return to_device(torch.tensor(values, dtype=torch.int64), self._head_offsets.device)
 
 
-def _fill_awaited(token_ids: Tensor, rows: Rows, previous: Step | None) -> None:
+def _fill_awaited(token_ids: Tensor, rows: Rows, previous: RunningStep | None) -> None:
     """Put in place, on the device, the tokens of a flat batch that the host does not know yet."""
     awaited: dict[int, Sequence] = {}
     index = 0

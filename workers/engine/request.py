@@ -5,10 +5,10 @@ Knows the wire's Generate and what follows from it once. Refuses to know blocks,
 
 import numpy as np
 
-from workers.core import Key
-from workers.engine.processors import NO_TOKENS
+from workers.engine.logits_processors import NO_TOKENS
 from workers.engine.sequence import Sequence, SequenceStatus
-from workers.protocol import Finished, Generate
+from workers.engine_core import Key
+from workers.wire.protocol import Finished, Generate
 
 
 class Request:

@@ -11,12 +11,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from workers.engine.drawing import DrawParams, draw_free, draw_restricted
-from workers.engine.noise import row_key
-from workers.engine.processors import SamplingRow, process
-from workers.engine.threshold_drawing import draw
-from workers.model.transfer import to_device
-from workers.protocol import MAX_LOGPROBS, TokenLogprob
+from workers.engine.gumbel_noise import row_key
+from workers.engine.logits_processors import SamplingRow, process
+from workers.engine.top_p_sampling_cpu import DrawParams, draw_free, draw_restricted
+from workers.engine.top_p_sampling_gpu import draw
+from workers.model.layout.device_copy import to_device
+from workers.wire.protocol import MAX_LOGPROBS, TokenLogprob
 
 
 class Sample(NamedTuple):
@@ -26,7 +26,7 @@ class Sample(NamedTuple):
     logprob: TokenLogprob | None = None
 
 
-class Choice:
+class TokenChoice:
     """Tokens chosen on a device, `tokens` `[rows]`, which the host can wait for and read later."""
 
     def __init__(self, tokens: Tensor, asking: dict[int, int], logprobs: tuple[Tensor, ...]):
@@ -58,7 +58,7 @@ def sample(
 
 
 @torch.inference_mode()
-def choose(logits: Tensor, rows: Sequence[SamplingRow], *, by_kernels: bool = False) -> Choice:
+def choose(logits: Tensor, rows: Sequence[SamplingRow], *, by_kernels: bool = False) -> TokenChoice:
     """Choose one token per row of logits `[rows, vocabulary]`, which may be overwritten.
 
     Where kernels compute on a GPU, they choose as well.
@@ -69,7 +69,7 @@ def choose(logits: Tensor, rows: Sequence[SamplingRow], *, by_kernels: bool = Fa
         if row.params.logprobs is not None
     }
     if not asking and all(row.is_greedy and not row.is_processed for row in rows):
-        return Choice(_best(logits), {}, ())
+        return TokenChoice(_best(logits), {}, ())
     if logits.device.type == "cpu" or any(row.is_processed for row in rows):
         logits = logits.float()
     raw = None
@@ -82,7 +82,7 @@ def choose(logits: Tensor, rows: Sequence[SamplingRow], *, by_kernels: bool = Fa
     else:
         tokens = choose_on_gpu(logits, rows, by_kernels=by_kernels)
     logprobs = () if raw is None else _logprobs(raw, tokens[where])
-    return Choice(tokens, asking, logprobs)
+    return TokenChoice(tokens, asking, logprobs)
 
 
 def choose_on_cpu(logits: Tensor, rows: Sequence[SamplingRow]) -> Tensor:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from workers.engine.block_manager import BlockTable
 from workers.engine.ngram import NgramDrafter
-from workers.protocol import FinishReason
+from workers.wire.protocol import FinishReason
 
 if TYPE_CHECKING:
     from workers.engine.request import Request

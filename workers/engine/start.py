@@ -14,16 +14,15 @@ from transformers import PretrainedConfig, PreTrainedModel
 from workers.checkpoint import Checkpoint
 from workers.config import EngineConfig
 from workers.cores import physical_cores
+from workers.engine.logits_processors import SamplingRow
 from workers.engine.model_runner import ModelRunner
-from workers.engine.processors import SamplingRow
 from workers.engine.sampler import sample
 from workers.engine.scheduler import MAX_SPECULATING_ROWS
 from workers.errors import ConfigError, ModelError
-from workers.model import fp8
-from workers.model.attention import AttentionPlan, Plan, PrefillSpan
-from workers.model.attention_backend import uses_kernels
+from workers.model.attention.attention import AttentionPlan, Plan, PrefillSpan
+from workers.model.attention.backend import uses_kernels
 from workers.model.capacity import (
-    Limits,
+    CapacityLimits,
     available_bytes,
     block_size_of,
     resolve_limits,
@@ -31,10 +30,11 @@ from workers.model.capacity import (
 )
 from workers.model.decoder import CacheShape, Decoder
 from workers.model.graphs import Graphs
+from workers.model.layout.paged_plan import PagedPlan
 from workers.model.loader import choose_device, choose_dtype, load_config, load_weights
-from workers.model.paged_plan import PagedPlan
-from workers.model.quantized import Quantization
-from workers.protocol import ModelCard, SamplingParams
+from workers.model.quantization import fp8
+from workers.model.quantization.quantized import Quantization
+from workers.wire.protocol import ModelCard, SamplingParams
 
 # From glibc's malloc.h.
 _M_TRIM_THRESHOLD = -1
@@ -97,10 +97,10 @@ def _build(
     model: PreTrainedModel,
     shape: CacheShape,
     progress: Progress,
-) -> tuple[Decoder, Limits]:
+) -> tuple[Decoder, CapacityLimits]:
     """Return the decoder with a cache of the size that fits beside it."""
     progress("merging weights", 0.0)
-    decoder = Decoder(model, is_exact=config.deterministic, for_kernels=shape.for_kernels)
+    decoder = Decoder(model, is_batch_invariant=config.deterministic, for_kernels=shape.for_kernels)
     device = decoder.device
     layers = decoder.layer_devices
     if device.type == "cuda":
@@ -130,7 +130,7 @@ def _graphs(
     config: EngineConfig,
     decoder: Decoder,
     shape: CacheShape,
-    limits: Limits,
+    limits: CapacityLimits,
     progress: Progress,
 ) -> Graphs | None:
     if not shape.for_kernels or decoder.device.type != "cuda" or config.enforce_eager:
@@ -149,21 +149,23 @@ def _run_worst_step(decoder: Decoder, shape: CacheShape, num_tokens: int, num_ro
     rows = zeros[: min(num_rows, num_tokens)]
     positions = torch.arange(num_tokens, device=decoder.device)
     logits = decoder.forward(
-        zeros, positions, _worst_plan(zeros, shape.for_kernels, decoder.is_exact), rows
+        zeros, positions, _worst_plan(zeros, shape.for_kernels, decoder.is_batch_invariant), rows
     )
     params = SamplingParams(max_tokens=1, temperature=1.0, top_k=1, top_p=0.5, logprobs=1)
     sample(logits, [SamplingRow(params)] * len(rows), by_kernels=shape.for_kernels)
     decoder.allocate_cache(shape, 1, 1)
 
 
-def _worst_plan(zeros: Tensor, for_kernels: bool, is_exact: bool) -> Plan:
+def _worst_plan(zeros: Tensor, for_kernels: bool, is_batch_invariant: bool) -> Plan:
     """Return the plan of one prompt of as many tokens, all of whose blocks are the trash block."""
     num_tokens = zeros.shape[0]
     if not for_kernels:
         return AttentionPlan(zeros, (), (PrefillSpan(0, num_tokens, zeros[:0], num_tokens),))
     slots = zeros.int()
     ends = torch.tensor([0, num_tokens], dtype=torch.int32, device=zeros.device)
-    return PagedPlan(slots, ends, ends[1:], slots[None], num_tokens, is_exact=is_exact)
+    return PagedPlan(
+        slots, ends, ends[1:], slots[None], num_tokens, is_batch_invariant=is_batch_invariant
+    )
 
 
 def _card(
@@ -171,7 +173,7 @@ def _card(
     config: PretrainedConfig,
     dtype: torch.dtype,
     device: torch.device,
-    limits: Limits,
+    limits: CapacityLimits,
 ) -> ModelCard:
     return ModelCard(
         model_dir=str(checkpoint.directory),

@@ -18,7 +18,7 @@ GIB = 1 << 30
 
 
 @dataclass(frozen=True)
-class Limits:
+class CapacityLimits:
     """The sizes an engine runs with, zeros of its settings resolved."""
 
     max_model_len: int
@@ -51,7 +51,7 @@ def resolve_limits(
     device: torch.device,
     block_bytes: int,
     free_bytes: int,
-) -> Limits:
+) -> CapacityLimits:
     """Return the limits for a cache in `free_bytes`; raise ConfigError if there are none."""
     block_size = block_size_of(config, device)
     longest = context_length(model)
@@ -71,7 +71,7 @@ def resolve_limits(
             f"max_model_len = {max_model_len} needs more than the {num_blocks} blocks of"
             f" {block_size} tokens that fit; lower it, or raise num_blocks or kv_cache_gb"
         )
-    return Limits(min(max_model_len, held), max_num_seqs, budget, block_size, num_blocks)
+    return CapacityLimits(min(max_model_len, held), max_num_seqs, budget, block_size, num_blocks)
 
 
 def available_bytes(device: torch.device, gpu_memory_utilization: float) -> int:

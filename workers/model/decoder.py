@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
-from workers.model.attention import LayerPages, Plan
-from workers.model.block_pages import BlockPages
-from workers.model.fused import DecoderLayer, Hidden, RMSNorm, Rope
-from workers.model.linear import Linear
-from workers.model.pages import Pages
+from workers.model.attention.attention import LayerKVCache, Plan
+from workers.model.attention.block_kv_cache import BlockKVCache
+from workers.model.attention.kv_cache import KVCache
+from workers.model.layers.qwen_layers import DecoderLayer, Hidden, RMSNorm, Rope
+from workers.model.linear.linear import Linear
 
 
 @dataclass(frozen=True)
@@ -40,9 +40,9 @@ class CacheShape:
     def token_bytes(self) -> int:
         return 2 * self.num_kv_heads * self.head_dim * self.dtype.itemsize
 
-    def pages(self, num_blocks: int, block_size: int, device: torch.device) -> LayerPages:
+    def pages(self, num_blocks: int, block_size: int, device: torch.device) -> LayerKVCache:
         """Return empty pages of one layer, for kernels or for torch."""
-        layout = BlockPages if self.for_kernels else Pages
+        layout = BlockKVCache if self.for_kernels else KVCache
         return layout(self.num_kv_heads, num_blocks, block_size, self.head_dim, self.dtype, device)
 
 
@@ -50,7 +50,7 @@ class Decoder:
     """The model of one engine. Its cache is allocated when it is known how much memory is left."""
 
     def __init__(
-        self, model: PreTrainedModel, *, is_exact: bool = False, for_kernels: bool = False
+        self, model: PreTrainedModel, *, is_batch_invariant: bool = False, for_kernels: bool = False
     ) -> None:
         """With `is_exact`, a token's logits depend on nothing beside it; see exact.py. With
         `for_kernels`, a layer is about ten launches; its cache must be for kernels too.
@@ -60,13 +60,14 @@ class Decoder:
         self._embedding = base.embed_tokens.weight.detach()
         self._rotary = base.rotary_emb
         self._layers = [
-            DecoderLayer(layer, is_exact=is_exact, for_kernels=for_kernels) for layer in base.layers
+            DecoderLayer(layer, is_batch_invariant=is_batch_invariant, for_kernels=for_kernels)
+            for layer in base.layers
         ]
-        self._pages: list[LayerPages] = []
+        self._pages: list[LayerKVCache] = []
         self._norm = RMSNorm(base.norm, for_kernels=for_kernels)
         self._head_device = head.device
-        self._head = Linear(head, is_exact=is_exact)
-        self.is_exact = is_exact
+        self._head = Linear(head, is_batch_invariant=is_batch_invariant)
+        self.is_batch_invariant = is_batch_invariant
         self.device: torch.device = self._embedding.device
         self.dtype: torch.dtype = self._embedding.dtype
 

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from workers.model.decoder import Decoder
-from workers.model.packed_batch import PackedBatch
+from workers.model.layout.packed_batch import PackedBatch
 
 _logger = logging.getLogger(__name__)
 
@@ -136,7 +136,9 @@ class Graphs:
         assert self._inputs is not None
         packed = self._inputs.view(bucket)
         positions, plan = packed.lay_out(
-            self._num_kv_heads, self._block_size, is_exact=self._decoder.is_exact
+            self._num_kv_heads,
+            self._block_size,
+            is_batch_invariant=self._decoder.is_batch_invariant,
         )
         # Beyond the step's own samples lie those of earlier and larger ones.
         samples = packed.last_tokens.clamp(max=bucket.num_tokens - 1)

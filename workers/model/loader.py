@@ -17,7 +17,7 @@ from transformers.utils import logging as transformers_logging
 
 from workers.checkpoint import Checkpoint
 from workers.errors import ModelError
-from workers.model.quantized import Quantization
+from workers.model.quantization.quantized import Quantization
 from workers.model.weight_source import open_source
 
 Progress = Callable[[str, float], None]

@@ -16,9 +16,9 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PretrainedConfig, PreTrain
 
 from workers.checkpoint import Checkpoint
 from workers.errors import ConfigError
-from workers.model import fp8
-from workers.model.packed_weights import Stored, open_linears, open_packed, take_packed
-from workers.model.quantized import Quantization
+from workers.model.quantization import fp8
+from workers.model.quantization.packed_weights import Stored, open_linears, open_packed, take_packed
+from workers.model.quantization.quantized import Quantization
 
 DeviceMap = str | torch.device | None
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from marshmallow import ValidationError, validates
 
-from qwenapi.validation import LenientSchema, StrictString
+from qwenapi.http.validation import LenientSchema, StrictString
 
 MAX_CHARACTERS = 2**20
 

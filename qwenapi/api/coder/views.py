@@ -14,8 +14,6 @@ from contextlib import contextmanager
 import gevent
 from flask import Blueprint, Response, g, request
 
-from qwenapi import sse
-from qwenapi.answer import Answer, Question, gather
 from qwenapi.api.coder.render import conversation_body, preface
 from qwenapi.api.coder.schemas import CodeRequest, CodeSchema
 from qwenapi.conversations import (
@@ -38,13 +36,21 @@ from qwenapi.errors import (
     InsufficientStorage,
     NotFound,
 )
-from qwenapi.prompt import encode_chat, served_model
-from qwenapi.responses import ignored_header, json_response
-from qwenapi.sampling import SamplingRequest, defaults_of, engine_params
-from qwenapi.services import answers_as, caller, conversations, current_profile, new_answer
+from qwenapi.generation.sampling import SamplingRequest, defaults_of, engine_params
+from qwenapi.generation.stream import GenerationRequest, GenerationStream, gather
+from qwenapi.http import sse
+from qwenapi.http.responses import ignored_header, json_response
+from qwenapi.http.validation import load_request, read_fields
+from qwenapi.request_context.prompt import encode_chat, served_model
+from qwenapi.request_context.services import (
+    answers_as,
+    caller,
+    conversations,
+    current_profile,
+    new_generation,
+)
 from qwenapi.text.tokenizer import Tokenizer
-from qwenapi.validation import load_request, read_fields
-from workers.protocol import ModelCard
+from workers.wire.protocol import ModelCard
 
 blueprint = Blueprint("coder", __name__)
 log = logging.getLogger(__name__)
@@ -65,7 +71,7 @@ def generate() -> Response:
     ask: CodeRequest = load_request(_schema, body)
     card, tokenizer = served_model()
     ids = _encode(tokenizer, (), ask.prompt)
-    with new_answer(tokenizer) as answer:
+    with new_generation(tokenizer) as answer:
         answer.ask(_question(ids, card))
         (whole,) = gather(answer.deltas())
     response = json_response({"status": "success", "result": whole.text})
@@ -78,7 +84,7 @@ def chat_stream() -> Response:
     body = read_fields(request)
     ask: CodeRequest = load_request(_schema, body)
     card, tokenizer = served_model()
-    answer = new_answer(tokenizer)
+    answer = new_generation(tokenizer)
     turn: Turn | None = None
     try:
         turn = _begin(ask, answer)
@@ -134,7 +140,7 @@ def translated(conversation_id: str | None) -> Iterator[None]:
 class Stream:
     """The text of one turn on its way; the turn is committed before the last chunk goes out."""
 
-    def __init__(self, answer: Answer, turn: Turn, *, has_preface: bool) -> None:
+    def __init__(self, answer: GenerationStream, turn: Turn, *, has_preface: bool) -> None:
         self._answer = answer
         self._turn = turn
         self._has_preface = has_preface
@@ -181,7 +187,7 @@ class Stream:
                 pass
 
 
-def _begin(ask: CodeRequest, answer: Answer) -> Turn:
+def _begin(ask: CodeRequest, answer: GenerationStream) -> Turn:
     """Return the turn once those before it in its conversation have ended."""
     profile = current_profile()
     deadline = time.monotonic() + profile.settings.limits_queue_timeout
@@ -215,7 +221,7 @@ def _encode(tokenizer: Tokenizer, history: Sequence[PastTurn], prompt: str) -> l
     return encode_chat(tokenizer, messages, current_profile().thinking, param="prompt")
 
 
-def _question(ids: list[int], card: ModelCard) -> Question:
+def _question(ids: list[int], card: ModelCard) -> GenerationRequest:
     """Return what to ask; the document's callers choose no parameters."""
     profile = current_profile()
     params, _ = engine_params(
@@ -225,7 +231,7 @@ def _question(ids: list[int], card: ModelCard) -> Question:
         defaults=defaults_of(profile.settings),
         new_seed=random_seed,
     )
-    return Question(
+    return GenerationRequest(
         prompts=[(ids, params)],
         model_hash=card.model_hash,
         request_id=g.request_id,

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from qwenapi.profile import Profile
+from qwenapi.settings.profile import Profile
 
 
 def clamp(body: dict[str, Any], profile: Profile) -> dict[str, int | float]:

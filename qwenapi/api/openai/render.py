@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 import orjson
 
-from workers.protocol import TokenLogprob
+from workers.wire.protocol import TokenLogprob
 
 DONE = b"data: [DONE]\n\n"
 LOWEST_LOGPROB = -9999.0  # JSON has no infinity; OpenAI's own stand-in
@@ -31,7 +31,7 @@ class Reply:
 
 
 @dataclass(frozen=True)
-class Choice:
+class ReplyChoice:
     """One finished choice; `logprobs` as `chat_logprobs` or `completion_logprobs` made it."""
 
     index: int
@@ -41,7 +41,7 @@ class Choice:
 
 
 @dataclass(frozen=True)
-class Usage:
+class TokenUsage:
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int = 0
@@ -82,7 +82,7 @@ class Chunks(ABC):
         """Return an event that says nothing, for proxies that count silence."""
         return self._event(0, self.EMPTY)
 
-    def usage(self, usage: Usage) -> bytes:
+    def usage(self, usage: TokenUsage) -> bytes:
         """Return the event after the last choice of a caller that asked for usage."""
         return self._head + b'],"usage":' + orjson.dumps(usage_body(usage)) + b"}\n\n"
 
@@ -131,7 +131,7 @@ def completion_id(hex32: str) -> str:
     return f"cmpl-{hex32}"
 
 
-def chat_body(reply: Reply, choices: Sequence[Choice], usage: Usage) -> dict[str, Any]:
+def chat_body(reply: Reply, choices: Sequence[ReplyChoice], usage: TokenUsage) -> dict[str, Any]:
     """Return a whole chat completion."""
     rendered = [
         {
@@ -145,7 +145,9 @@ def chat_body(reply: Reply, choices: Sequence[Choice], usage: Usage) -> dict[str
     return _body(reply, "chat.completion", rendered, usage)
 
 
-def completion_body(reply: Reply, choices: Sequence[Choice], usage: Usage) -> dict[str, Any]:
+def completion_body(
+    reply: Reply, choices: Sequence[ReplyChoice], usage: TokenUsage
+) -> dict[str, Any]:
     """Return a whole raw completion."""
     rendered = [
         {
@@ -159,7 +161,7 @@ def completion_body(reply: Reply, choices: Sequence[Choice], usage: Usage) -> di
     return _body(reply, "text_completion", rendered, usage)
 
 
-def usage_body(usage: Usage) -> dict[str, Any]:
+def usage_body(usage: TokenUsage) -> dict[str, Any]:
     """Return OpenAI's count of tokens."""
     return {
         "prompt_tokens": usage.prompt_tokens,
@@ -237,7 +239,9 @@ def model_list(cards: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {"object": "list", "data": list(cards)}
 
 
-def _body(reply: Reply, kind: str, choices: list[dict[str, Any]], usage: Usage) -> dict[str, Any]:
+def _body(
+    reply: Reply, kind: str, choices: list[dict[str, Any]], usage: TokenUsage
+) -> dict[str, Any]:
     return {
         "id": reply.id,
         "object": kind,

@@ -11,8 +11,8 @@ from typing import Any, NoReturn, cast
 
 from marshmallow import ValidationError, fields, validates_schema
 
-from qwenapi.sampling import SamplingRequest
-from qwenapi.validation import (
+from qwenapi.generation.sampling import SamplingRequest
+from qwenapi.http.validation import (
     Neutral,
     RequestSchema,
     StrictBoolean,

@@ -10,8 +10,6 @@ from typing import Any
 
 from flask import Blueprint, Response, g
 
-from qwenapi import sse
-from qwenapi.answer import Answer, Delta, Question, gather
 from qwenapi.api.openai import render
 from qwenapi.api.openai.clamp import clamp
 from qwenapi.api.openai.schemas import (
@@ -24,26 +22,28 @@ from qwenapi.api.openai.schemas import (
 from qwenapi.engines.client import random_seed
 from qwenapi.engines.generation import Cancelled
 from qwenapi.errors import DIALECTS, ApiError, BadRequest, EngineUnavailable, Wording
-from qwenapi.prompt import beside_others, encode_chat, served_model
-from qwenapi.responses import json_response
-from qwenapi.sampling import (
+from qwenapi.generation.sampling import (
     SamplingRequest,
     check_token_ids,
     clamped_header,
     defaults_of,
     engine_params,
 )
-from qwenapi.services import (
+from qwenapi.generation.stream import Delta, GenerationRequest, GenerationStream, gather
+from qwenapi.http import sse
+from qwenapi.http.responses import json_response
+from qwenapi.http.validation import accepts
+from qwenapi.request_context.prompt import beside_others, encode_chat, served_model
+from qwenapi.request_context.services import (
     caller,
     count_request,
     current_profile,
-    new_answer,
+    new_generation,
     services,
     use_profile,
 )
 from qwenapi.text.tokenizer import Tokenizer
-from qwenapi.validation import accepts
-from workers.protocol import ModelCard, TokenLogprob
+from workers.wire.protocol import ModelCard, TokenLogprob
 
 blueprint = Blueprint("openai", __name__)
 
@@ -54,7 +54,7 @@ class Form:
 
     make_id: Callable[[str], str]
     chunks: type[render.Chunks]
-    body: Callable[[render.Reply, Sequence[render.Choice], render.Usage], dict[str, Any]]
+    body: Callable[[render.Reply, Sequence[render.ReplyChoice], render.TokenUsage], dict[str, Any]]
     logprobs: Callable[[Sequence[TokenLogprob], render.TokenBytesOf, int], dict[str, Any]]
 
 
@@ -143,7 +143,7 @@ def _respond(
         )
         for ids in prompts
     ]
-    question = Question(
+    question = GenerationRequest(
         prompts=[(ids, params) for ids, (params, _) in zip(prompts, asked, strict=True)],
         model_hash=card.model_hash,
         request_id=g.request_id,
@@ -153,7 +153,7 @@ def _respond(
         skip_special_tokens=ask.skip_special_tokens,
         limits=profile.limits,
     )
-    answer = new_answer(tokenizer)
+    answer = new_generation(tokenizer)
     try:
         answer.ask(question)
         writer = Writer(answer, ask, form, tokenizer, len(prompts) * ask.n)
@@ -178,7 +178,7 @@ class Writer:
 
     def __init__(
         self,
-        answer: Answer,
+        answer: GenerationStream,
         ask: SamplingRequest,
         form: Form,
         tokenizer: Tokenizer,
@@ -198,7 +198,7 @@ class Writer:
     def body(self) -> dict[str, Any]:
         """Return the whole answer."""
         choices = [
-            render.Choice(
+            render.ReplyChoice(
                 whole.index,
                 whole.text,
                 whole.finish_reason or "",
@@ -247,6 +247,8 @@ class Writer:
         )
         return rendered
 
-    def _usage(self) -> render.Usage:
+    def _usage(self) -> render.TokenUsage:
         answer = self._answer
-        return render.Usage(answer.prompt_tokens, answer.completion_tokens, answer.cached_tokens)
+        return render.TokenUsage(
+            answer.prompt_tokens, answer.completion_tokens, answer.cached_tokens
+        )

@@ -10,8 +10,8 @@ from collections.abc import Iterable, Sequence
 
 from gevent import get_hub
 
-from qwenapi.engines.pages import EngineRow
-from qwenapi.ledger.report import Gpu
+from qwenapi.metrics.report import Gpu
+from workers.wire.engine_stats import EngineRow
 
 log = logging.getLogger(__name__)
 

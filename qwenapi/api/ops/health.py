@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from qwenapi.engines.link import DeviceMemory
-from qwenapi.profile import Profile
-from workers.protocol import ModelCard
+from qwenapi.settings.profile import Profile
+from workers.wire.protocol import ModelCard
 
 GB = 1024**3
 

@@ -1,4 +1,4 @@
-"""`/livez`, `/readyz`, `/health`, the reports of the ledger, and what stands at `/`.
+"""`/livez`, `/readyz`, `/health`, the reports of the metrics store, and what stands at `/`.
 
 None asks an engine to do anything, and all answer while no engine is up. The reports are of all
 HTTP processes and profiles together.
@@ -16,11 +16,11 @@ from qwenapi import __version__
 from qwenapi.api.ops.gpus import read_gpus
 from qwenapi.api.ops.health import health_body, loading_body
 from qwenapi.errors import NotFound
-from qwenapi.ledger.prometheus import LedgerCollector
-from qwenapi.ledger.report import Reading, metrics_body, stats_body
-from qwenapi.ledger.snapshot import take_snapshot
-from qwenapi.responses import json_response
-from qwenapi.services import services
+from qwenapi.http.responses import json_response
+from qwenapi.metrics.prometheus import MetricsCollector
+from qwenapi.metrics.report import MetricsReading, metrics_body, stats_body
+from qwenapi.metrics.snapshot import take_snapshot
+from qwenapi.request_context.services import services
 from qwenapi.web import wants_page
 
 blueprint = Blueprint("ops", __name__)
@@ -115,27 +115,27 @@ def load() -> Response:
 def root() -> Response:
     """Send a browser to the page; describe the service to anything else that asks."""
     profiles = services().profiles
-    classic = profiles.of_interface("classic")
-    if wants_page(request) and not (classic and profiles.is_single):
+    generate = profiles.of_interface("generate")
+    if wants_page(request) and not (generate and profiles.is_single):
         response = redirect("ui/")
         response.vary.add("Accept")
         return Response(response.data, response.status_code, response.headers)
-    if classic is None:
+    if generate is None:
         raise NotFound()
-    g.profile = classic
-    return json_response(classic.description)
+    g.profile = generate
+    return json_response(generate.description)
 
 
-def _read() -> Reading:
+def _read() -> MetricsReading:
     shared = services()
     engines = shared.engine.engine_rows()
-    return Reading(
+    return MetricsReading(
         settings=shared.settings,
-        snapshot=take_snapshot(shared.ledger.page, shared.ledger.profiles),
+        snapshot=take_snapshot(shared.metrics_store.memory, shared.metrics_store.profiles),
         engines=engines,
         now=time.time(),
         is_ready=shared.engine.is_ready,
-        is_shared=shared.ledger.is_shared,
+        is_shared=shared.metrics_store.is_shared,
         gpus=read_gpus(engines),
     )
 
@@ -146,5 +146,5 @@ def _exporter() -> PrometheusMetrics:
     stops when a stream begins.
     """
     registry = CollectorRegistry()
-    registry.register(LedgerCollector(_read))
+    registry.register(MetricsCollector(_read))
     return PrometheusMetrics.for_app_factory(path=None, export_defaults=False, registry=registry)

@@ -1,8 +1,8 @@
 """Rows rounded to e4m3 in one launch; in plain torch it is six, more time than a small product.
 
-The twin is `quantize_rows` of workers/model/fp8.py. Checked under Triton's interpreter against it
-for scales, and for numbers that e4m3 holds exactly (the interpreter carries wrongly when others
-round up), and compiled for sm_90. Not checked: any GPU.
+The twin is `quantize_rows` of workers/model/quantization/fp8.py. Checked under Triton's interpreter
+against it for scales, and for numbers that e4m3 holds exactly (the interpreter carries wrongly when
+others round up), and compiled for sm_90. Not checked: any GPU.
 """
 
 import torch
@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from workers.model.fp8 import E4M3, LARGEST, LEAST
+from workers.model.layout.fp8_format import E4M3, LARGEST, LEAST
 
 _LARGEST = tl.constexpr(LARGEST)
 _LEAST = tl.constexpr(LEAST)

@@ -10,7 +10,7 @@ A number of 16 bits is made by a mask alone: put into the mantissa of 2^7 (bfloa
 zero points off the numbers, would take more instructions than reading them takes time.
 
 With several splits each writes its part in float32, and a second kernel adds them in their order.
-Tile and splits of up to 16 rows depend on the shape of the weight alone, so that a row's result
+Int4Tile and splits of up to 16 rows depend on the shape of the weight alone, so that a row's result
 depends on nothing beside it; with `is_exact` that holds for any number of rows. Many rows are
 multiplied by the whole weight, unpacked for the moment.
 
@@ -29,7 +29,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from workers.model.int4_weight import PER_WORD, PLANES, Int4Weight
+from workers.model.layout.int4_weight import PER_WORD, PLANES, Int4Weight
 
 _PLANES = tl.constexpr(PLANES)
 
@@ -43,7 +43,7 @@ _PROCESSORS_WITHOUT_GPU = 8
 _FOLDED_OUTPUTS = 1024
 
 
-class Tile(NamedTuple):
+class Int4Tile(NamedTuple):
     """How one program is shaped: outputs, rows, warps, and stages of the pipeline."""
 
     outputs: int
@@ -52,24 +52,26 @@ class Tile(NamedTuple):
     num_stages: int
 
 
-_FEW_ROWS = Tile(outputs=64, rows=16, num_warps=4, num_stages=3)
-_MORE_ROWS = Tile(outputs=64, rows=64, num_warps=4, num_stages=2)
+_FEW_ROWS = Int4Tile(outputs=64, rows=16, num_warps=4, num_stages=3)
+_MORE_ROWS = Int4Tile(outputs=64, rows=64, num_warps=4, num_stages=2)
 _UNPACKED_OUTPUTS = 64
 
 
-def multiply(x: Tensor, weight: Int4Weight, bias: Tensor | None, *, is_exact: bool) -> Tensor:
+def multiply(
+    x: Tensor, weight: Int4Weight, bias: Tensor | None, *, is_batch_invariant: bool
+) -> Tensor:
     """Return x Wᵀ + b `[rows, out]` for x `[rows, in]`."""
     if weight.order is not None:
         x = x.index_select(1, weight.order)
-    if x.shape[0] > _MOST_ROWS and not is_exact:
+    if x.shape[0] > _MOST_ROWS and not is_batch_invariant:
         return F.linear(x, unpack(weight, x.dtype), bias)
     num_rows, (num_outputs, num_inputs) = x.shape[0], weight.shape
     assert x.stride(1) == 1 and x.shape[1] == num_inputs
-    tile = choose_tile(num_rows, is_exact=is_exact)
+    tile = choose_tile(num_rows, is_batch_invariant=is_batch_invariant)
     num_row_tiles = -(-num_rows // tile.rows)
     num_tiles = -(-num_outputs // tile.outputs)
     num_splits = choose_splits(
-        num_tiles if is_exact else num_tiles * num_row_tiles,
+        num_tiles if is_batch_invariant else num_tiles * num_row_tiles,
         len(weight.words),
         x.device,
     )
@@ -105,9 +107,9 @@ def unpack(weight: Int4Weight, dtype: torch.dtype) -> Tensor:
     return unpacked
 
 
-def choose_tile(num_rows: int, *, is_exact: bool) -> Tile:
+def choose_tile(num_rows: int, *, is_batch_invariant: bool) -> Int4Tile:
     """Return the shape of programs for so many rows."""
-    return _FEW_ROWS if is_exact or num_rows <= _FEW_ROWS.rows else _MORE_ROWS
+    return _FEW_ROWS if is_batch_invariant or num_rows <= _FEW_ROWS.rows else _MORE_ROWS
 
 
 def choose_splits(num_tiles: int, num_blocks: int, device: torch.device) -> int:

@@ -23,7 +23,7 @@ import triton.language as tl
 from torch import Tensor
 
 
-class Tile(NamedTuple):
+class MatmulTile(NamedTuple):
     """How one program is shaped: rows, outputs, inputs at a time, warps, stages of the pipeline."""
 
     rows: int
@@ -34,9 +34,9 @@ class Tile(NamedTuple):
 
 
 # 64 rows are the fewest that Hopper's instruction for a group of four warps takes.
-_TILE = Tile(rows=64, outputs=64, inputs=64, num_warps=4, num_stages=5)
+_TILE = MatmulTile(rows=64, outputs=64, inputs=64, num_warps=4, num_stages=5)
 # Full float32 has no matrix units. It is for checking, not for speed.
-_TILE_FLOAT32 = Tile(rows=32, outputs=32, inputs=32, num_warps=4, num_stages=2)
+_TILE_FLOAT32 = MatmulTile(rows=32, outputs=32, inputs=32, num_warps=4, num_stages=2)
 # Programs that run together read as many tiles of x, and so share the tiles of W in the L2 cache.
 _ROW_TILES_TOGETHER = 8
 
@@ -58,7 +58,7 @@ def multiply(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return y
 
 
-def choose_tile(dtype: torch.dtype) -> Tile:
+def choose_tile(dtype: torch.dtype) -> MatmulTile:
     """Return the shape of programs; never by the number of rows."""
     return _TILE_FLOAT32 if dtype == torch.float32 else _TILE
 

@@ -25,7 +25,7 @@ import triton.language as tl
 from torch import Tensor
 
 
-class Tile(NamedTuple):
+class ExpertTile(NamedTuple):
     """How one program of a product is shaped: pairs, columns, depth of a step, warps, stages.
 
     Of gate and of up it takes `columns` each, of the hidden size twice as many.
@@ -49,17 +49,22 @@ class Blocks(NamedTuple):
 
 
 # Few pairs read weights: small blocks, long steps. Many share them: square tiles.
-_FEW = Tile(pairs=16, columns=32, depth=128, num_warps=4, num_stages=4)
-_MANY = Tile(pairs=64, columns=64, depth=64, num_warps=4, num_stages=3)
+_FEW = ExpertTile(pairs=16, columns=32, depth=128, num_warps=4, num_stages=4)
+_MANY = ExpertTile(pairs=64, columns=64, depth=64, num_warps=4, num_stages=3)
 # Full float32 has no matrix units, and twice the bytes. It is for checking, not for speed.
-_FLOAT32 = Tile(pairs=16, columns=32, depth=32, num_warps=4, num_stages=2)
+_FLOAT32 = ExpertTile(pairs=16, columns=32, depth=32, num_warps=4, num_stages=2)
 
 _CHUNK = 64  # pairs that an aligning program looks at together
 _SUM_COLUMNS = 256
 
 
 def apply_experts(
-    hidden: Tensor, gate_up: Tensor, down: Tensor, experts: Tensor, weights: Tensor, tile: Tile
+    hidden: Tensor,
+    gate_up: Tensor,
+    down: Tensor,
+    experts: Tensor,
+    weights: Tensor,
+    tile: ExpertTile,
 ) -> Tensor:
     """Return the weighted sum `[tokens, hidden]` over each token's experts `[tokens, top_k]`.
 
@@ -95,7 +100,7 @@ def apply_experts(
     return output
 
 
-def choose_tile(dtype: torch.dtype, *, is_many: bool) -> Tile:
+def choose_tile(dtype: torch.dtype, *, is_many: bool) -> ExpertTile:
     """Return the shape of programs for few or many pairs an expert."""
     if dtype == torch.float32:
         return _FLOAT32

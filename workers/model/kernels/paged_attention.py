@@ -26,12 +26,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from workers.model.paged_plan import PagedPlan
+from workers.model.layout.paged_plan import PagedPlan
 
 _LOG2_E = tl.constexpr(1.4426950408889634)
 
 
-class Tile(NamedTuple):
+class AttentionTile(NamedTuple):
     """How one program is shaped: queries, keys at a time, warps, and stages of the pipeline."""
 
     queries: int
@@ -42,13 +42,13 @@ class Tile(NamedTuple):
 
 # The look at the block table takes some of the stages: compiled for sm_90, five leave two tiles of
 # keys and values in flight, and two to four leave one.
-_DECODE = Tile(queries=16, keys=64, num_warps=4, num_stages=5)
-_PREFILL = Tile(queries=128, keys=64, num_warps=8, num_stages=5)
+_DECODE = AttentionTile(queries=16, keys=64, num_warps=4, num_stages=5)
+_PREFILL = AttentionTile(queries=128, keys=64, num_warps=8, num_stages=5)
 # The fewest queries that Hopper's instruction for a group of four warps takes.
-_EXACT = Tile(queries=64, keys=64, num_warps=4, num_stages=5)
+_EXACT = AttentionTile(queries=64, keys=64, num_warps=4, num_stages=5)
 # Full float32 has no matrix units, and twice the bytes. It is for checking, not for speed.
-_DECODE_FLOAT32 = Tile(queries=16, keys=32, num_warps=4, num_stages=2)
-_PREFILL_FLOAT32 = Tile(queries=32, keys=32, num_warps=8, num_stages=2)
+_DECODE_FLOAT32 = AttentionTile(queries=16, keys=32, num_warps=4, num_stages=2)
+_PREFILL_FLOAT32 = AttentionTile(queries=32, keys=32, num_warps=8, num_stages=2)
 
 
 def attend(query: Tensor, keys: Tensor, values: Tensor, plan: PagedPlan) -> Tensor:
@@ -60,10 +60,10 @@ def attend(query: Tensor, keys: Tensor, values: Tensor, plan: PagedPlan) -> Tens
     num_kv_heads, num_rows = keys.shape[2], plan.lengths.shape[0]
     assert query.stride()[1:] == (head_dim, 1) and keys.stride() == values.stride()
     group = num_heads // num_kv_heads
-    tile = choose_tile(plan.max_query, query.dtype, is_exact=plan.is_exact)
+    tile = choose_tile(plan.max_query, query.dtype, is_batch_invariant=plan.is_batch_invariant)
     assert group <= tile.queries, f"{group} heads share a key head: more than a tile holds"
     tokens_per_block = tile.queries // group
-    is_single = plan.max_query == 1 and not plan.is_exact
+    is_single = plan.max_query == 1 and not plan.is_batch_invariant
     # Row r has blocks from starts[r] // tokens_per_block + r on: at least as many as it needs.
     num_blocks = num_rows if is_single else num_tokens // tokens_per_block + num_rows
     context = query.new_empty(query.shape)
@@ -84,12 +84,14 @@ def attend(query: Tensor, keys: Tensor, values: Tensor, plan: PagedPlan) -> Tens
     return context
 
 
-def choose_tile(max_query: int, dtype: torch.dtype, *, is_exact: bool = False) -> Tile:
+def choose_tile(
+    max_query: int, dtype: torch.dtype, *, is_batch_invariant: bool = False
+) -> AttentionTile:
     """Return the shape of programs for rows of at most `max_query` tokens, or for any if exact."""
-    is_single = max_query == 1 and not is_exact
+    is_single = max_query == 1 and not is_batch_invariant
     if dtype == torch.float32:
         return _DECODE_FLOAT32 if is_single else _PREFILL_FLOAT32
-    if is_exact:
+    if is_batch_invariant:
         return _EXACT
     return _DECODE if is_single else _PREFILL
 

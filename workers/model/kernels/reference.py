@@ -7,7 +7,7 @@ Its functions have the signatures of those in paged_attention.py and layers.py. 
 import torch
 from torch import Tensor
 
-from workers.model.paged_plan import PagedPlan
+from workers.model.layout.paged_plan import PagedPlan
 
 
 def attend(query: Tensor, keys: Tensor, values: Tensor, plan: PagedPlan) -> Tensor:

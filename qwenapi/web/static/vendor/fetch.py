@@ -22,7 +22,7 @@ _ROW = re.compile(
 )
 
 
-class Row(NamedTuple):
+class VendoredFile(NamedTuple):
     """One vendored file: its name here, and where it comes from."""
 
     file: str
@@ -32,10 +32,10 @@ class Row(NamedTuple):
     sha256: str
 
 
-def rows() -> Iterator[Row]:
+def rows() -> Iterator[VendoredFile]:
     """Yield the table of README.md."""
     for found in _ROW.finditer((HERE / "README.md").read_text(encoding="utf-8")):
-        yield Row(*found.groups())
+        yield VendoredFile(*found.groups())
 
 
 def differing() -> list[str]:
@@ -64,7 +64,7 @@ def main() -> int:
     return 1 if wrong else 0
 
 
-def _fetch(row: Row, folder: str, is_print: bool) -> bool:
+def _fetch(row: VendoredFile, folder: str, is_print: bool) -> bool:
     """Write the file, or print its row; return False where its sum differs."""
     with tarfile.open(_pack(f"{row.package}@{row.version}", folder)) as archive:
         member = archive.extractfile(f"package/{row.member}")

@@ -1,5 +1,0 @@
-"""The interface of "Qwen2-7B-Instruct 模型 API": `POST /generate`."""
-
-from qwenapi.api.classic.views import blueprint
-
-__all__ = ["blueprint"]

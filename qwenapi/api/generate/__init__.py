@@ -1,0 +1,5 @@
+"""The interface of "Qwen2-7B-Instruct 模型 API": `POST /generate`."""
+
+from qwenapi.api.generate.views import blueprint
+
+__all__ = ["blueprint"]

@@ -1,0 +1,181 @@
+"""A request, the profile's defaults and the model's card → what the engine is asked.
+
+Pure. A field's value is the request's, else the profile's, else generation_config.json's, else
+neutral. Lengths the model cannot give are cut and reported; a prompt that does not fit, or an id
+outside the vocabulary, is refused.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple, TypedDict
+
+from qwenapi.errors import BadRequest, ContextLengthExceeded
+from qwenapi.settings.table import Settings
+from workers.wire.protocol import ModelCard, SamplingParams
+
+Clamped = Mapping[str, int | float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingRequest:
+    """What both interfaces ask of sampling; `logprobs` counts alternatives to the chosen token."""
+
+    model: str | None = None
+    max_tokens: int | None = None
+    min_tokens: int = 0
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    seed: int | None = None
+    n: int = 1
+    stop: tuple[str, ...] = field(default=(), repr=False)
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    skip_special_tokens: bool = True
+    logprobs: int | None = None
+    priority: int | None = None
+    stream: bool = False
+    include_usage: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class RequestDefaults:
+    """What a profile fills in where a request is silent; `max_tokens` at most the room left."""
+
+    max_tokens: int = 4096
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+
+
+def defaults_of(settings: Settings) -> RequestDefaults:
+    """Return a profile's defaults."""
+    return RequestDefaults(
+        max_tokens=settings.defaults_max_tokens or RequestDefaults.max_tokens,
+        temperature=settings.defaults_temperature,
+        top_p=settings.defaults_top_p,
+        top_k=settings.defaults_top_k,
+        min_p=settings.defaults_min_p,
+        repetition_penalty=settings.defaults_repetition_penalty,
+    )
+
+
+class EngineParams(NamedTuple):
+    """The engine's parameters, and what became of the request's values that had to be cut."""
+
+    params: SamplingParams
+    clamped: dict[str, int | float]
+
+
+class _Filter(TypedDict):
+    temperature: float
+    top_p: float
+    top_k: int
+    min_p: float
+    repetition_penalty: float
+
+
+def engine_params(
+    request: SamplingRequest,
+    *,
+    prompt_tokens: int,
+    card: ModelCard,
+    defaults: RequestDefaults,
+    new_seed: Callable[[], int],
+) -> EngineParams:
+    """Return what to ask of the engine for one prompt. `new_seed` gives a signed 64-bit integer."""
+    max_tokens, min_tokens, clamped = _lengths(request, _room(prompt_tokens, card), defaults)
+    _check_against(card, request)
+    params = SamplingParams(
+        max_tokens=max_tokens,
+        min_tokens=min_tokens,
+        **_filter(request, card, defaults),
+        presence_penalty=request.presence_penalty,
+        frequency_penalty=request.frequency_penalty,
+        logit_bias=dict(request.logit_bias),
+        seed=new_seed() if request.seed is None else request.seed,
+        stop_token_ids=request.stop_token_ids,
+        ignore_eos=request.ignore_eos,
+        logprobs=request.logprobs,
+    )
+    return EngineParams(params, clamped)
+
+
+def check_token_ids(ids: Sequence[int], vocab_size: int, param: str) -> None:
+    """Refuse ids the model has no embedding for."""
+    if ids and max(ids) >= vocab_size:
+        raise BadRequest(
+            f"'{param}' names token {max(ids)}, but the model's ids end at {vocab_size - 1}.",
+            param=param,
+        )
+
+
+def clamped_header(clamped: Clamped) -> str:
+    """Return the value of `X-Clamped`: `max_tokens=512, temperature=1.0`."""
+    return ", ".join(f"{name}={value}" for name, value in clamped.items())
+
+
+def _room(prompt_tokens: int, card: ModelCard) -> int:
+    """Return how many tokens fit after the prompt: at least one, or the request is refused."""
+    if prompt_tokens == 0:
+        raise BadRequest("The prompt is empty: it holds no token.", param="prompt")
+    room = card.max_model_len - prompt_tokens
+    if room < 1:
+        raise ContextLengthExceeded(
+            f"The model's context is {card.max_model_len} tokens, the prompt has {prompt_tokens}. "
+            "Shorten it so that at least one token is left for the answer."
+        )
+    return room
+
+
+def _lengths(
+    request: SamplingRequest, room: int, defaults: RequestDefaults
+) -> tuple[int, int, dict[str, int | float]]:
+    wanted = defaults.max_tokens if request.max_tokens is None else request.max_tokens
+    max_tokens = min(wanted, room)
+    min_tokens = min(request.min_tokens, max_tokens)
+    clamped: dict[str, int | float] = {}
+    if request.max_tokens is not None and max_tokens < request.max_tokens:
+        clamped["max_tokens"] = max_tokens
+    if min_tokens < request.min_tokens:
+        clamped["min_tokens"] = min_tokens
+    return max_tokens, min_tokens, clamped
+
+
+def _check_against(card: ModelCard, request: SamplingRequest) -> None:
+    if request.n > card.max_num_seqs:
+        raise BadRequest(
+            f"'n' is more than the {card.max_num_seqs} sequences this server runs at once.",
+            param="n",
+        )
+    vocab_size = card.vocab_size
+    check_token_ids(list(request.logit_bias), vocab_size, "logit_bias")
+    check_token_ids(request.stop_token_ids, vocab_size, "stop_token_ids")
+    if request.top_k is not None and request.top_k > vocab_size:
+        raise BadRequest(
+            f"'top_k' is larger than the vocabulary of {vocab_size} tokens.", param="top_k"
+        )
+
+
+def _filter(request: SamplingRequest, card: ModelCard, defaults: RequestDefaults) -> _Filter:
+    """Return fields with defaults in the engine's terms: top_k 0 is off, top_p 0 the best token."""
+
+    def first(name: str, neutral: float) -> float:
+        ranked = getattr(request, name), getattr(defaults, name), card.generation_config.get(name)
+        return next((value for value in ranked if value is not None), neutral)
+
+    top_p = first("top_p", 1.0)
+    return _Filter(
+        temperature=first("temperature", 1.0),
+        top_p=top_p or 1.0,
+        top_k=max(0, int(first("top_k", 0))) if top_p else 1,
+        min_p=first("min_p", 0.0),
+        repetition_penalty=first("repetition_penalty", 1.0),
+    )

@@ -1,0 +1,38 @@
+"""The tokenizers of what the engines serve, each loaded once."""
+
+import time
+from pathlib import Path
+
+from qwenapi.errors import EngineUnavailable
+from qwenapi.text.errors import TextError
+from qwenapi.text.tokenizer import Tokenizer
+from workers.errors import ModelError
+from workers.wire.protocol import ModelCard
+
+
+class Tokenizers:
+    """Served names belong to the HTTP half; which model is behind them, each engine's card says."""
+
+    def __init__(self) -> None:
+        self.since = int(time.time())
+        self._loaded: dict[tuple[str, str], Tokenizer] = {}
+
+    def prepare(self, card: ModelCard) -> None:
+        """Load what an engine's model needs; called in a thread, before requests can reach it."""
+        key = (card.model_dir, card.tokenizer_sha256)
+        if key not in self._loaded:
+            self._loaded[key] = load_tokenizer(card.model_dir)
+
+    def of(self, card: ModelCard | None) -> Tokenizer:
+        """Return the tokenizer of a connected engine; raise EngineUnavailable if there is none."""
+        if card is None:
+            raise EngineUnavailable(retry_after=1)
+        return self._loaded[card.model_dir, card.tokenizer_sha256]
+
+
+def load_tokenizer(model_dir: str | Path) -> Tokenizer:
+    """Return a model directory's tokenizer; raise ModelError naming the file that is wrong."""
+    try:
+        return Tokenizer(model_dir)
+    except TextError as error:
+        raise ModelError(str(error)) from error

@@ -1,0 +1,1 @@
+"""The border of HTTP: request bodies in, JSON answers and event streams out."""

@@ -1,0 +1,88 @@
+"""What each address takes and gives: the table behind the reference. Pure data."""
+
+from dataclasses import dataclass
+
+from marshmallow import Schema
+
+from qwenapi.api.coder.schemas import CodeSchema
+from qwenapi.api.generate.schemas import GenerateSchema
+from qwenapi.api.openai.schemas import ChatSchema, CompletionSchema
+
+JSON, FORM = "application/json", "application/x-www-form-urlencoded"
+EVENTS, TEXT = "text/event-stream", "text/plain"
+
+_TAKES_A_BODY = (400, 411, 413, 415, 422)
+_GENERATES = (*_TAKES_A_BODY, 429, 500, 503)
+KEY_ERRORS = (401, 403)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Operation:
+    """One method of one address. `body` names one of BODIES; "" means none."""
+
+    tag: str
+    schema: type[Schema] | None = None
+    takes: tuple[str, ...] = (JSON,)
+    body: str = ""
+    status: int = 200
+    also: str = ""  # another type of the answer: a stream, or text
+    errors: tuple[int, ...] = ()
+    is_public: bool = False
+
+
+OPERATIONS: dict[str, Operation] = {
+    "POST /v1/chat/completions": Operation(
+        tag="openai",
+        schema=ChatSchema,
+        body="ChatCompletion",
+        also=EVENTS,
+        errors=(*_GENERATES, 404),
+    ),
+    "POST /v1/completions": Operation(
+        tag="openai",
+        schema=CompletionSchema,
+        body="Completion",
+        also=EVENTS,
+        errors=(*_GENERATES, 404),
+    ),
+    "GET /v1/models": Operation(tag="openai", body="ModelList", errors=(503,)),
+    "POST /generate": Operation(
+        tag="generate", schema=GenerateSchema, body="GeneratedTexts", errors=_GENERATES
+    ),
+    "POST /v1/code/generate": Operation(
+        tag="coder",
+        schema=CodeSchema,
+        takes=(FORM, JSON),
+        body="GeneratedCode",
+        errors=_GENERATES,
+    ),
+    "POST /v1/code/chat_stream": Operation(
+        tag="coder",
+        schema=CodeSchema,
+        takes=(FORM, JSON),
+        also=EVENTS,
+        errors=(*_GENERATES, 404, 507),
+    ),
+    "GET /v1/code/conversations/{conversation_id}": Operation(
+        tag="coder", body="Conversation", errors=(404, 503)
+    ),
+    "DELETE /v1/code/conversations/{conversation_id}": Operation(
+        tag="coder", status=204, errors=(404, 503)
+    ),
+    "GET /livez": Operation(tag="operations", body="Health", is_public=True),
+    "GET /readyz": Operation(tag="operations", body="Health", errors=(503,), is_public=True),
+    "GET /health": Operation(tag="operations", body="Health", errors=(503,), is_public=True),
+    "GET /": Operation(tag="operations", body="Description", errors=(404,), is_public=True),
+    "GET /api/v1/metrics": Operation(tag="operations", body="Metrics"),
+    "GET /stats": Operation(tag="operations", body="Stats"),
+    "GET /metrics": Operation(tag="operations", body="Metrics", also=TEXT),
+    "GET /metrics/prometheus": Operation(tag="operations", also=TEXT),
+    "GET /version": Operation(tag="operations", body="Version", is_public=True),
+    "GET /load": Operation(tag="operations", body="Load"),
+}
+# Other spellings of an address above, for old pages and proxies.
+ALIASES = {
+    "/api/chat/completions": "/v1/chat/completions",
+    "/chat/completions": "/v1/chat/completions",
+    "/v1/v1/metrics": "/api/v1/metrics",
+}

@@ -1,5 +1,0 @@
-"""The reference: every operation of a running server in OpenAPI 3.1, and a page to read it."""
-
-from qwenapi.reference.views import blueprint
-
-__all__ = ["blueprint"]

@@ -1,0 +1,113 @@
+"""Who may have a request answered: everybody where no keys are asked for, else the holder of a key
+whose scopes name what is asked.
+
+Nothing is answered without a key but what PUBLIC lists, wrong addresses and methods included; a
+route whose scope nobody has written down needs `admin`. Knows Flask, headers and routes; the keys
+themselves are in keys/.
+"""
+
+from functools import cache
+
+from flask import Flask, Response, g, request
+from werkzeug.datastructures import Headers
+
+from qwenapi.errors import Forbidden, Unauthorized, UnknownHost
+from qwenapi.keys import ANYONE, Key, RateLimit
+from qwenapi.keys.key import MAX_PRESENTED_BYTES, Scope
+from qwenapi.request_context.services import services, use_profile
+
+# Rules as the routing has them, so that no spelling of an address passes for another.
+PUBLIC = frozenset(
+    {"/", "/livez", "/readyz", "/health", "/version", "/openapi.json", "/ui", "/docs"}
+)
+PUBLIC_FOLDERS = ("/ui/", "/docs/")
+PROBES = frozenset({"/livez", "/readyz"})  # asked by address, whatever the host is called
+# The longest beginning of a rule decides.
+SCOPES: dict[str, Scope] = {
+    "/v1/": "inference",
+    "/chat/": "inference",
+    "/api/chat/": "inference",
+    "/generate": "inference",
+    "/v1/code/conversations/": "conversations",
+    "/metrics": "metrics",
+    "/api/v1/metrics": "metrics",
+    "/v1/v1/metrics": "metrics",
+    "/stats": "metrics",
+    "/load": "metrics",
+}
+
+
+def register(app: Flask) -> None:
+    app.before_request(_admit)
+    app.after_request(_tell_limits)
+
+
+def is_public(rule: str) -> bool:
+    """Return whether a route is answered without a key."""
+    return rule in PUBLIC or rule.startswith(PUBLIC_FOLDERS)
+
+
+@cache
+def scope_of(rule: str) -> Scope:
+    """Return what a key must have for a route."""
+    known = [beginning for beginning in SCOPES if rule.startswith(beginning)]
+    return SCOPES[max(known, key=len)] if known else "admin"
+
+
+def presented_key(headers: Headers) -> str:
+    """Return the one key that a request presents, empty if it presents none, several, or what can
+    be no key.
+    """
+    found = [value.strip() for value in headers.getlist("X-Api-Key")]
+    for value in headers.getlist("Authorization"):
+        scheme, _, credentials = value.partition(" ")
+        found.append(credentials.strip() if scheme.lower() == "bearer" else "")
+    key = found[0] if len(found) == 1 else ""
+    return key if key.isascii() and len(key) <= MAX_PRESENTED_BYTES else ""
+
+
+def _admit() -> None:
+    rule = request.url_rule.rule if request.url_rule else ""
+    g.key = ANYONE
+    _speak()
+    if rule not in PROBES:
+        _check_host()
+    if not services().keys.is_open and not is_public(rule):
+        g.key = _authenticate()
+        g.log.add(key_id=g.key.id)
+        if rule and not g.key.opens(scope := scope_of(rule)):
+            raise Forbidden(scope)
+    shared = services()
+    g.rate_limit = RateLimit(shared.usage, g.key, shared.lines)
+
+
+def _authenticate() -> Key:
+    presented = presented_key(request.headers)
+    key = services().keys.find(presented)
+    if key is None:
+        raise Unauthorized
+    return key
+
+
+def _check_host() -> None:
+    """Refuse a name that is not ours: a foreign page may have made it point here."""
+    trusted = services().settings.trusted_hosts
+    host = request.headers.get("Host", "").lower()
+    name = host.rpartition("]")[0] + "]" if host.startswith("[") else host.partition(":")[0]
+    if trusted and name.rstrip(".") not in {entry.lower() for entry in trusted}:
+        raise UnknownHost
+
+
+def _speak() -> None:
+    """Let a refusal be in the words of those who call at this address."""
+    if request.blueprint in ("coder", "generate"):
+        profile = services().profiles.of_interface(request.blueprint)  # type: ignore[arg-type]
+        assert profile is not None  # otherwise the blueprint is not registered
+        use_profile(profile)
+
+
+def _tell_limits(response: Response) -> Response:
+    rate_limit: RateLimit | None = g.get("rate_limit")
+    if rate_limit is not None:
+        response.headers.update(rate_limit.headers)
+    return response

@@ -1,0 +1,106 @@
+"""The two halves of the service as a supervisor runs them: their processes, and how those are
+reloaded.
+"""
+
+import argparse
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from qwenapi.keys.mode import settle
+from qwenapi.serving.config_reload import ConfigReload
+from qwenapi.serving.http_child import HttpChild
+from qwenapi.serving.listener import listen
+from qwenapi.serving.startup_config import StartupConfig
+from qwenapi.settings.table import Settings
+from workers.cores import physical_cores
+from workers.supervisor.launcher import EngineChild
+from workers.supervisor.reload import Reloader
+from workers.wire.engine_stats import ENGINE_LAYOUT
+from workers.wire.shared_memory import SharedMemory, shared_memory_path
+from workers.worker.report import WorkerSpec
+
+Progress = Callable[[str, str, float], None]
+
+
+class HttpHalf:
+    """The listening socket, and the server on it."""
+
+    def __init__(
+        self, parsed: argparse.Namespace, folder: Path, engines_dir: Callable[[Settings], Path]
+    ) -> None:
+        startup_config = StartupConfig.read(vars(parsed))
+        self._flags = parsed.flags
+        self._settings = startup_config.settings
+        self._folder = folder
+        self._engines_dir = engines_dir
+        self.listener = listen(startup_config.settings)
+        self._child = self._next = self._new(startup_config, None)
+
+    @property
+    def children(self) -> list[HttpChild]:
+        return [self._child]
+
+    def reloader(self, group: int) -> Reloader:
+        """Return how the half is reloaded: a new server starts beside the old one."""
+        return Reloader(group, lambda: self._reread(), overlaps=True)
+
+    def _reread(self) -> ConfigReload[HttpChild]:
+        return ConfigReload("http", self._flags, self._settings, self._successors)
+
+    def _successors(self, startup_config: StartupConfig) -> list[HttpChild]:
+        if self._next.has_served():  # the last successor may have failed
+            self._child = self._next
+        self._next = self._new(startup_config, self._child)
+        return [self._next]
+
+    def _new(self, startup_config: StartupConfig, predecessor: HttpChild | None) -> HttpChild:
+        settings = settle(startup_config.settings, self.listener.host)
+        return HttpChild(
+            replace(startup_config, settings=replace(settings, port=self.listener.port)),
+            self._folder,
+            self._engines_dir(settings),
+            self.listener,
+            predecessor,
+        )
+
+
+class ModelHalf:
+    """The engine processes, and the page they share."""
+
+    def __init__(
+        self, parsed: argparse.Namespace, settings: Settings, folder: Path, progress: Progress
+    ) -> None:
+        count = settings.data_parallel_size
+        self._flags = parsed.flags
+        self._settings = settings
+        self._folder = folder
+        self._progress = progress
+        self._memory = SharedMemory.create(
+            shared_memory_path(folder, ENGINE_LAYOUT), ENGINE_LAYOUT, count
+        )
+        self.children = self._new(settings)
+
+    def reloader(self, group: int) -> Reloader:
+        """Return how the half is reloaded: one engine after the other, each in its own place."""
+        return Reloader(group, lambda: self._reread(), overlaps=False)
+
+    def _reread(self) -> ConfigReload[EngineChild]:
+        return ConfigReload(
+            "model", self._flags, self._settings, lambda new: self._new(new.settings)
+        )
+
+    def _new(self, settings: Settings) -> list[EngineChild]:
+        count = settings.data_parallel_size
+        # More OpenMP threads than cores fight for them; several engines share what there is.
+        threads = settings.threads or max(1, physical_cores() // count)
+        config = replace(settings.engine_config(), threads=threads)
+        return [
+            EngineChild(
+                replace(config, replica=i if count > 1 else -1),
+                WorkerSpec(i, self._folder, self._memory.path),
+                self._memory,
+                self._progress,
+            )
+            for i in range(count)
+        ]

@@ -1,0 +1,1 @@
+"""Settings: one table of them all, where their values come from, profiles, folders."""

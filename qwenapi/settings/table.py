@@ -1,0 +1,356 @@
+"""Every setting of qwenapi, in ONE table: the fields of `Settings`.
+
+From each field come its flag, its QWENAPI_* variable, its key in a TOML file, its line of `--help`
+and its row in the README. Knows names, types, bounds and defaults. Refuses to know: where values
+come from (config.py) and what they do.
+"""
+
+import os
+import sys
+import types
+import typing
+from dataclasses import asdict, dataclass, field, fields
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+from workers.config import EngineConfig
+
+Scope = Literal["model", "http", "both"]
+Kind = Literal["text", "texts", "whole number", "number", "switch"]
+
+DEMO_MODEL_NAME = "qwen-demo"
+SECTIONS = ("auth", "limits", "log", "defaults", "alerts")
+_KINDS: dict[Any, Kind] = {
+    str: "text",
+    tuple[str, ...]: "texts",
+    int: "whole number",
+    float: "number",
+    bool: "switch",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """One row of the table."""
+
+    name: str
+    kind: Kind
+    default: Any
+    help: str
+    scope: Scope
+    choices: tuple[str, ...]
+    minimum: float | None
+    maximum: float | None
+    hidden: bool
+
+    @property
+    def key(self) -> str:
+        """Return the name in a TOML file, dots standing for tables."""
+        section, _, rest = self.name.partition("_")
+        return f"{section}.{rest}" if section in SECTIONS else self.name
+
+    @property
+    def flag(self) -> str:
+        """Return the flag's name, vLLM's wherever vLLM has one."""
+        name = self.name.removeprefix("limits_")
+        if self.name.startswith("defaults_"):
+            name = "default_" + name.removeprefix("defaults_")
+        return "--" + name.replace("_", "-")
+
+    @property
+    def variable(self) -> str:
+        """Return the name of the environment variable."""
+        return "QWENAPI_" + self.name.upper()
+
+
+def _row(
+    default: Any,
+    help: str,
+    *,
+    scope: Scope = "both",
+    choices: tuple[str, ...] = (),
+    minimum: float | None = None,
+    maximum: float | None = None,
+    hidden: bool = False,
+    secret: bool = False,
+) -> Any:
+    facts = {"help": help, "scope": scope, "choices": choices, "hidden": hidden}
+    metadata = {**facts, "minimum": minimum, "maximum": maximum}
+    return field(default=default, repr=not secret, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The settings of one start. Field `limits_x` is key `x` of table `[limits]`."""
+
+    model: str = _row("", "directory of the model; empty: the embedded demo model")
+    served_model_name: tuple[str, ...] = _row(
+        (), "names callers may use, the answered one first; none: the directory's", scope="http"
+    )
+    host: str = _row("127.0.0.1", "address to listen on", scope="http")
+    port: int = _row(8000, "port; 0: any free one", scope="http", minimum=0, maximum=65535)
+    uds: str = _row("", "Unix socket to listen on instead of host and port", scope="http")
+    profile: str = _row("all", "a name in etc/profiles, or a TOML file")
+    config: str = _row("", "TOML file laid over the profile")
+    run_dir: str = _row("", "folder of sockets and pages; empty: one per command and port")
+    model_run_dir: str = _row(
+        "", "run folder of the model half; empty: the one named like the model", scope="http"
+    )
+    state_dir: str = _row(
+        "", "folder of what outlives a restart; empty: one of the user's", scope="http"
+    )
+    conversations: str = _row(
+        "sqlite", "where conversations are kept: sqlite, or a redis:// URL", scope="http"
+    )
+    auth_mode: str | None = _row(
+        None,
+        "whether keys are asked for; none: open on loopback only; with keys set: keys",
+        scope="http",
+        choices=("open", "keys"),
+    )
+    auth_keys: str = _row(
+        "", "file of keys; empty: $CREDENTIALS_DIRECTORY/keys.json if any", scope="http"
+    )
+    api_key: str = _row(
+        "", "one key without limits, any text; better in the environment", scope="http", secret=True
+    )
+    trusted_hosts: tuple[str, ...] = _row(
+        (), "names a caller's Host may have; none: any", scope="http"
+    )
+    max_model_len: int = _row(
+        0, "most tokens of prompt and answer; 0: as the model says", scope="model", minimum=0
+    )
+    max_num_seqs: int = _row(
+        256, "most sequences in one engine step", scope="model", minimum=1, maximum=4096
+    )
+    max_num_batched_tokens: int = _row(
+        0, "most tokens in one engine step; 0: 8192 on CUDA, 512 on CPU", scope="model", minimum=0
+    )
+    block_size: int = _row(
+        0, "tokens in a cache block; 0: 64 on CUDA, 32 on CPU", scope="model", minimum=0
+    )
+    num_blocks: int = _row(
+        0, "cache blocks of each engine; 0: from free memory", scope="model", minimum=0
+    )
+    kv_cache_gb: float = _row(
+        0.0, "GiB of cache of each engine; 0: from free memory", scope="model", minimum=0
+    )
+    gpu_memory_utilization: float = _row(
+        0.9, "part of each GPU's memory that is filled", scope="model", minimum=0.05, maximum=1.0
+    )
+    dtype: str = _row(
+        "auto",
+        "type of weights and cache; auto: bfloat16 where the hardware multiplies it",
+        scope="model",
+        choices=("auto", "float32", "bfloat16", "float16"),
+    )
+    device: str = _row(
+        "auto",
+        "where engines run; auto: CUDA if any",
+        scope="model",
+        choices=("auto", "cpu", "cuda"),
+    )
+    quantization: str = _row(
+        "auto",
+        "how weights are packed; auto: as config.json says; fp8: plain ones are rounded to 8 bits",
+        scope="model",
+        choices=("auto", "none", "awq", "gptq", "fp8"),
+    )
+    attention_backend: str = _row(
+        "auto",
+        "what computes attention; auto: Triton's kernels on CUDA where they run, else torch",
+        scope="model",
+        choices=("auto", "torch", "triton"),
+    )
+    threads: int = _row(
+        0, "CPU threads of each engine; 0: physical cores ÷ engines", scope="model", minimum=0
+    )
+    enable_prefix_caching: bool = _row(
+        True, "keep cache blocks for prompts that begin alike", scope="model"
+    )
+    num_speculative_tokens: int = _row(
+        0,
+        "most tokens drafted a step from a sequence's own text, while up to 8 run; 0: none",
+        scope="model",
+        minimum=0,
+        maximum=16,
+    )
+    async_scheduling: str = _row(
+        "auto",
+        "whether a step begins before the last is read, unless drafts are made; auto: on CUDA",
+        scope="model",
+        choices=("auto", "on", "off"),
+    )
+    enforce_eager: bool = _row(
+        False, "CUDA: launch every kernel by itself, without graphs", scope="model"
+    )
+    deterministic: bool = _row(
+        False, "the same bits whatever else is in the batch; slower", scope="model"
+    )
+    data_parallel_size: int = _row(
+        1, "engines, each with its copy of the model", scope="model", minimum=1, maximum=999
+    )
+    api_server_count: int = _row(1, "HTTP processes", scope="http", minimum=1, maximum=32)
+    limits_max_running: int = _row(
+        0, "requests running at once; 0: as many as the engine takes", scope="http", minimum=0
+    )
+    limits_max_waiting: int = _row(
+        1024, "requests waiting to run before the next is refused with 503", minimum=1
+    )
+    limits_queue_timeout: float = _row(
+        300.0, "seconds a request may wait to run", scope="http", minimum=0
+    )
+    limits_socket_timeout: float = _row(
+        30.0,
+        "seconds a caller may neither send its body nor take its answer",
+        scope="http",
+        minimum=0.1,
+    )
+    max_body_bytes: int = _row(
+        4 * 1024 * 1024, "largest request body; above it 413", scope="http", minimum=1024
+    )
+    step_timeout: float = _row(
+        0.0,
+        "seconds without a step after which an engine is hung; 0: from its slowest step",
+        scope="model",
+        minimum=0,
+    )
+    drain_timeout: float = _row(590.0, "seconds running requests get at a stop", minimum=0)
+    log_requests: bool = _row(True, "log one line for each request", scope="http")
+    log_level: str = _row(
+        "info", "least grave line to log", choices=("debug", "info", "warning", "error")
+    )
+    log_format: str = _row("console", "shape of log lines", choices=("console", "json"))
+    otel_endpoint: str = _row(
+        "", "OTLP/HTTP collector that gets a trace of each request; empty: none", scope="http"
+    )
+    defaults_max_tokens: int | None = _row(
+        None, "max_tokens where a request has none; none: the room left", scope="http", minimum=1
+    )
+    defaults_temperature: float | None = _row(
+        None,
+        "temperature where a request has none; none: the model's",
+        scope="http",
+        minimum=0,
+        maximum=2,
+    )
+    defaults_top_p: float | None = _row(
+        None,
+        "top_p where a request has none; none: the model's",
+        scope="http",
+        minimum=0,
+        maximum=1,
+    )
+    defaults_top_k: int | None = _row(
+        None, "top_k where a request has none; none: the model's", scope="http", minimum=0
+    )
+    defaults_min_p: float | None = _row(
+        None,
+        "min_p where a request has none; none: the model's",
+        scope="http",
+        minimum=0,
+        maximum=1,
+    )
+    defaults_repetition_penalty: float | None = _row(
+        None,
+        "repetition_penalty where a request has none; none: the model's",
+        scope="http",
+        minimum=0.01,
+        maximum=2,
+    )
+    alerts_error_rate: float = _row(
+        0.05,
+        "share of failed requests in 5 minutes above which error_rate is up",
+        scope="http",
+        minimum=0,
+        maximum=1,
+    )
+    alerts_min_requests: int = _row(
+        20, "fewest requests from which error_rate and ttft_p95 judge", scope="http", minimum=1
+    )
+    alerts_queue: float = _row(
+        0.8,
+        "share of max_waiting from which queue_near_full is up",
+        scope="http",
+        minimum=0.01,
+        maximum=1,
+    )
+    alerts_ttft_p95: float = _row(
+        10.0,
+        "seconds to the first token, 95th percentile of 5 minutes, above which ttft_p95 is up",
+        scope="http",
+        minimum=0,
+    )
+    alerts_kv_cache: float = _row(
+        0.95,
+        "used share of an engine's cache from which, after 30 s, kv_cache_full is up",
+        scope="http",
+        minimum=0.01,
+        maximum=1,
+    )
+    alerts_engine_restarts: int = _row(
+        3, "restarts in 10 minutes from which engine_restarts is up", scope="http", minimum=1
+    )
+    stub: bool = _row(False, "tests: answer without a model", scope="model", hidden=True)
+    stub_step_seconds: float = _row(
+        0.0, "tests: seconds of one stub step", scope="model", minimum=0, hidden=True
+    )
+
+    @property
+    def model_name(self) -> str:
+        """Return the name of the model's directory, or of the embedded demo."""
+        return Path(self.model).name or DEMO_MODEL_NAME
+
+    @property
+    def served_names(self) -> tuple[str, ...]:
+        """Return the names callers may use for the model, the canonical one first."""
+        return self.served_model_name or (self.model_name,)
+
+    def engine_config(self) -> EngineConfig:
+        """Return what each engine needs; with no model named, the demo that is shipped."""
+        names = {wanted.name for wanted in fields(EngineConfig)}
+        given = {name: value for name, value in asdict(self).items() if name in names}
+        chosen = os.path.expanduser(self.model) if self.model else etc_dir() / "models" / "demo"
+        given["model"] = os.path.abspath(chosen)
+        return EngineConfig(**given, max_waiting=self.limits_max_waiting)
+
+
+def etc_dir() -> Path:
+    """Return the folder of the shipped files: etc/ of a checkout, else share/qwenapi."""
+    checkout = Path(__file__).resolve().parents[2] / "etc"
+    return checkout if checkout.is_dir() else Path(sys.prefix) / "share" / "qwenapi"
+
+
+@cache
+def table() -> dict[str, Setting]:
+    """Return all rows by name, in the order of the fields."""
+    hints = typing.get_type_hints(Settings)
+    return {
+        row.name: Setting(
+            name=row.name, kind=_kind(hints[row.name]), default=row.default, **row.metadata
+        )
+        for row in fields(Settings)
+    }
+
+
+def settings_table_markdown() -> str:
+    """Return the README's table of settings."""
+    lines = ["| in a file | flag | default | meaning |", "|---|---|---|---|"]
+    for row in table().values():
+        if not row.hidden:
+            meaning = row.help + (f" ({', '.join(row.choices)})" if row.choices else "")
+            lines.append(f"| `{row.key}` | `{row.flag}` | {_cell(row.default)} | {meaning} |")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(default: Any) -> str:
+    if default in ("", (), None):
+        return ""
+    return f"`{str(default).lower() if isinstance(default, bool) else default}`"
+
+
+def _kind(hint: Any) -> Kind:
+    if isinstance(hint, types.UnionType):
+        (hint,) = (member for member in typing.get_args(hint) if member is not types.NoneType)
+    return _KINDS[hint]

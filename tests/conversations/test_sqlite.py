@@ -1,0 +1,215 @@
+"""What SQLite's file goes through: damage, full disks, locks, other versions."""
+
+import os
+import random
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from qwenapi.conversations import (
+    ConversationNotFound,
+    StorageUnavailable,
+    StoreLimits,
+    open_store,
+)
+from qwenapi.conversations.sqlite import SqliteBackend
+from qwenapi.conversations.store import ConversationStore
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def url():
+    return "sqlite"
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "conversations.db"
+
+
+def child(role, folder, conversation_id, argument=""):
+    return subprocess.Popen(
+        [sys.executable, "-m", "tests.conversations.child", role, "sqlite", folder, "15"]
+        + [conversation_id, argument],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_only_the_owner_of_the_service_may_read_the_file(store, say, tmp_path):
+    state_dir = tmp_path / "new" / "state"
+    store = open_store("sqlite", state_dir)
+    say(store)
+    assert state_dir.stat().st_mode & 0o777 == 0o700
+    assert {file.stat().st_mode & 0o777 for file in state_dir.iterdir()} == {0o600}
+    assert len(list(state_dir.iterdir())) == 4  # the file, its log, its index, the lock
+    store.close()
+
+
+def test_what_is_erased_is_nowhere_on_disk(make_store, begin, say, tmp_path):
+    store = make_store()
+    canaries = "canary-in-a-question", "canary-in-an-answer" * 1000
+    for _ in range(3):
+        conversation_id = say(store, None, *canaries)
+    say(store, conversation_id, *canaries)
+    assert holds(tmp_path, b"canary")
+    store.delete("", conversation_id)
+    make_store(ttl_seconds=0)._backend.purge()
+    assert not holds(tmp_path, b"canary")
+
+
+def holds(folder, word):
+    return any(word in file.read_bytes() for file in folder.iterdir())
+
+
+def test_an_erasing_that_found_the_log_in_use_is_finished_by_the_next_purge(
+    store, say, path, tmp_path
+):
+    backend = SqliteBackend(tmp_path, StoreLimits(), busy_seconds=0.05)
+    impatient = ConversationStore(backend)
+    conversation_id = say(impatient, user="canary")
+    reader = sqlite3.connect(path, isolation_level=None)
+    reader.execute("BEGIN")
+    reader.execute("SELECT * FROM turns").fetchall()
+    impatient.delete("", conversation_id)
+    assert holds(tmp_path, b"canary")
+    reader.close()
+    backend.purge()
+    assert not holds(tmp_path, b"canary")
+    impatient.close()
+
+
+def scramble(path):
+    pages = bytearray(path.read_bytes())
+    picked = random.Random(1)
+    for place in range(4096, len(pages)):
+        pages[place] = picked.randrange(256)
+    path.write_bytes(pages)
+
+
+def cut(path):
+    os.truncate(path, path.stat().st_size // 2 // 4096 * 4096)
+
+
+def not_a_database(path):
+    path.write_bytes(b"\0" * 8192)
+
+
+@pytest.mark.parametrize("harm", [scramble, cut, not_a_database])
+def test_a_damaged_file_is_moved_aside_at_the_start(make_store, begin, say, path, harm, caplog):
+    store = make_store()
+    conversation_id = say(store)
+    for number in range(20):
+        say(store, conversation_id, f"{number}" * 2000)
+    store.close()
+    assert not path.with_name("conversations.db-wal").exists()
+    harm(path)
+    store = make_store()
+    store.start()
+    with pytest.raises(ConversationNotFound):
+        begin(store, conversation_id)
+    say(store)
+    assert "moved aside" in caplog.text
+    assert "canary" not in caplog.text
+    assert len(list(path.parent.glob("conversations.db.damaged-*"))) == 1
+
+
+def test_damage_under_way_is_noticed_and_other_processes_follow(make_store, begin, say, path):
+    store, other = make_store(), make_store()
+    conversation_id = say(store, user="x" * 50_000)
+    say(other)
+    assert store._backend._database.empty_log()
+    inode = path.stat().st_ino
+    with path.open("r+b") as file:
+        file.seek(4096)
+        file.write(b"\xff" * (path.stat().st_size - 4096))
+    with pytest.raises(StorageUnavailable):
+        begin(store, conversation_id)
+    with pytest.raises(ConversationNotFound):
+        begin(store, conversation_id)
+    assert path.stat().st_ino != inode
+    fresh = say(other)
+    assert len(store.export("", fresh).turns) == 1
+
+
+def test_a_full_disk_is_survived_without_a_restart(store, say, tmp_path):
+    conversation_id = say(store)
+    output, _ = child("fill", tmp_path, conversation_id).communicate(timeout=30)
+    reason, num_kept = output.split()
+    assert reason == "OperationalError"
+    turns = store.export("", conversation_id).turns
+    assert len(turns) == 1 + int(num_kept) > 3
+    assert turns[-1].user == "after"
+
+
+def test_a_lock_held_too_long_makes_the_storage_unavailable_until_it_is_released(
+    store, say, tmp_path
+):
+    conversation_id = say(store)
+    backend = SqliteBackend(tmp_path, StoreLimits(), busy_seconds=0.1)
+    impatient = ConversationStore(backend)
+    assert len(impatient.export("", conversation_id).turns) == 1
+    blocker = child("block", tmp_path, conversation_id, "1")
+    assert blocker.stdout.readline() == "blocked\n"
+    with pytest.raises(StorageUnavailable):
+        say(impatient, conversation_id)
+    assert len(impatient.export("", conversation_id).turns) == 1  # readers are not in the way
+    blocker.communicate(timeout=10)
+    say(impatient, conversation_id)
+    impatient.close()
+
+
+def test_a_store_starts_without_its_storage_and_finds_it_later(tmp_path, say, caplog):
+    obstacle = tmp_path / "state"
+    obstacle.write_text("a file where a folder should be")
+    store = open_store("sqlite", obstacle / "deeper")
+    store.start()
+    assert "unavailable until the storage is" in caplog.text
+    with pytest.raises(StorageUnavailable):
+        say(store)
+    obstacle.unlink()
+    say(store)
+    store.close()
+
+
+def test_a_file_of_a_newer_version_is_left_alone(make_store, say, path):
+    say(make_store())
+    with sqlite3.connect(path) as connection:
+        connection.execute("PRAGMA user_version = 99")
+    connection.close()
+    with pytest.raises(StorageUnavailable) as caught:
+        say(make_store())
+    assert "newer" in str(caught.value.__cause__)
+    assert not list(path.parent.glob("*.damaged-*"))
+
+
+def test_a_lease_of_an_earlier_boot_is_dead(make_store, begin, say, path):
+    store = make_store()
+    conversation_id = say(store)
+    with begin(store, conversation_id):
+        with sqlite3.connect(path) as connection:
+            connection.execute("UPDATE leases SET expires_at = expires_at + 1000000")
+        connection.close()
+        begin(make_store(), conversation_id, seconds=1).rollback()
+
+
+def test_the_bytes_of_tenants_are_those_of_their_turns(make_store, begin, say, path):
+    store = make_store()
+    for tenant in ("a", "b", "b"):
+        conversation_id = say(store, user="问题", tenant=tenant)
+        say(store, conversation_id, tenant=tenant)
+    store.delete("b", conversation_id)
+    with sqlite3.connect(path) as connection:
+        counted = connection.execute("SELECT * FROM tenants ORDER BY tenant").fetchall()
+        stored = connection.execute(
+            "SELECT tenant, sum(length(CAST(user || assistant AS BLOB))) FROM conversations"
+            " JOIN turns ON conversation_id = id GROUP BY tenant ORDER BY tenant"
+        ).fetchall()
+    connection.close()
+    assert counted == stored
+    assert len(stored) == 2

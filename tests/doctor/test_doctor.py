@@ -1,0 +1,496 @@
+"""What the doctor finds, in the words in which a start is refused; the damaged files of the list
+T39, each made from a whole model.
+"""
+
+import json
+import os
+import resource
+import shutil
+import socket
+import struct
+import subprocess
+import sys
+import time
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from qwenapi.doctor import machine, memory
+from qwenapi.doctor.check import GIB, Outcome, refused
+from qwenapi.doctor.memory import Room, check_memory, find_room, make_plan
+from qwenapi.doctor.model import ARCHITECTURES, Dimensions, Tensor, Weights, read_weights
+from qwenapi.doctor.report import check_model, refuse_unfit
+from qwenapi.settings.table import Settings, etc_dir
+from workers.checkpoint import Checkpoint
+from workers.errors import ConfigError
+
+DEMO = etc_dir() / "models" / "demo"
+WEIGHTS = "model.safetensors"
+MUST_NAME_WITHIN = 5.0
+
+
+@pytest.fixture
+def copy(tmp_path) -> Path:
+    """Return a copy of the demo model's files, to be damaged."""
+    folder = tmp_path / "copy"
+    folder.mkdir()
+    for file in (*DEMO.glob("*.json"), *DEMO.glob("*.jinja"), DEMO / WEIGHTS):
+        shutil.copy(file, folder)
+    return folder
+
+
+def change(file: Path, **changes) -> None:
+    fields = json.loads(file.read_text()) | changes
+    file.write_text(json.dumps({k: v for k, v in fields.items() if v is not None}))
+
+
+def header_of(file: Path) -> tuple[dict, bytes]:
+    raw = file.read_bytes()
+    (length,) = struct.unpack("<Q", raw[:8])
+    return json.loads(raw[8 : 8 + length]), raw[8 + length :]
+
+
+def write(file: Path, header: dict, data: bytes) -> None:
+    text = json.dumps(header).encode()
+    file.write_bytes(struct.pack("<Q", len(text)) + text + data)
+
+
+def command(
+    name: str, *flags: object, prefix: tuple[str, ...] = ()
+) -> "subprocess.CompletedProcess[str]":
+    line = [*prefix, sys.executable, "-m", "qwenapi", name, *map(str, flags)]
+    return subprocess.run(line, capture_output=True, text=True, timeout=60)
+
+
+def outcomes(settings: Settings) -> dict[str, Outcome]:
+    return {check.name: check.outcome for check in check_model(settings)}
+
+
+def missing_shard(folder: Path) -> str:
+    index = {"weight_map": {"a": WEIGHTS, "b": "model-00002-of-00002.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    return "model-00002-of-00002.safetensors"
+
+
+def truncated(part: float):
+    def damage(folder: Path) -> str:
+        file = folder / WEIGHTS
+        os.truncate(file, int(file.stat().st_size * part))
+        return WEIGHTS
+
+    damage.__name__ = f"truncated_at_{part:g}"
+    return damage
+
+
+def one_byte_short(folder: Path) -> str:
+    file = folder / WEIGHTS
+    os.truncate(file, file.stat().st_size - 1)
+    return WEIGHTS
+
+
+def a_header_of(length: int):
+    def damage(folder: Path) -> str:
+        with (folder / WEIGHTS).open("r+b") as file:
+            file.write(struct.pack("<Q", length))
+        return WEIGHTS
+
+    damage.__name__ = f"a_header_of_{length}"
+    return damage
+
+
+def overlapping_offsets(folder: Path) -> str:
+    header, data = header_of(folder / WEIGHTS)
+    first, second = [name for name in header if name != "__metadata__"][:2]
+    header[second]["data_offsets"] = header[first]["data_offsets"]
+    write(folder / WEIGHTS, header, data)
+    return WEIGHTS
+
+
+def offsets_beyond_the_end(folder: Path) -> str:
+    header, data = header_of(folder / WEIGHTS)
+    name = next(name for name in header if name != "__metadata__")
+    header[name]["data_offsets"] = [len(data), 2 * len(data)]
+    write(folder / WEIGHTS, header, data)
+    return WEIGHTS
+
+
+def a_wrong_dtype(folder: Path) -> str:
+    header, data = header_of(folder / WEIGHTS)
+    header["model.norm.weight"]["dtype"] = "F32"
+    write(folder / WEIGHTS, header, data)
+    return WEIGHTS
+
+
+def an_integer_dtype(folder: Path) -> str:
+    header, data = header_of(folder / WEIGHTS)
+    header["model.norm.weight"]["dtype"] = "I16"
+    write(folder / WEIGHTS, header, data)
+    return WEIGHTS
+
+
+def a_swapped_shape(folder: Path) -> str:
+    header, data = header_of(folder / WEIGHTS)
+    header["model.layers.0.mlp.up_proj.weight"]["shape"].reverse()
+    write(folder / WEIGHTS, header, data)
+    return WEIGHTS
+
+
+def a_huge_shape(folder: Path) -> str:
+    header, data = header_of(folder / WEIGHTS)
+    header["model.norm.weight"]["shape"] = [2**62, 2**62]
+    write(folder / WEIGHTS, header, data)
+    return WEIGHTS
+
+
+def a_header_that_is_no_json(folder: Path) -> str:
+    (folder / WEIGHTS).write_bytes(struct.pack("<Q", 16) + b"{" * 16 + bytes(64))
+    return WEIGHTS
+
+
+def a_wrong_vocabulary(folder: Path) -> str:
+    change(folder / "config.json", vocab_size=3001)
+    return WEIGHTS
+
+
+def a_tokenizer_of_another_model(folder: Path) -> str:
+    change(folder / "config.json", vocab_size=100)
+    return "tokenizer.json"
+
+
+def more_layers_than_weights(folder: Path) -> str:
+    change(folder / "config.json", num_hidden_layers=5, layer_types=None)
+    return WEIGHTS
+
+
+def a_loop_of_links(folder: Path) -> str:
+    file = folder / WEIGHTS
+    file.unlink()
+    file.symlink_to(file)
+    return WEIGHTS
+
+
+def a_config_that_links_to_itself(folder: Path) -> str:
+    file = folder / "config.json"
+    file.unlink()
+    file.symlink_to(file)
+    return "config.json"
+
+
+def an_empty_file(folder: Path) -> str:
+    (folder / WEIGHTS).write_bytes(b"")
+    return WEIGHTS
+
+
+def another_architecture(folder: Path) -> str:
+    change(folder / "config.json", architectures=["LlamaForCausalLM"])
+    return "config.json"
+
+
+def another_packing(folder: Path) -> str:
+    change(folder / "config.json", quantization_config={"quant_method": "fp8"})
+    return "config.json"
+
+
+def no_hidden_size(folder: Path) -> str:
+    change(folder / "config.json", hidden_size=-1)
+    return "config.json"
+
+
+DAMAGES = (
+    missing_shard,
+    *map(truncated, (0.0, 1e-6, 2e-6, 1e-5, 1e-4, 1e-3, 0.01, 0.1, 0.25, 0.5, 0.75, 0.9, 0.99)),
+    one_byte_short,
+    *map(a_header_of, (0, 1, 7, 2**31, 2**63, 2**64 - 1)),
+    overlapping_offsets,
+    offsets_beyond_the_end,
+    a_wrong_dtype,
+    an_integer_dtype,
+    a_swapped_shape,
+    a_huge_shape,
+    a_header_that_is_no_json,
+    a_wrong_vocabulary,
+    a_tokenizer_of_another_model,
+    more_layers_than_weights,
+    a_loop_of_links,
+    a_config_that_links_to_itself,
+    an_empty_file,
+    another_architecture,
+    another_packing,
+    no_hidden_size,
+)
+
+
+@pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
+def test_a_damaged_model_is_refused_and_the_file_named(copy, damage):
+    settings = replace(Settings(), model=str(copy))
+    refuse_unfit(settings)  # whole, it is not
+    name = damage(copy)
+    started = time.monotonic()
+    with pytest.raises(ConfigError) as caught:
+        refuse_unfit(settings)
+    assert time.monotonic() - started < MUST_NAME_WITHIN
+    assert str(copy / name) in str(caught.value) and caught.value.exit_code == 78
+    last = list(check_model(settings))[-1]
+    # The library names the first of several faults that it happens to meet.
+    assert last.outcome is Outcome.FAILURE and str(copy / name) in last.sentence
+
+
+@pytest.mark.parametrize("damage", [a_header_of(2**63), a_swapped_shape, one_byte_short])
+@pytest.mark.parametrize("name", ["serve", "model", "doctor"])
+def test_every_command_refuses_in_the_same_words(copy, tmp_path, damage, name):
+    file = damage(copy)
+    words = list(check_model(replace(Settings(), model=str(copy))))[-1]
+    flags = ["--model", copy, "--run-dir", tmp_path / "run"]
+    started = time.monotonic()
+    done = command(name, *flags, *([] if name == "model" else ["--port", "0"]))
+    assert time.monotonic() - started < MUST_NAME_WITHIN
+    assert done.returncode == 78 and file in done.stdout + done.stderr
+    if name == "doctor":
+        assert words.why in done.stdout and words.remedy in done.stdout
+    else:
+        assert done.stderr.splitlines()[-1] == f"qwenapi: {words.sentence}"
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", WEIGHTS])
+def test_a_file_that_may_not_be_read_is_named(copy, name):
+    without_power: tuple[str, ...] = ()
+    if os.geteuid() == 0:  # which may read every file, unless this is taken from it
+        if shutil.which("setpriv") is None:
+            pytest.skip("root may read every file, and there is no setpriv to change that")
+        without_power = ("setpriv", "--bounding-set=-dac_override,-dac_read_search")
+    (copy / name).chmod(0)
+    done = command("doctor", "--model", copy, prefix=without_power)
+    assert done.returncode == 78 and str(copy / name) in done.stdout
+    assert "Permission denied" in done.stdout
+
+
+def test_a_model_without_a_chat_template_is_served_with_a_warning(copy):
+    for file in copy.glob("*.jinja"):
+        file.unlink()
+    change(copy / "tokenizer_config.json", chat_template=None)
+    settings = replace(Settings(), model=str(copy))
+    assert outcomes(settings)["chat template"] is Outcome.WARNING
+    refuse_unfit(settings)
+
+
+def test_the_demo_is_well_and_all_is_said_as_json(tmp_path):
+    done = command("doctor", "--json", "--port", "0", "--run-dir", tmp_path / "run")
+    assert done.returncode == 0, done.stdout
+    said = json.loads(done.stdout)
+    assert said["outcome"] in ("ok", "warning")
+    names = [check["name"] for check in said["checks"]]
+    assert names[:6] == ["config", "tokenizer", "chat template", "weights", "context", "memory"]
+    for name in ("address", "run folder", "shared memory", "state folder", "descriptors", "clock"):
+        assert name in names
+    for check in said["checks"]:
+        assert set(check) == {"name", "outcome", "what", "why", "remedy"}
+        assert check["outcome"] == "ok" or (check["why"] and check["remedy"])
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_doctor_never_imports_torch():
+    code = "import sys, qwenapi.doctor.report; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
+
+
+def test_it_knows_the_architectures_that_the_engine_loads():
+    from workers.model import loader
+
+    assert ARCHITECTURES == loader.ARCHITECTURES
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"max_num_seqs": 4, "max_model_len": 256},
+        {"kv_cache_gb": 0.01},
+        {"num_blocks": 50, "max_model_len": 1000},
+        {"max_num_seqs": 3, "block_size": 16, "max_num_batched_tokens": 64},
+    ],
+)
+def test_it_foretells_the_cache_that_the_engine_allocates(changes):
+    from workers.engine.engine import Engine
+
+    settings = replace(Settings(), dtype="float32", device="cpu", **changes)
+    weights, dimensions = demo()
+    plan = make_plan(settings, weights, dimensions, find_room(settings, 0))
+    config = replace(settings.engine_config(), threads=2)
+    card = Engine(config, lambda stage, fraction: None).card
+    assert (card.num_blocks, card.block_size) == (plan.num_blocks, plan.block_size)
+    assert card.max_model_len == min(plan.wanted_len, plan.num_tokens)
+
+
+def demo() -> tuple[Weights, Dimensions]:
+    checkpoint = Checkpoint.at(DEMO)
+    return read_weights(checkpoint), Dimensions.of(checkpoint)
+
+
+def memory_checks(monkeypatch, room: Room, **changes) -> dict[str, object]:
+    monkeypatch.setattr(memory, "machine_room", lambda: room)
+    monkeypatch.setattr(memory, "visible_gpus", lambda: [room] if room.is_gpu else [])
+    settings = replace(Settings(), **{"dtype": "bfloat16"} | changes)
+    return {check.name: check for check in check_memory(settings, *demo())}
+
+
+def test_weights_that_do_not_fit_are_a_failure_that_says_what_helps(monkeypatch):
+    small = Room("memory", False, 8 << 20, 7 << 20)
+    found = memory_checks(monkeypatch, small)["memory"]
+    assert found.outcome is Outcome.FAILURE and "7.5 MiB" in found.what
+    found = memory_checks(monkeypatch, small, dtype="float32")["memory"]
+    assert "--dtype bfloat16" in found.remedy
+    found = memory_checks(monkeypatch, small, data_parallel_size=3)["memory"]
+    assert "--data-parallel-size" in found.remedy
+
+
+def test_a_start_is_refused_for_memory_only_where_the_figures_are_sure(monkeypatch):
+    for room in (Room("memory", False, GIB, 4), Room("GPU", True, GIB, 4)):
+        assert memory_checks(monkeypatch, room)["memory"].outcome is Outcome.FAILURE
+        with nullcontext() if room.is_gpu else pytest.raises(ConfigError):
+            refuse_unfit(Settings())
+
+
+def test_a_gpu_is_filled_but_for_its_reserve(monkeypatch):
+    gpu = Room("a GPU", True, 80 * GIB, 79 * GIB)
+    found = memory_checks(monkeypatch, gpu)
+    assert found["memory"].outcome is Outcome.OK and "a GPU" in found["memory"].what
+    settings = replace(Settings(), max_num_seqs=4096)
+    plan = make_plan(settings, *demo(), gpu)
+    reserve = gpu.total - int(settings.gpu_memory_utilization * gpu.total)
+    assert plan.block_size == 64
+    assert plan.weights + plan.workspace + plan.cache <= gpu.free - reserve + plan.block_bytes
+    full = Room("a GPU", True, 80 * GIB, 8 * GIB)
+    found = memory_checks(monkeypatch, full)["context"]
+    assert found.outcome is Outcome.FAILURE
+
+
+def test_packed_weights_stay_packed_on_a_gpu_and_fp8_halves_plain_ones():
+    weights, dimensions = demo()
+    gpu, machine_memory = Room("GPU", True, GIB, GIB), Room("memory", False, GIB, GIB)
+    linear = {"q.qweight": Tensor(Path("f"), "I32", (64, 8))}
+    packed = Weights(weights.tensors | linear, 1, disk_bytes=1000)
+    settings = replace(Settings(), dtype="bfloat16")
+
+    def num_bytes(weights: Weights, room: Room, **changes: str) -> int:
+        return make_plan(replace(settings, **changes), weights, dimensions, room).weights
+
+    plain = 2 * weights.num_parameters
+    assert num_bytes(weights, gpu) == num_bytes(weights, machine_memory) == plain
+    assert num_bytes(weights, gpu, quantization="fp8") == plain // 2
+    assert num_bytes(packed, gpu) == 1000
+    unpacked = 2 * packed.num_parameters
+    assert num_bytes(packed, machine_memory) == unpacked
+    assert num_bytes(packed, gpu, attention_backend="torch") == unpacked
+
+
+def test_a_length_that_the_cache_cannot_hold_is_a_failure(monkeypatch):
+    room = Room("memory", False, 16 * GIB, 16 * GIB)
+    found = memory_checks(monkeypatch, room, kv_cache_gb=0.001, max_model_len=8192)["context"]
+    assert found.outcome is Outcome.FAILURE and "--kv-cache-gb" in found.remedy
+    wanted = float(found.remedy.split()[2])
+    found = memory_checks(monkeypatch, room, kv_cache_gb=wanted, max_model_len=8192)["context"]
+    assert found.outcome is Outcome.OK
+    found = memory_checks(monkeypatch, room, kv_cache_gb=0.001)["context"]
+    assert found.outcome is Outcome.WARNING and "8192" in found.what
+    found = memory_checks(monkeypatch, room, max_model_len=9000)["context"]
+    assert found.outcome is Outcome.FAILURE and "8192" in found.remedy
+
+
+def test_cuda_without_a_gpu_is_a_failure(monkeypatch):
+    found = memory_checks(monkeypatch, Room("memory", False, GIB, GIB), device="cuda")["memory"]
+    assert found.outcome is Outcome.FAILURE and "--device cpu" in found.remedy
+
+
+def test_an_address_in_use_is_a_failure_that_names_the_process():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        settings = replace(Settings(), port=taken.getsockname()[1])
+        (found,) = machine.check_address(settings)
+    assert found.outcome is Outcome.FAILURE and f"pid {os.getpid()}" in found.why
+    (found,) = machine.check_address(replace(Settings(), port=0))
+    assert found.outcome is Outcome.OK
+
+
+def test_a_unix_socket_is_looked_at_and_left_alone(tmp_path):
+    path = tmp_path / "http.sock"
+    settings = replace(Settings(), uds=str(path))
+    assert [c.outcome for c in machine.check_address(settings)] == [Outcome.OK]
+    assert not path.exists()
+    with socket.socket(socket.AF_UNIX) as taken:
+        taken.bind(str(path))
+        taken.listen()
+        (found,) = machine.check_address(settings)
+    assert found.outcome is Outcome.FAILURE and "another server" in found.why and path.exists()
+    for wrong in (tmp_path / ("x" * 120), tmp_path / "none" / "http.sock", tmp_path):
+        (found,) = machine.check_address(replace(settings, uds=str(wrong)))
+        assert found.outcome is Outcome.FAILURE
+
+
+def test_folders_that_cannot_be_used_are_failures(tmp_path):
+    file = tmp_path / "file"
+    file.write_text("")
+    long = machine.check_run_dir(replace(Settings(), run_dir=f"/tmp/{'x' * 120}"))
+    assert long.outcome is Outcome.FAILURE and "107" in long.why and long.remedy
+    good = machine.check_state_dir(replace(Settings(), state_dir=str(tmp_path / "new")))
+    assert good.outcome is Outcome.OK and not (tmp_path / "new").exists()
+    for wrong in (str(file), str(file / "below")):
+        found = machine.check_state_dir(replace(Settings(), state_dir=wrong))
+        assert found.outcome is Outcome.FAILURE
+        found = machine.check_run_dir(replace(Settings(), run_dir=wrong))
+        assert found.outcome is Outcome.FAILURE
+
+
+def test_too_little_shared_memory_is_a_failure(tmp_path, monkeypatch):
+    settings = replace(Settings(), run_dir=str(tmp_path))
+    assert machine.check_pages(settings, ["openai"]).outcome is Outcome.OK
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(machine.shutil, "disk_usage", lambda _: usage._replace(free=1 << 20))
+    found = machine.check_pages(settings, ["openai"])
+    assert found.outcome is Outcome.FAILURE and found.remedy
+
+
+def test_few_descriptors_are_a_warning():
+    kept = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (1024, kept[1]))
+    try:
+        found = machine.check_descriptors()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, kept)
+    assert found.outcome is Outcome.WARNING and "LimitNOFILE" in found.remedy
+
+
+@pytest.mark.parametrize(("now", "outcome"), [(0.0, "warning"), (1.8e9, "ok"), (5e9, "warning")])
+def test_a_clock_of_another_time_is_a_warning(now, outcome):
+    assert machine.check_clock(now).outcome == outcome
+
+
+def test_other_versions_are_a_warning_and_missing_ones_a_failure(monkeypatch):
+    real = machine.version
+    monkeypatch.setattr(machine, "version", lambda n: "0.1" if n == "flask" else real(n))
+    found = list(machine.check_libraries())
+    assert [c.outcome for c in found] == [Outcome.WARNING] and "flask 0.1" in found[0].what
+
+    def without(name: str) -> str:
+        if name == "orjson":
+            raise machine.PackageNotFoundError(name)
+        return real(name)
+
+    monkeypatch.setattr(machine, "version", without)
+    assert next(machine.check_libraries()).outcome is Outcome.FAILURE
+
+
+def test_an_address_of_traces_that_is_none_is_refused_at_the_start(tmp_path):
+    settings = replace(Settings(), otel_endpoint="collector:4318")
+    assert machine.check_traces(settings).outcome is Outcome.FAILURE
+    flags = ("--stub", "--otel-endpoint", "collector:4318", "--run-dir", tmp_path)
+    done = command("serve", *flags, "--port", "0")
+    assert done.returncode == 78 and "otel_endpoint" in done.stderr.splitlines()[-1]
+
+
+def test_a_refusal_keeps_its_words():
+    error = ConfigError("/a/file: it is gone, and: more; put it back")
+    check = refused("model", error)
+    assert (check.what, check.remedy) == ("/a/file", "put it back")
+    assert check.sentence == str(error)
+    assert refused("model", ConfigError("/a/file: gone")).sentence == "/a/file: gone"

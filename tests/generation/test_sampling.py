@@ -1,0 +1,134 @@
+from typing import Any
+
+import pytest
+
+from qwenapi.api.openai.schemas import SamplingRequest
+from qwenapi.errors import BadRequest, ContextLengthExceeded
+from qwenapi.generation.sampling import (
+    EngineParams,
+    RequestDefaults,
+    check_token_ids,
+    clamped_header,
+    engine_params,
+)
+from workers.wire.protocol import ModelCard, SamplingParams
+
+CARD = ModelCard(
+    model_dir="/m", model_hash="h", tokenizer_sha256="s", architecture="Qwen3ForCausalLM",
+    max_model_len=100, vocab_size=1000, eos_token_ids=(7,), generation_config={}, dtype="float32",
+    device="cpu", block_size=32, num_blocks=64, max_num_seqs=8, max_num_batched_tokens=512,
+)  # fmt: skip
+TUNED = {"temperature": 0.6, "top_p": 0.95, "top_k": 20.0, "repetition_penalty": 1.05}
+
+
+def ask(
+    prompt_tokens: int = 10,
+    *,
+    generation_config: dict[str, float] | None = None,
+    defaults: RequestDefaults | None = None,
+    **request: Any,
+) -> EngineParams:
+    card = CARD
+    if generation_config:
+        fields = {name: getattr(CARD, name) for name in CARD.__struct_fields__}
+        card = ModelCard(**(fields | {"generation_config": generation_config}))
+    return engine_params(
+        SamplingRequest(**request),
+        prompt_tokens=prompt_tokens,
+        card=card,
+        defaults=defaults or RequestDefaults(),
+        new_seed=lambda: 42,
+    )
+
+
+def test_silence_is_neutral_and_seeded() -> None:
+    assert ask() == (SamplingParams(max_tokens=90, seed=42), {})
+
+
+def test_everything_asked_arrives() -> None:
+    params, clamped = ask(
+        max_tokens=5, min_tokens=2, temperature=0.0, top_p=0.5, top_k=9, min_p=0.1,
+        repetition_penalty=1.5, presence_penalty=0.3, frequency_penalty=0.4, logit_bias={3: 1.0},
+        seed=-1, stop_token_ids=(4,), ignore_eos=True, logprobs=3,
+    )  # fmt: skip
+    assert clamped == {}
+    assert params == SamplingParams(
+        max_tokens=5, min_tokens=2, temperature=0.0, top_p=0.5, top_k=9, min_p=0.1,
+        repetition_penalty=1.5, presence_penalty=0.3, frequency_penalty=0.4, logit_bias={3: 1.0},
+        seed=-1, stop_token_ids=(4,), ignore_eos=True, logprobs=3,
+    )  # fmt: skip
+
+
+def test_the_request_wins_over_the_profile_and_the_profile_over_the_model() -> None:
+    profile = RequestDefaults(temperature=0.0, top_p=0.8)
+    params, _ = ask(generation_config=TUNED, defaults=profile, top_p=0.5)
+    chosen = (params.temperature, params.top_p, params.top_k, params.repetition_penalty)
+    assert chosen == (0.0, 0.5, 20, 1.05)
+    assert isinstance(params.top_k, int)
+
+
+@pytest.mark.parametrize("off", [-1, 0])
+def test_top_k_can_be_turned_off(off: int) -> None:
+    assert ask(generation_config=TUNED, top_k=off).params.top_k == 0
+
+
+def test_top_p_zero_is_the_single_best_token() -> None:
+    params, _ = ask(generation_config=TUNED, top_p=0.0)
+    assert (params.top_p, params.top_k) == (1.0, 1)
+
+
+@pytest.mark.parametrize(
+    ("prompt_tokens", "asked", "limit", "got", "clamped"),
+    [
+        (10, 90, 4096, 90, {}),
+        (10, 91, 4096, 90, {"max_tokens": 90}),
+        (10, 2**63, 4096, 90, {"max_tokens": 90}),
+        (99, 16, 4096, 1, {"max_tokens": 1}),
+        (10, None, 4096, 90, {}),
+        (10, None, 16, 16, {}),
+        (99, None, 16, 1, {}),
+    ],
+)
+def test_an_answer_is_cut_to_the_room_left(
+    prompt_tokens: int, asked: int | None, limit: int, got: int, clamped: dict[str, int]
+) -> None:
+    result = ask(prompt_tokens, max_tokens=asked, defaults=RequestDefaults(max_tokens=limit))
+    assert (result.params.max_tokens, result.clamped) == (got, clamped)
+
+
+def test_min_tokens_is_cut_with_it() -> None:
+    params, clamped = ask(95, max_tokens=50, min_tokens=20)
+    assert (params.max_tokens, params.min_tokens) == (5, 5)
+    assert clamped_header(clamped) == "max_tokens=5, min_tokens=5"
+
+
+@pytest.mark.parametrize("prompt_tokens", [100, 101, 10**6])
+def test_a_prompt_that_does_not_fit_is_refused(prompt_tokens: int) -> None:
+    with pytest.raises(ContextLengthExceeded, match=f"100 tokens, the prompt has {prompt_tokens}"):
+        ask(prompt_tokens)
+
+
+def test_an_empty_prompt_is_refused() -> None:
+    with pytest.raises(BadRequest, match="empty"):
+        ask(0)
+
+
+@pytest.mark.parametrize(
+    ("request_fields", "param"),
+    [
+        ({"logit_bias": {5: 1.0, 1000: 1.0}}, "logit_bias"),
+        ({"stop_token_ids": (999, 1000)}, "stop_token_ids"),
+        ({"top_k": 1001}, "top_k"),
+    ],
+)
+def test_ids_outside_the_vocabulary_are_refused(request_fields: dict[str, Any], param: str) -> None:
+    with pytest.raises(BadRequest) as caught:
+        ask(**request_fields)
+    assert caught.value.param == param
+
+
+def test_prompt_ids_are_checked_by_name() -> None:
+    check_token_ids((0, 999), 1000, "prompt")
+    check_token_ids((), 1000, "prompt")
+    with pytest.raises(BadRequest, match=r"'prompt' names token 1000, but .* end at 999"):
+        check_token_ids((1000,), 1000, "prompt")

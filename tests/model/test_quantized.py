@@ -1,0 +1,372 @@
+"""AWQ and GPTQ checkpoints equal their unpacked twins, unpacked or kept packed; what cannot be
+unpacked is refused by name.
+"""
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from unittest.mock import patch
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+
+from tests.engine.conftest import write_model
+from tests.model.packers import PLAIN_ORDER, Packer, pack
+from workers.checkpoint import Checkpoint
+from workers.errors import ModelError
+from workers.model.attention.attention import AttentionPlan, PrefillSpan
+from workers.model.decoder import CacheShape, Decoder
+from workers.model.layout.int4_weight import Int4Weight
+from workers.model.loader import load_config, load_weights
+from workers.model.quantization import quantized
+from workers.model.quantization.quantized import Quantization
+
+NOT_PACKED = ("embed_tokens.weight", "lm_head.weight", "mlp.gate.weight")
+
+
+@pytest.fixture
+def model_of(model_of):
+    """Let `drive` take the directory of a model too."""
+    return lambda name: (name, None) if isinstance(name, Path) else model_of(name)
+
+
+@pytest.fixture
+def twins(model_of, tmp_path):
+    """Return a function that writes a packed checkpoint and its unpacked twin."""
+
+    def twins(name: str, packer: Packer) -> tuple[Path, Path]:
+        rng = np.random.default_rng(4)
+        packed, plain = tmp_path / "packed", tmp_path / "plain"
+        for path in (packed, plain):
+            shutil.copytree(model_of(name)[0], path)
+        whole = load_file(plain / "model.safetensors")
+        parts = {}
+        for key, tensor in list(whole.items()):
+            if tensor.dim() != 2 or key.endswith(NOT_PACKED):
+                parts[key] = tensor
+                continue
+            tensors, exact = packer.linear(tensor.numpy(), rng)
+            whole[key] = torch.from_numpy(np.ascontiguousarray(exact))
+            parts |= {f"{key.removesuffix('weight')}{k}": v for k, v in tensors.items()}
+        save_file(whole, plain / "model.safetensors")
+        save_file(parts, packed / "model.safetensors")
+        change(packed, quantization_config=packer.config | packer.more)
+        return packed, plain
+
+    return twins
+
+
+@pytest.fixture
+def packed(twins):
+    return twins("qwen3", Packer())[0]
+
+
+@pytest.fixture
+def packed_gptq(twins):
+    return twins("qwen3", Packer("gptq", desc_act=True))[0]
+
+
+def change(path, **changes):
+    file = path / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+def change_tensors(path, **changes):
+    """Replace tensors by name, dots written as two underscores; None takes one away."""
+    file = path / "model.safetensors"
+    tensors = load_file(file)
+    for name, new in changes.items():
+        name = name.replace("__", ".")
+        old = tensors.pop(name, None)
+        if new is not None:
+            tensors[name] = new(old).contiguous() if callable(new) else new
+    save_file(tensors, file)
+
+
+def load(path, dtype=torch.float32, progress=lambda stage, fraction: None, **more):
+    checkpoint = Checkpoint.at(path)
+    config = load_config(checkpoint)
+    return load_weights(checkpoint, config, dtype, torch.device("cpu"), progress, **more)
+
+
+def logits_of(model, token_ids):
+    """Return the logits of all tokens of one prompt, computed by a Decoder, which takes the model
+    apart.
+    """
+    decoder, num_tokens = Decoder(model), len(token_ids)
+    decoder.allocate_cache(CacheShape.of(model.config, torch.float32), 2, num_tokens)
+    positions = torch.arange(num_tokens)
+    slots = positions + num_tokens
+    plan = AttentionPlan(slots, (), (PrefillSpan(0, num_tokens, slots[:0], num_tokens),))
+    return decoder.forward(torch.tensor(token_ids), positions, plan, positions)
+
+
+@pytest.mark.parametrize(
+    ("name", "packer"),
+    [
+        ("qwen2", Packer()),
+        ("qwen3", Packer(group_size=32, more={"version": "GEMM"})),
+        ("qwen3_moe", Packer()),
+        ("qwen3_moe", Packer(group_size=-1)),
+        ("qwen2", Packer("gptq", 32, sym=True)),
+        ("qwen3", Packer("gptq", desc_act=True, more={"checkpoint_format": "gptq"})),
+        ("qwen3_moe", Packer("gptq", sym=True, more={"dynamic": {"-:.*mlp.gate$": {}}})),
+        ("qwen2", Packer("gptq", version="gptq_v2", desc_act=True)),
+        ("qwen3", Packer("gptq", -1, version="gptq_v2")),
+        ("qwen3_moe", Packer("gptq", version="gptq_v2", desc_act=True, sym=True)),
+    ],
+    ids=lambda value: value if isinstance(value, str) else f"{value.method}-{value.version}",
+)
+def test_a_packed_checkpoint_equals_its_unpacked_twin(twins, drive, prompts, name, packer):
+    packed, plain = twins(name, packer)
+    for dtype in (torch.bfloat16, torch.float32):
+        one, other = load(packed, dtype), load(plain, dtype)
+        theirs = other.state_dict()
+        assert one.state_dict().keys() == theirs.keys()
+        for key, tensor in one.state_dict().items():
+            assert tensor.dtype == dtype and torch.equal(tensor, theirs[key]), key
+    ids = torch.tensor(prompts(1))
+    assert torch.equal(one(ids).logits, other(ids).logits)
+    answers = []
+    for path in (packed, plain):
+        driver = drive(path, threads=1)
+        for key, prompt in enumerate(prompts(3)):
+            driver.add(key, prompt)
+        answers.append([driver.run().tokens(key) for key in range(3)])
+    assert answers[0] == answers[1] and all(len(answer) == 16 for answer in answers[0])
+
+
+@dataclass(frozen=True)
+class SharedOrder(Packer):
+    """Orders the inputs of all linears alike, as GPTQ does those that read the same x."""
+
+    def groups(self, num_inputs, rng):
+        return super().groups(num_inputs, np.random.default_rng(num_inputs))
+
+
+@pytest.mark.parametrize(
+    ("name", "packer"),
+    [
+        ("qwen2", Packer(group_size=32)),
+        ("qwen3", Packer(group_size=-1)),
+        ("qwen3_moe", Packer(group_size=64)),
+        ("qwen2", Packer("gptq", 32, sym=True)),
+        ("qwen3", SharedOrder("gptq", 32, desc_act=True)),
+        ("qwen2", Packer("gptq", 64, "gptq_v2", desc_act=True)),
+    ],
+    ids=lambda value: value if isinstance(value, str) else f"{value.method}-{value.group_size}",
+)
+def test_a_model_kept_packed_computes_what_the_unpacked_one_does(twins, prompts, name, packer):
+    pytest.importorskip("triton", reason="kernels need the package triton")
+    packed, plain = twins(name, packer)
+    prompt = prompts(1, longest=24)[0]
+    found = logits_of(load(packed, keep_packed=True), prompt)
+    expected = logits_of(load(plain), prompt)
+    assert float((found - expected).norm() / expected.norm()) < 1e-5
+
+
+def test_a_model_kept_packed_holds_about_four_bits_a_weight(twins, tmp_path):
+    write_model(tmp_path / "wide", "qwen3", hidden_size=256, intermediate_size=512)
+    packed = twins(tmp_path / "wide", Packer(group_size=128))[0]
+    linears = [
+        part
+        for part in load(packed, keep_packed=True).model.layers.modules()
+        if isinstance(part, torch.nn.Linear)
+    ]
+    assert len(linears) == 14 and all(isinstance(part.weight, Int4Weight) for part in linears)
+    num_weights = sum(part.out_features * part.in_features for part in linears)
+    num_bytes = sum(part.weight.num_bytes for part in linears)
+    # A float16 scale and a byte of zero point for 128 inputs; but o_proj has only those, of 256.
+    assert 4 + 24 / 128 <= num_bytes * 8 / num_weights < 4.5
+
+
+def test_groups_that_no_kernel_reads_are_unpacked(twins, prompts):
+    packed, plain = twins("qwen3", Packer(group_size=16))
+    prompt = prompts(1, longest=24)[0]
+    kept, other = load(packed, keep_packed=True), load(plain)
+    assert torch.equal(
+        kept.model.layers[0].mlp.up_proj.weight, other.model.layers[0].mlp.up_proj.weight
+    )
+    assert torch.equal(logits_of(kept, prompt), logits_of(other, prompt))
+
+
+def test_a_linear_may_lie_in_several_files(twins):
+    packed, plain = twins("qwen3_moe", Packer("gptq"))
+    tensors = load_file(packed / "model.safetensors")
+    (packed / "model.safetensors").unlink()
+    weight_map = {}
+    for number, part in enumerate(("qweight", "scales", "")):
+        file = f"model-{number}.safetensors"
+        mine = {k: tensors.pop(k) for k in list(tensors) if k.endswith(part)}
+        save_file(mine, packed / file)
+        weight_map |= dict.fromkeys(mine, file)
+    index = packed / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": weight_map}))
+    theirs = load(plain).state_dict()
+    assert all(
+        torch.equal(tensor, theirs[key]) for key, tensor in load(packed).state_dict().items()
+    )
+
+
+def test_progress_is_reported(packed):
+    progress = []
+    load(packed, progress=lambda stage, fraction: progress.append((stage, fraction)))
+    assert progress[0] == ("loading weights", 0.0) and progress[-1] == ("loading weights", 1.0)
+
+
+def test_biases_of_zeros_that_autogptq_adds_are_left_out(packed_gptq):
+    name = "model__layers__0__mlp__down_proj__bias"
+    change_tensors(packed_gptq, **{name: torch.zeros(64, dtype=torch.float16)})
+    load(packed_gptq)
+    change_tensors(packed_gptq, **{name: torch.ones(64, dtype=torch.float16)})
+    with pytest.raises(ModelError, match=r"model\.safetensors: .*down_proj\.bias is not zero"):
+        load(packed_gptq)
+
+
+def test_g_idx_is_not_needed_where_inputs_keep_their_order(twins):
+    packed, plain = twins("qwen2", Packer("gptq"))
+    tensors = load_file(packed / "model.safetensors")
+    rest = {name: tensor for name, tensor in tensors.items() if not name.endswith("g_idx")}
+    unset = {name: tensor.zero_() for name, tensor in tensors.items() if name.endswith("g_idx")}
+    theirs = load(plain).state_dict()
+    for found in (rest, rest | unset):
+        save_file(found, packed / "model.safetensors")
+        ours = load(packed).state_dict()
+        assert all(torch.equal(tensor, theirs[key]) for key, tensor in ours.items())
+
+
+def test_no_quantization_config_means_plain_weights(twins):
+    plain = twins("qwen3", Packer())[1]
+    change(plain, quantization_config=None)
+    assert Quantization.of(Checkpoint.at(plain)) is None
+    load(plain)
+
+
+AWQ, GPTQ = Packer().config, Packer("gptq").config
+
+
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        ({"quant_method": "fp8", "weight_block_size": [128, 128]}, "quant_method is 'fp8'"),
+        ({"quant_method": "bitsandbytes", "load_in_4bit": True}, "quant_method is 'bitsandbytes'"),
+        ({"quant_method": "compressed-tensors"}, "quant_method is 'compressed-tensors'"),
+        ({}, "quant_method is None"),
+        ([], r"quant_method is \[\]"),
+        (AWQ | {"bits": 8}, "bits is 8"),
+        (AWQ | {"bits": True}, "bits is True"),
+        (AWQ | {"version": "gemv"}, "version is 'gemv'"),
+        (AWQ | {"zero_point": False}, "zero_point is False"),
+        (AWQ | {"group_size": 0}, "group_size must be"),
+        (AWQ | {"group_size": "128"}, "group_size must be"),
+        (GPTQ | {"bits": 3}, "bits is 3"),
+        (GPTQ | {"checkpoint_format": "marlin"}, "checkpoint_format is 'marlin'"),
+        (GPTQ | {"is_marlin_format": True}, "is_marlin_format is True"),
+        (GPTQ | {"pack_dtype": "int16"}, "pack_dtype is 'int16'"),
+        (GPTQ | {"desc_act": "yes"}, "desc_act is 'yes'"),
+        (GPTQ | {"dynamic": {"+:.*down.*": {"bits": 8}}}, "dynamic has"),
+        (GPTQ | {"dynamic": 7}, "dynamic has 7"),
+    ],
+)
+def test_other_quantizations_are_refused(packed, said, words):
+    change(packed, quantization_config=said)
+    with pytest.raises(ModelError, match=rf"config\.json: quantization_config\.{words}"):
+        load(packed)
+
+
+UP, DOWN = "model__layers__0__mlp__up_proj", "model__layers__1__mlp__down_proj"
+
+
+@pytest.mark.parametrize(
+    ("name", "new", "words"),
+    [
+        (f"{UP}__qweight", None, r"first is model\.layers\.0\.mlp\.up_proj\.weight"),
+        (f"{UP}__qzeros", None, r"up_proj\.qzeros is missing"),
+        (f"{DOWN}__scales", None, r"down_proj\.scales is missing"),
+        (f"{DOWN}__g_idx", None, r"down_proj\.g_idx is missing"),
+        ("model__norm__weight", None, r"first is model\.norm\.weight"),
+        (f"{UP}__qweight", lambda old: old[1:], r"up_proj\.qweight is I32 \[7, 128\]"),
+        (f"{UP}__qweight", lambda old: old.float(), r"up_proj\.qweight is F32"),
+        (f"{UP}__qzeros", lambda old: old[:, 1:], r"up_proj\.qzeros is I32 \[4, 15\]"),
+        (f"{UP}__scales", lambda old: old[1:], r"up_proj\.scales is F16 \[3, 128\]"),
+        (f"{UP}__scales", lambda old: old.int(), r"up_proj\.scales is I32"),
+        (f"{UP}__g_idx", lambda old: old + 1, r"up_proj\.g_idx: g_idx names groups outside 0 to 3"),
+        (f"{UP}__g_idx", lambda old: old - 1, r"up_proj\.g_idx: g_idx names groups outside 0 to 3"),
+        (f"{UP}__weight", torch.zeros(128, 64), r"up_proj\.weight exclude each other"),
+        ("model__other__qweight", torch.zeros(8, 8), r"model\.other\.qweight: .* no such linear"),
+        ("model__norm__weight", torch.ones(63), r"model\.norm\.weight is F32 \[63\]"),
+        ("model__norm__weight", torch.ones(64).int(), r"model\.norm\.weight is I32"),
+    ],
+)
+def test_missing_and_misshapen_tensors_are_named(packed_gptq, name, new, words):
+    change_tensors(packed_gptq, **{name: new})
+    with pytest.raises(ModelError, match=rf"model\.safetensors: .*{words}"):
+        load(packed_gptq)
+
+
+def test_a_missing_expert_is_named(twins):
+    packed = twins("qwen3_moe", Packer())[0]
+    change_tensors(packed, model__layers__1__mlp__experts__5__gate_proj__qweight=None)
+    with pytest.raises(ModelError, match=r"layers\.1\.mlp\.experts\.5\.gate_proj\.weight"):
+        load(packed)
+
+
+def test_a_truncated_file_is_named(packed):
+    file = packed / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(ModelError, match=r"model\.safetensors: damaged"):
+        load(packed)
+
+
+def test_a_linear_that_eights_do_not_divide_is_refused(packed):
+    change(packed, intermediate_size=124)
+    with pytest.raises(ModelError, match=r"model\.safetensors: .*\[\d+, \d+\] cannot be packed"):
+        load(packed)
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_whatever_is_packed_comes_out_again(data):
+    packer = Packer(
+        data.draw(st.sampled_from(("awq", "gptq"))),
+        data.draw(st.sampled_from((-1, 8, 16, 24, 128))),
+        data.draw(st.sampled_from(("gptq", "gptq_v2"))),
+        data.draw(st.booleans()),
+    )
+    reorder = packer.method == "gptq" and data.draw(st.booleans())
+    packer = Packer(packer.method, packer.group_size, packer.version, packer.sym, reorder)
+    rng = np.random.default_rng(data.draw(st.integers(0, 1 << 32)))
+    shape = [8 * data.draw(st.integers(1, 12)) for _ in range(2)]
+    tensors, exact = packer.linear(rng.normal(size=shape), rng)
+    how = Quantization(
+        packer.method,
+        packer.group_size,
+        packer.desc_act,
+        packer.method == "gptq" and packer.version == "gptq",
+    )
+    assert {k: tuple(v.shape) for k, v in tensors.items()} == how.shapes(*shape)
+    with patch.object(quantized, "_SLAB", data.draw(st.sampled_from((1, 1000, 1 << 20)))):
+        found = how.unpack(tensors, torch.float32)
+        kept = how.repack(tensors)
+    assert np.array_equal(found.numpy(), exact)
+    is_keepable = packer.group_size in (-1, 128) or packer.group_size >= shape[1]
+    assert (kept is not None) == is_keepable
+    assert kept is None or np.array_equal(kept.unpack(torch.float32).numpy(), exact)
+
+
+def test_a_v1_zero_point_of_zero_gives_its_neighbour_back_what_it_borrowed():
+    """GPTQModel subtracts ones from whole words: 0 becomes 15 and the next one up loses one."""
+    zeros = np.array([[0, 8, 15, 0, 0, 1, 3, 0]])
+    word = (int(pack(zeros, PLAIN_ORDER).view(np.uint32)[0, 0]) - 0x11111111) % (1 << 32)
+    tensors = {
+        "qweight": torch.zeros(1, 8, dtype=torch.int32),
+        "qzeros": torch.from_numpy(np.array([[word]], np.uint32).view(np.int32)),
+        "scales": torch.ones(1, 8, dtype=torch.float16),
+    }
+    weight = Quantization("gptq", 8, zeros_less_one=True).unpack(tensors, torch.float32)
+    assert np.array_equal(weight.numpy(), -zeros.T.repeat(8, 1))

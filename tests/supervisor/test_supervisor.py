@@ -1,0 +1,310 @@
+import os
+import subprocess
+import sys
+
+import pytest
+
+from workers.errors import ConfigError, ExitCode
+from workers.supervisor.supervised_process import (
+    DUMP_SECONDS,
+    HEALTHY_SECONDS,
+    MAX_BACKOFF,
+    TRIAL_SECONDS,
+    describe_exit,
+)
+from workers.supervisor.supervisor import Supervisor, lock_run_dir
+
+
+class FakeChild:
+    """A child whose fate the test decides."""
+
+    def __init__(self, name):
+        self.name = name
+        self.failure = None
+        self.pid = 1
+        self.calls = []
+        self.exit_code = None
+        self.ready = False
+        self.serves = True
+        self.hangs = None
+
+    def start(self):
+        self.calls.append("start")
+        self.exit_code = None
+
+    def poll(self):
+        return self.exit_code
+
+    def is_ready(self):
+        return self.ready
+
+    def has_served(self):
+        return self.serves
+
+    def hang(self):
+        return self.hangs
+
+    def discourage(self):
+        self.calls.append("discourage")
+
+    def terminate(self):
+        self.calls.append("terminate")
+
+    def dump(self):
+        self.calls.append("dump")
+
+    def kill(self):
+        self.calls.append("kill")
+        self.exit_code = -9
+
+
+@pytest.fixture
+def engine():
+    return FakeChild("engine-0")
+
+
+@pytest.fixture
+def http():
+    return FakeChild("http")
+
+
+@pytest.fixture
+def ready():
+    return []
+
+
+@pytest.fixture
+def supervisor(engine, http, ready):
+    supervisor = Supervisor([[engine], [http]], drain_timeout=10, on_ready=lambda: ready.append(1))
+    supervisor.start()
+    return supervisor
+
+
+def make_ready(supervisor, *children):
+    for child in children:
+        child.ready = True
+    supervisor.tick(0)
+
+
+def test_ready_is_said_once_and_only_when_all_are(supervisor, engine, http, ready):
+    engine.ready = True
+    supervisor.tick(0)
+    assert not ready
+    make_ready(supervisor, http)
+    supervisor.tick(1)
+    assert ready == [1]
+
+
+def test_a_dead_child_comes_back_with_growing_pauses_that_a_healthy_life_resets(
+    supervisor, engine, http, monkeypatch
+):
+    monkeypatch.setattr(
+        "workers.supervisor.supervised_process.random.uniform", lambda low, high: high
+    )
+    make_ready(supervisor, engine, http)
+    now, pauses = 100.0, []
+    for _ in range(12):
+        engine.exit_code = -9
+        supervisor.tick(now)
+        died = now
+        while engine.exit_code is not None:
+            now += 0.05
+            supervisor.tick(now)
+        pauses.append(now - died)
+    assert pauses[:3] == pytest.approx([0.1, 0.2, 0.4], abs=0.06)
+    assert max(pauses) == pytest.approx(MAX_BACKOFF, abs=0.1)
+    now += HEALTHY_SECONDS + 1
+    engine.exit_code = 1
+    supervisor.tick(now)
+    supervisor.tick(now + 0.11)
+    assert engine.exit_code is None
+    assert http.calls == ["start"]
+
+
+def test_a_child_that_dies_before_it_ever_served_ends_everything_with_its_words(
+    supervisor, engine, http
+):
+    engine.failure = "/models/x: no such model directory"
+    engine.exit_code = int(ExitCode.CONFIG)
+    for now in range(3):
+        supervisor.tick(now)
+    assert supervisor.is_done
+    assert supervisor.failure == "/models/x: no such model directory"
+    assert http.calls == ["start", "kill"]
+
+
+def test_a_hung_child_is_asked_for_its_stacks_then_killed_then_replaced(supervisor, engine, http):
+    make_ready(supervisor, engine, http)
+    engine.hangs = "no sign of life for 3.0 s in step 7"
+    supervisor.tick(10)
+    assert engine.calls == ["start", "dump"]
+    supervisor.tick(10 + DUMP_SECONDS / 2)
+    assert engine.calls == ["start", "dump"]
+    supervisor.tick(10 + DUMP_SECONDS)
+    engine.hangs = None
+    supervisor.tick(13)
+    supervisor.tick(13.2)
+    assert engine.calls == ["start", "dump", "kill", "start"]
+
+
+def test_a_hung_child_is_not_given_the_time_to_drain(supervisor, engine, http):
+    make_ready(supervisor, engine, http)
+    http.hangs = "the process is stopped"
+    supervisor.tick(10)
+    supervisor.stop()
+    supervisor.tick(11)
+    supervisor.tick(10 + DUMP_SECONDS)
+    assert http.exit_code == -9
+
+
+def test_who_dies_again_and_again_without_serving_is_tried_seldom_until_it_serves(
+    supervisor, engine, http
+):
+    make_ready(supervisor, engine, http)
+    engine.serves = False
+    now = 100.0
+    for _ in range(5):
+        assert supervisor.state != "broken"
+        engine.exit_code = 1
+        supervisor.tick(now)
+        while engine.exit_code is not None and supervisor.state != "broken":
+            now += 0.2
+            supervisor.tick(now)
+    broken_at, starts = now, engine.calls.count("start")
+    assert supervisor.state == "broken" and now < 110
+    for trial in (1, 2):
+        supervisor.tick(broken_at + trial * TRIAL_SECONDS - 1)
+        assert engine.calls.count("start") == starts + trial - 1
+        supervisor.tick(broken_at + trial * TRIAL_SECONDS)
+        assert engine.calls.count("start") == starts + trial
+        engine.exit_code = 1
+        supervisor.tick(broken_at + trial * TRIAL_SECONDS)
+        assert supervisor.state == "broken"
+    supervisor.tick(broken_at + 3 * TRIAL_SECONDS)
+    engine.serves = True
+    supervisor.tick(broken_at + 3 * TRIAL_SECONDS + 1)
+    assert supervisor.state == "ready"
+    engine.exit_code = 1
+    supervisor.tick(broken_at + 3 * TRIAL_SECONDS + 2)
+    assert supervisor.state == "starting", "one death after it served is no breakdown"
+
+
+def test_deaths_that_lie_far_apart_break_nothing(supervisor, engine, http):
+    make_ready(supervisor, engine, http)
+    engine.serves = False
+    for death in range(10):
+        engine.exit_code = 1
+        supervisor.tick(100.0 * (death + 1))
+        supervisor.tick(100.0 * (death + 1) + 50)
+        supervisor.tick(100.0 * (death + 1) + 51)
+    assert supervisor.state == "ready"
+
+
+def test_a_drain_is_announced_before_it_begins(supervisor, engine, http):
+    make_ready(supervisor, engine, http)
+    supervisor.drain(10)
+    supervisor.drain(11)  # asked twice, done once
+    assert supervisor.state == "draining"
+    supervisor.tick(14)
+    assert http.calls == ["start", "discourage"]
+    supervisor.tick(15)
+    assert http.calls == ["start", "discourage", "terminate"]
+    assert supervisor.state == "stopping"
+
+
+def test_the_end_of_listening_is_told_once_when_a_stop_begins(engine, http):
+    told = []
+    supervisor = Supervisor([[engine], [http]], drain_timeout=10, on_stop=lambda: told.append(1))
+    supervisor.start()
+    make_ready(supervisor, engine, http)
+    assert not told
+    supervisor.stop()
+    supervisor.tick(1)
+    supervisor.tick(2)
+    assert told == [1]
+
+
+def test_stopping_drains_http_first_and_the_engine_after_it(supervisor, engine, http):
+    make_ready(supervisor, engine, http)
+    supervisor.stop()
+    supervisor.tick(1)
+    assert (engine.calls, http.calls) == (["start"], ["start", "terminate"])
+    supervisor.tick(2)
+    assert engine.calls == ["start"]
+    http.exit_code = 0
+    supervisor.tick(3)
+    assert engine.calls == ["start", "terminate"]
+    assert not supervisor.is_done
+    engine.exit_code = 0
+    supervisor.tick(4)
+    assert supervisor.is_done
+
+
+def test_who_does_not_drain_in_time_is_killed(supervisor, engine, http):
+    make_ready(supervisor, engine, http)
+    supervisor.stop()
+    supervisor.tick(1)
+    supervisor.tick(10)
+    assert "kill" not in http.calls
+    supervisor.tick(11)
+    assert "kill" in http.calls
+
+
+def test_a_second_signal_ends_all_at_once(supervisor, engine, http):
+    make_ready(supervisor, engine, http)
+    supervisor.stop()
+    supervisor.stop()
+    supervisor.tick(1)
+    supervisor.tick(1.1)
+    assert supervisor.is_done
+    assert "kill" in engine.calls and "kill" in http.calls
+
+
+def test_a_child_waiting_for_its_restart_does_not_hold_up_the_stop(supervisor, engine, http):
+    make_ready(supervisor, engine, http)
+    engine.exit_code = 1
+    supervisor.tick(1)
+    supervisor.stop()
+    http.exit_code = 0
+    supervisor.tick(100)  # long after its pause is over
+    assert supervisor.is_done
+    assert engine.calls == ["start"]
+
+
+def test_exit_codes_are_named():
+    assert describe_exit(-9) == "signal SIGKILL"
+    assert describe_exit(78) == "exit code 78, CONFIG"
+    assert describe_exit(3) == "exit code 3"
+
+
+def test_a_run_directory_has_one_owner_and_the_second_is_told_which(tmp_path):
+    fd = lock_run_dir(tmp_path / "run")
+    code = (
+        "import sys; from pathlib import Path\n"
+        "from workers.supervisor.supervisor import lock_run_dir\n"
+        "lock_run_dir(Path(sys.argv[1]))"
+    )
+    other = subprocess.run(
+        [sys.executable, "-c", code, tmp_path / "run"], capture_output=True, text=True
+    )
+    assert f"already running, pid {os.getpid()}" in other.stderr
+    os.close(fd)
+    os.close(lock_run_dir(tmp_path / "run"))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="cannot be used"):
+        lock_run_dir(tmp_path / "file")
+
+
+def test_a_supervisor_that_fails_leaves_no_children_behind():
+    """In a process of its own: `run` takes over the signals."""
+    code = """
+from tests.supervisor.test_supervisor import FakeChild
+from workers.supervisor.supervisor import Supervisor
+child = FakeChild("engine-0")
+child.hang = lambda: 1 / 0
+supervisor = Supervisor([[child]], drain_timeout=1)
+print(supervisor.run(), child.calls)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout.split(" ", 1)[0] == str(int(ExitCode.INTERNAL))
+    assert "kill" in done.stdout and "ZeroDivisionError" in done.stderr

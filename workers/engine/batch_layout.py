@@ -1,0 +1,67 @@
+"""The rows of a batch as one buffer of integers: one copy to the device, where the rest is derived.
+
+token ids │ starts │ lengths │ last tokens of sampled rows │ block tables, one row after another
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from workers.engine.batch import Row
+from workers.model.layout.packed_batch import PackedBatch
+
+# In elements of four bytes.
+_ALIGNMENT = 4
+
+
+def pack_rows(rows: Sequence[Row], block_size: int, device: torch.device) -> PackedBatch:
+    """Lay rows out flat on a device, in their order."""
+    counts = np.array([row.num_tokens for row in rows])
+    starts = np.concatenate(([0], counts.cumsum()))
+    lengths = np.array([row.stop for row in rows])
+    tables = _tables(rows, -(-lengths // block_size))
+    samples = np.array(sampled_tokens(rows))
+    parts = [_token_ids(rows, starts), starts, lengths, samples, tables.ravel()]
+    token_ids, on_device, lengths_there, last_tokens, flat = _upload(parts, device)
+    table = flat.view(tables.shape)
+    return PackedBatch(token_ids, on_device, lengths_there, table, last_tokens, int(counts.max()))
+
+
+def sampled_tokens(rows: Sequence[Row]) -> list[int]:
+    """Return the indexes in the flat batch behind which rows sample: drafts, and tokens before."""
+    found: list[int] = []
+    end = 0
+    for row in rows:
+        end += row.num_tokens
+        found += range(end - row.num_samples, end)
+    return found
+
+
+def _token_ids(rows: Sequence[Row], starts: np.ndarray) -> np.ndarray:
+    token_ids = np.empty(starts[-1], np.int32)
+    for row, start in zip(rows, starts, strict=False):
+        token_ids[start : start + row.num_tokens] = row.token_ids
+    return token_ids
+
+
+def _tables(rows: Sequence[Row], num_blocks: np.ndarray) -> np.ndarray:
+    # A table may already have blocks for later tokens of its prompt; they are not attended.
+    tables = np.zeros((len(rows), num_blocks.max()), np.int32)
+    for row, table, count in zip(rows, tables, num_blocks.tolist(), strict=True):
+        table[:count] = row.sequence.table.ids[:count]
+    return tables
+
+
+def _upload(parts: list[np.ndarray], device: torch.device) -> list[Tensor]:
+    """Return int32 copies of the parts on a device, by one transfer.
+
+    Each begins where 16 bytes do: of a kernel whose pointers do and do not, Triton makes two.
+    """
+    sizes = [-(-part.size // _ALIGNMENT) * _ALIGNMENT for part in parts]
+    packed = torch.empty(sum(sizes), dtype=torch.int32, pin_memory=device.type == "cuda")
+    for here, part in zip(packed.split(sizes), parts, strict=True):
+        here.numpy()[: part.size] = part
+    there = packed.to(device, non_blocking=True).split(sizes)
+    return [whole[: part.size] for whole, part in zip(there, parts, strict=True)]

@@ -1,0 +1,146 @@
+"""How the rows of a flat batch attend over the paged KV cache: the plan of a step.
+
+Two kinds of work in one batch: groups of single-token rows, padded to the longest of their group,
+and spans of several tokens of one sequence. Heads that share a key head are packed into the query
+axis. Queries come scaled. Where kernels do all that, their plan is in paged_plan.py, and here is
+only the choice. Refuses to know layers, weights and scheduling.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from workers.model.attention import cpu_attention
+from workers.model.attention.block_kv_cache import BlockKVCache
+from workers.model.attention.kv_cache import KVCache
+from workers.model.layout.paged_plan import PagedPlan
+from workers.model.linear import batch_invariant
+
+Moved = TypeVar("Moved")
+
+
+@dataclass(frozen=True)
+class DecodeGroup:
+    """Rows `first:stop` of the flat batch, one token each, attending over equally many pages.
+
+    `pages` is `[kv_heads * rows * blocks]`, or for one row whose blocks follow each other a slice;
+    `mask` is `[rows, 1, length]`, 0 or -inf, and None for a single row, whose `length` is exact.
+    """
+
+    first: int
+    stop: int
+    pages: Tensor | slice
+    length: int
+    mask: Tensor | None
+
+
+@dataclass(frozen=True)
+class PrefillSpan:
+    """Tokens `first:stop` of the flat batch, the newest of one sequence of `length` tokens."""
+
+    first: int
+    stop: int
+    pages: Tensor | slice
+    length: int
+
+    @property
+    def num_computed(self) -> int:
+        return self.length - (self.stop - self.first)
+
+
+@dataclass(frozen=True)
+class AttentionPlan:
+    """All attention of one step; equal for every layer on one device. An exact one has only spans,
+    and each of their tokens is computed as if it were alone.
+    """
+
+    slots: Tensor
+    decodes: tuple[DecodeGroup, ...]
+    prefills: tuple[PrefillSpan, ...]
+    is_batch_invariant: bool = False
+
+    def to(self, device: torch.device) -> "AttentionPlan":
+        """Return the plan with its tensors on another device."""
+        return AttentionPlan(
+            self.slots.to(device),
+            tuple(
+                replace(group, pages=_move(group.pages, device), mask=_move(group.mask, device))
+                for group in self.decodes
+            ),
+            tuple(replace(span, pages=_move(span.pages, device)) for span in self.prefills),
+            self.is_batch_invariant,
+        )
+
+
+Plan = AttentionPlan | PagedPlan
+LayerKVCache = KVCache | BlockKVCache
+
+
+def attend(
+    query: Tensor, key: Tensor, value: Tensor, pages: KVCache, plan: AttentionPlan
+) -> Tensor:
+    """Return the context `[tokens, heads, head_dim]` of all tokens of a step.
+
+    `key` and `value` are those of the step's own tokens, already written to the pages.
+    """
+    context = torch.empty_like(query, memory_format=torch.contiguous_format)
+    for group in plan.decodes:
+        rows = slice(group.first, group.stop)
+        context[rows] = _attend_group(query[rows], pages, group)
+    for span in plan.prefills:
+        rows = slice(span.first, span.stop)
+        if plan.is_batch_invariant:
+            keys, values = pages.gather(span.pages)
+            context[rows] = batch_invariant.attend_span(
+                query[rows], keys[:, : span.length], values[:, : span.length]
+            )
+            continue
+        if span.num_computed == 0:
+            keys, values = key[rows].transpose(0, 1), value[rows].transpose(0, 1)
+        else:
+            keys, values = pages.gather(span.pages)
+        context[rows] = _attend_span(query[rows], keys[:, : span.length], values[:, : span.length])
+    return context
+
+
+def _attend_group(query: Tensor, pages: KVCache, group: DecodeGroup) -> Tensor:
+    rows, num_heads, head_dim = query.shape
+    keys, values = (
+        part.unflatten(1, (rows, -1))[:, :, : group.length] for part in pages.gather(group.pages)
+    )
+    packed = query.view(rows, pages.num_kv_heads, -1, head_dim).transpose(0, 1)
+    if group.mask is not None and query.device.type == "cpu":
+        context = cpu_attention.attend_rows(packed, keys, values, group.mask)
+    else:
+        context = F.scaled_dot_product_attention(packed, keys, values, group.mask, scale=1.0)
+    return context.transpose(0, 1).reshape(rows, num_heads, head_dim)
+
+
+def _attend_span(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """Attend causally; queries are of the last tokens of `[kv_heads, length, head_dim]`."""
+    tokens, num_heads, head_dim = query.shape
+    packed = query.view(tokens, keys.shape[0], -1, head_dim).permute(1, 2, 0, 3)
+    if query.device.type == "cpu":
+        context = cpu_attention.attend_span(packed, keys, values)
+    else:
+        context = _attend_span_by_sdpa(packed, keys, values)
+    return context.permute(2, 0, 1, 3).reshape(tokens, num_heads, head_dim)
+
+
+def _attend_span_by_sdpa(packed: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    tokens, length = packed.shape[2], keys.shape[1]
+    repeat = (-1, packed.shape[1], -1, -1)
+    keys, values = keys.unsqueeze(1).expand(repeat), values.unsqueeze(1).expand(repeat)
+    if tokens == length:
+        return F.scaled_dot_product_attention(packed, keys, values, is_causal=True, scale=1.0)
+    position = torch.arange(length - tokens, length, device=packed.device)
+    visible = torch.arange(length, device=packed.device) <= position[:, None]
+    return F.scaled_dot_product_attention(packed, keys, values, visible, scale=1.0)
+
+
+def _move(value: Moved, device: torch.device) -> Moved:
+    moved: Any = value.to(device) if isinstance(value, Tensor) else value
+    return moved

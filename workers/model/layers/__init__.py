@@ -1,0 +1,1 @@
+"""The layers of a Qwen decoder over their weights."""

@@ -1,0 +1,138 @@
+"""A mixture-of-experts block: a router picks each token's experts, and their sum is weighted.
+
+Knows three ways to multiply by the chosen experts' weights, all of which transformers' module
+defines: one expert after the other (CPU), the Triton kernels (few pairs of token and expert), and
+`grouped_mm` (many). The router is transformers' own. On a device, shapes alone decide the way and
+nothing waits for the host, so a CUDA graph may hold a step. Refuses to know shared experts.
+
+Checked on a CPU, the kernels under Triton's interpreter. Not checked: any GPU.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from workers.model.linear.batch_invariant import blocks_of_rows
+from workers.model.linear.linear import Linear
+
+# More pairs an expert than this are many: they share its weights, and larger tiles pay. A guess.
+_MANY_PAIRS = 4
+
+
+class Experts:
+    """The router and the experts of one layer."""
+
+    def __init__(self, module: Any, *, is_batch_invariant: bool, for_kernels: bool = False) -> None:
+        """With `is_exact`, a token's result depends on nothing beside it; see exact.py."""
+        self._router = module.gate
+        self._is_batch_invariant = is_batch_invariant
+        self._for_kernels = for_kernels
+        self._multiply = module.experts
+        if for_kernels:
+            self._multiply = KernelExperts(module.experts, is_batch_invariant=is_batch_invariant)
+        elif not is_batch_invariant and module.experts.down_proj.device.type == "cpu":
+            self._multiply = LoopedExperts(module.experts)
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        """Return the weighted sum over each token's experts, `[tokens, hidden]`."""
+        if not self._is_batch_invariant:
+            return self._multiply(hidden, *self._route(hidden))
+        if not self._for_kernels:  # an expert's product has as many rows as chose it
+            return torch.cat([self._multiply(row, *self._route(row)) for row in hidden.split(1)])
+        routed = zip(*map(self._route, blocks_of_rows(hidden)), strict=True)
+        return self._multiply(hidden, *(torch.cat(parts)[: len(hidden)] for parts in routed))
+
+    def _route(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """Return each token's experts, best first, and their weights, `[tokens, top_k]`."""
+        _, weights, experts = self._router(hidden)
+        return experts, weights
+
+
+class LoopedExperts:
+    """One chosen expert after the other, each two Linears, which pack what a CPU wants packed.
+
+    One thread's time in bfloat16, 32 experts of 512 × 256 and 4 for a token, on a busy machine:
+    0.7 to 0.9 of what transformers' `grouped_mm` takes for 1 to 256 tokens. In float32 they are
+    equal.
+    """
+
+    def __init__(self, module: Any) -> None:
+        """Take the weights of transformers' experts; the module keeps none."""
+        self._gate_up = [Linear(weight) for weight in module.gate_up_proj.detach()]
+        self._down = [Linear(weight) for weight in module.down_proj.detach()]
+        module.register_parameter("gate_up_proj", None)
+        module.register_parameter("down_proj", None)
+
+    def __call__(self, hidden: Tensor, experts: Tensor, weights: Tensor) -> Tensor:
+        order = experts.view(-1).argsort(stable=True)
+        counts = torch.bincount(experts.view(-1), minlength=len(self._down)).tolist()
+        rows = hidden[order // experts.shape[1]].split(counts)
+        parts = [self._apply(expert, x) for expert, x in enumerate(rows) if len(x)]
+        return sum_parts(torch.cat(parts), order, weights)
+
+    def _apply(self, expert: int, x: Tensor) -> Tensor:
+        gate, up = self._gate_up[expert](x).chunk(2, dim=-1)
+        return self._down[expert](F.silu(gate).mul_(up))
+
+
+class KernelExperts:
+    """The Triton kernels, or `grouped_mm` for many tokens where it does not wait for the host."""
+
+    def __init__(self, module: Any, *, is_batch_invariant: bool) -> None:
+        from workers.model.kernels import moe
+
+        self._kernels = moe
+        self._gate_up: Tensor = module.gate_up_proj.detach()
+        self._down: Tensor = module.down_proj.detach()
+        self._is_batch_invariant = is_batch_invariant
+        self._is_groupable = is_groupable(self._down)
+
+    def __call__(self, hidden: Tensor, experts: Tensor, weights: Tensor) -> Tensor:
+        num_pairs = experts.numel()
+        is_many = not self._is_batch_invariant and num_pairs > _MANY_PAIRS * len(self._down)
+        if is_many and self._is_groupable:
+            return multiply_grouped(hidden, self._gate_up, self._down, experts, weights)
+        tile = self._kernels.choose_tile(hidden.dtype, is_many=is_many)
+        with torch.cuda.device_of(hidden):
+            return self._kernels.apply_experts(
+                hidden.contiguous(), self._gate_up, self._down, experts, weights, tile
+            )
+
+
+def is_groupable(weight: Tensor) -> bool:
+    """Return whether `grouped_mm` has a kernel for a weight's device, dtype and alignment.
+
+    Elsewhere on CUDA it copies the groups' ends to the host, and multiplies one by one: see
+    _grouped_mm_cuda in PyTorch's GroupedBlas.cpp.
+    """
+    return (
+        weight.device.type == "cuda"
+        and torch.cuda.get_device_capability(weight.device)[0] in (9, 10)
+        and weight.dtype == torch.bfloat16
+        and all(size * weight.element_size() % 16 == 0 for size in weight.shape[1:])
+    )
+
+
+def multiply_grouped(
+    hidden: Tensor, gate_up: Tensor, down: Tensor, experts: Tensor, weights: Tensor
+) -> Tensor:
+    """Return the weighted sum over each token's experts, by two products of groups of rows.
+
+    Shapes are as in kernels/moe.py.
+    """
+    chosen, order = experts.view(-1).sort(stable=True)
+    numbers = torch.arange(len(down), device=chosen.device)
+    ends = torch.searchsorted(chosen, numbers, right=True, out_int32=True)
+    rows = hidden[order // experts.shape[1]]
+    gate, up = F.grouped_mm(rows, gate_up.transpose(1, 2), offs=ends).chunk(2, dim=-1)
+    parts = F.grouped_mm(F.silu(gate).mul_(up), down.transpose(1, 2), offs=ends)
+    return sum_parts(parts, order, weights)
+
+
+def sum_parts(parts: Tensor, order: Tensor, weights: Tensor) -> Tensor:
+    """Return each token's sum of its parts, which lie in `order`, by weights `[tokens, top_k]`."""
+    restored = torch.empty_like(parts)
+    restored[order] = parts
+    return (restored.view(*weights.shape, -1) * weights[..., None]).sum(1)

@@ -1,0 +1,225 @@
+"""The layers of a Qwen decoder, computed from the weights of transformers' modules.
+
+Knows the arithmetic of a layer: residual additions, norms, merged projections, rotary embedding,
+MLP. Modules of transformers are Any here: which attributes they have is what the parity tests
+guard. Refuses to know where keys and values are kept; that is behind LayerKVCache.
+
+What lies between two matrix products is computed by torch here, or with `for_kernels` in one launch
+of kernels/layers.py; heads are, wherever pages are those of kernels.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from workers.model.attention.attention import AttentionPlan, LayerKVCache, Plan, attend
+from workers.model.attention.block_kv_cache import BlockKVCache
+from workers.model.attention.kv_cache import KVCache
+from workers.model.layers.experts import Experts
+from workers.model.layout.paged_plan import PagedPlan
+from workers.model.linear import batch_invariant
+from workers.model.linear.linear import merge, take
+
+
+class Hidden(NamedTuple):
+    """What goes from layer to layer, `[tokens, width]`: a sum, and what is still to be added to it.
+
+    A layer owns the sum it is given, and adds to it in place.
+    """
+
+    residual: Tensor
+    delta: Tensor | None = None
+
+    def to(self, device: torch.device) -> Self:
+        return self._replace(
+            residual=self.residual.to(device),
+            delta=None if self.delta is None else self.delta.to(device),
+        )
+
+    def at(self, rows: Tensor) -> Self:
+        """Return a copy of some tokens."""
+        return self._replace(
+            residual=self.residual[rows],
+            delta=None if self.delta is None else self.delta[rows],
+        )
+
+
+class Rope(NamedTuple):
+    """Cosines and signed sines of a step's tokens, float32 `[tokens, 1, head_dim]`.
+
+    The first half of `sin` is negated, so that rotating is `x * cos + roll(x) * sin`.
+    """
+
+    cos: Tensor
+    sin: Tensor
+
+    @classmethod
+    def compute(cls, rotary: Any, positions: Tensor) -> "Rope":
+        """Return the angles transformers' rotary module gives for these positions."""
+        like = torch.empty(0, dtype=torch.float32, device=positions.device)
+        cos, sin = rotary(like, positions[None])
+        half = sin.shape[-1] // 2
+        sin = torch.cat((-sin[..., :half], sin[..., half:]), dim=-1)
+        return cls(cos[0].unsqueeze(1), sin[0].unsqueeze(1))
+
+    def to(self, device: torch.device) -> "Rope":
+        return Rope(self.cos.to(device), self.sin.to(device))
+
+    def rotate(self, x: Tensor) -> Tensor:
+        """Rotate float32 heads `[tokens, heads, head_dim]` in place."""
+        rolled = x.roll(x.shape[-1] // 2, -1)
+        return x.mul_(self.cos).addcmul_(rolled, self.sin)
+
+
+class RMSNorm:
+    """Root mean square norm over the last dimension of the whole sum, computed in float32."""
+
+    def __init__(self, module: Any, *, for_kernels: bool = False) -> None:
+        self._weight = module.weight.detach().float()
+        self._eps = float(module.variance_epsilon)
+        self.device: torch.device = self._weight.device
+        self._add_rms_norm = _kernels().add_rms_norm if for_kernels else add_rms_norm
+
+    def __call__(self, hidden: Hidden) -> tuple[Tensor, Tensor]:
+        """Return the norm, and the sum with nothing left to add."""
+        return self._add_rms_norm(hidden.delta, hidden.residual, self._weight, self._eps)
+
+
+def add_rms_norm(
+    delta: Tensor | None, residual: Tensor, weight: Tensor, eps: float
+) -> tuple[Tensor, Tensor]:
+    """Add delta to residual in place; return its norm in its dtype, and it."""
+    if delta is not None:
+        residual.add_(delta)
+    return normalize(residual, weight, eps).to(residual.dtype), residual
+
+
+def normalize(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """Return x over its root mean square, times weight, in float32.
+
+    On a CPU in place on one copy: the intermediate tensors of `F.rms_norm` cost more than the sums.
+    """
+    if x.device.type != "cpu":
+        return F.rms_norm(x.float(), (x.shape[-1],), None, eps).mul_(weight)
+    x = x.to(torch.float32, copy=True)
+    mean = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1])
+    return x.mul_(mean.add_(eps).rsqrt_()).mul_(weight)
+
+
+class FusedAttention:
+    """Self-attention with one projection for queries, keys and values.
+
+    Qwen2 has a bias and no head norms, Qwen3 the reverse; both are told from the module itself.
+    """
+
+    def __init__(self, module: Any, *, is_batch_invariant: bool) -> None:
+        self._head_dim = int(module.head_dim)
+        self._scale = float(module.scaling)
+        self._num_heads = module.q_proj.weight.shape[0] // self._head_dim
+        self._num_kv_heads = module.k_proj.weight.shape[0] // self._head_dim
+        self._head_norm = self._merge_head_norms(module)
+        self._eps = 0.0 if self._head_norm is None else float(module.q_norm.variance_epsilon)
+        self._qkv = merge(
+            [module.q_proj, module.k_proj, module.v_proj], is_batch_invariant=is_batch_invariant
+        )
+        self._out = take(module.o_proj, is_batch_invariant=is_batch_invariant)
+
+    def __call__(self, normed: Tensor, rope: Rope, pages: LayerKVCache, plan: Plan) -> Tensor:
+        qkv = self._qkv(normed)
+        if isinstance(pages, BlockKVCache):
+            context = self._attend_by_kernels(qkv, rope, pages, plan)
+        else:
+            context = self._attend_by_torch(qkv, rope, pages, plan)
+        return self._out(context.view(qkv.shape[0], -1))
+
+    def _attend_by_kernels(
+        self, qkv: Tensor, rope: Rope, pages: BlockKVCache, plan: Plan
+    ) -> Tensor:
+        assert isinstance(plan, PagedPlan)
+        scale = self._scale if self._head_norm is None else 1.0
+        query = pages.rotate_and_write(
+            qkv, self._head_norm, self._eps, scale, rope.cos, rope.sin, plan.slots
+        )
+        return pages.attend(query, plan)
+
+    def _attend_by_torch(self, qkv: Tensor, rope: Rope, pages: KVCache, plan: Plan) -> Tensor:
+        heads = qkv.view(qkv.shape[0], -1, self._head_dim)
+        num_rotated = self._num_heads + self._num_kv_heads
+        rotated = self._normalize_and_rotate(heads[:, :num_rotated], rope).to(heads.dtype)
+        query, key = rotated[:, : self._num_heads], rotated[:, self._num_heads :]
+        value = heads[:, num_rotated:]
+        assert isinstance(plan, AttentionPlan)
+        pages.write(plan.slots, key, value)
+        return attend(query, key, value, pages, plan)
+
+    def _normalize_and_rotate(self, heads: Tensor, rope: Rope) -> Tensor:
+        """Return float32 queries and keys; the queries are scaled for the softmax."""
+        if self._head_norm is None:
+            heads = heads.to(torch.float32, copy=True)
+            heads[:, : self._num_heads].mul_(self._scale)
+        else:
+            heads = normalize(heads, self._head_norm, self._eps)
+        return rope.rotate(heads)
+
+    def _merge_head_norms(self, module: Any) -> Tensor | None:
+        """Return one float32 weight `[heads + kv_heads, head_dim]`, with the queries' scale."""
+        if not hasattr(module, "q_norm"):
+            return None
+        query = module.q_norm.weight.detach().float().expand(self._num_heads, -1)
+        key = module.k_norm.weight.detach().float().expand(self._num_kv_heads, -1)
+        return torch.cat((query * self._scale, key))
+
+
+class FusedMLP:
+    """SwiGLU with one projection for gate and up."""
+
+    def __init__(self, module: Any, *, is_batch_invariant: bool, for_kernels: bool = False) -> None:
+        self._gate_up = merge(
+            [module.gate_proj, module.up_proj], is_batch_invariant=is_batch_invariant
+        )
+        self._down = take(module.down_proj, is_batch_invariant=is_batch_invariant)
+        by_torch = partial(silu_mul, silu=batch_invariant.silu if is_batch_invariant else F.silu)
+        self._silu_mul = _kernels().silu_mul if for_kernels else by_torch
+
+    def __call__(self, normed: Tensor) -> Tensor:
+        return self._down(self._silu_mul(self._gate_up(normed)))
+
+
+def silu_mul(gate_up: Tensor, silu: Callable[[Tensor], Tensor] = F.silu) -> Tensor:
+    """Return the SiLU of the first half of `[tokens, 2 * width]`, times the second."""
+    gate, up = gate_up.chunk(2, dim=-1)
+    return silu(gate).mul_(up)
+
+
+class DecoderLayer:
+    """Attention and MLP with their norms and residual additions."""
+
+    def __init__(
+        self, module: Any, *, is_batch_invariant: bool = False, for_kernels: bool = False
+    ) -> None:
+        self._input_norm = RMSNorm(module.input_layernorm, for_kernels=for_kernels)
+        self.device = self._input_norm.device
+        self._post_norm = RMSNorm(module.post_attention_layernorm, for_kernels=for_kernels)
+        self._attention = FusedAttention(module.self_attn, is_batch_invariant=is_batch_invariant)
+        feed_forward = FusedMLP if hasattr(module.mlp, "gate_proj") else Experts
+        self._mlp = feed_forward(
+            module.mlp, is_batch_invariant=is_batch_invariant, for_kernels=for_kernels
+        )
+
+    def __call__(self, hidden: Hidden, rope: Rope, pages: LayerKVCache, plan: Plan) -> Hidden:
+        """Return the sum with attention added, and the MLP's outputs for the next norm to add."""
+        normed, residual = self._input_norm(hidden)
+        delta = self._attention(normed, rope, pages, plan)
+        normed, residual = self._post_norm(Hidden(residual, delta))
+        return Hidden(residual, self._mlp(normed))
+
+
+def _kernels() -> Any:
+    # Triton is imported where kernels are used, and nowhere else.
+    from workers.model.kernels import layers
+
+    return layers

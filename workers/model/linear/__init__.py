@@ -1,0 +1,1 @@
+"""Products with fixed weights, the batch-invariant ones among them."""

@@ -1,0 +1,1 @@
+"""Keep processes alive: start, watch, restart, reload, stop; never imports torch."""

@@ -1,0 +1,113 @@
+"""Start an engine process on this machine, hear from it while it loads, judge its heartbeat."""
+
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+import msgspec
+
+from workers.config import EngineConfig
+from workers.wire.shared_memory import SharedMemory
+from workers.worker import worker
+from workers.worker.report import Report, WorkerSpec
+
+
+class EngineChild:
+    """One engine process as its supervisor sees it; a `supervised_process.Child`."""
+
+    def __init__(
+        self,
+        config: EngineConfig,
+        spec: WorkerSpec,
+        memory: SharedMemory,
+        on_progress: Callable[[str, str, float], None] = lambda name, what, fraction: None,
+    ) -> None:
+        self.name = spec.name
+        self.failure: str | None = None
+        self._config = config
+        self._spec = spec
+        self._memory = memory
+        self._on_progress = on_progress
+        self._process: BaseProcess | None = None
+        self._pipe: Connection | None = None
+        self._is_ready = False
+        self._num_tokens, self._has_served = 0, False
+
+    def start(self) -> None:
+        """Spawn the process: CUDA cannot be used in a forked child, and threads do not survive a
+        fork.
+        """
+        self.failure, self._is_ready, self._has_served = None, False, False
+        context = multiprocessing.get_context("spawn")
+        self._pipe, theirs = context.Pipe(duplex=True)
+        self._process = context.Process(
+            target=worker.main, args=(self._config, self._spec, Report(theirs)), name=self.name
+        )
+        self._process.start()
+        theirs.close()
+
+    @property
+    def pid(self) -> int | None:
+        return self._process.pid if self._process else None
+
+    def poll(self) -> int | None:
+        """Return the exit code, negative for a signal, or None while the process runs."""
+        self._hear()
+        num_tokens = self._memory.read(self._spec.index)["generated_tokens"]
+        # Growth, as the row keeps a lost process's number until the next one has written its own.
+        self._has_served = self._has_served or num_tokens > self._num_tokens
+        self._num_tokens = num_tokens
+        return self._process.exitcode if self._process else None
+
+    def is_ready(self) -> bool:
+        return self._is_ready
+
+    def has_served(self) -> bool:
+        """Return whether a step has given somebody tokens since the start."""
+        return self._has_served
+
+    def hang(self) -> str | None:
+        """Return why the engine must be taken for hung, or None."""
+        row = self._memory.read(self._spec.index)
+        age = time.monotonic_ns() - row["beat_ns"]
+        if row["pid"] != self.pid or age <= row["step_timeout_ns"]:
+            return None
+        return f"no sign of life for {age / 1e9:.1f} s in step {row['step']}"
+
+    def discourage(self) -> None:
+        """Do nothing: the HTTP half says who is ready."""
+
+    def terminate(self) -> None:
+        self._signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        self._signal(signal.SIGKILL)
+
+    def dump(self) -> None:
+        """Ask a hung process for the stacks of its threads; a stopped one cannot answer."""
+        self._signal(signal.SIGABRT)
+
+    def _signal(self, number: int) -> None:
+        if self._process is not None and self._process.exitcode is None and self.pid:
+            os.kill(self.pid, number)
+
+    def _hear(self) -> None:
+        try:
+            while self._pipe is not None and self._pipe.poll():
+                self._on_event(msgspec.json.decode(self._pipe.recv_bytes()))
+        except (EOFError, OSError):
+            self._pipe = None
+
+    def _on_event(self, event: dict[str, Any]) -> None:
+        match event["event"]:
+            case "progress":
+                self._on_progress(self.name, event["what"], event["fraction"])
+            case "ready":
+                self._is_ready = True
+            case "fatal":
+                self.failure = event["message"]

@@ -1,0 +1,187 @@
+"""One reload: settings are read anew, then the children of a group are replaced by new ones.
+
+A child that never gets ready replaces nobody. Where both can run at once the new one is ready
+before the old one goes; engines, whose memory there is only once, go one after the other, and the
+old one comes back where the new one fails. Ticked by the supervisor; never sleeps.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from workers.errors import WorkerError
+from workers.supervisor.supervised_process import Child, State, SupervisedProcess
+
+log = logging.getLogger(__name__)
+
+# How long a new child that runs beside the old one may take to get ready.
+READY_SECONDS = 120.0
+# How long an engine may finish before it is ended; its requests are replayed by their HTTP process.
+FINISH_SECONDS = 10.0
+
+
+class ReloadPlan(Protocol):
+    """Settings being read anew."""
+
+    def poll(self) -> Sequence[Child] | None:
+        """Return the new children, or None while it goes on; raise ConfigError saying what is
+        wrong.
+        """
+
+
+@dataclass(frozen=True)
+class Reloader:
+    """How a group is reloaded: `begin` reads its settings anew. `overlaps`: old and new children
+    can run at the same time.
+    """
+
+    group: int
+    begin: Callable[[], ReloadPlan]
+    overlaps: bool
+
+
+class Reload:
+    """`result` is None while it goes on, then empty, or the reason why nothing was replaced."""
+
+    def __init__(
+        self, group: list[SupervisedProcess], reloader: Reloader, drain_timeout: float
+    ) -> None:
+        self.result: str | None = None
+        self._group = group
+        self._overlaps = reloader.overlaps
+        self._drain_timeout = drain_timeout
+        self._plan: ReloadPlan | None = reloader.begin()
+        self._replacements: list[_Overlap | _InPlace] = []
+
+    def tick(self, now: float) -> None:
+        """Go one step further."""
+        if self.result is None and self._plan is not None:
+            self._read(self._plan)
+        if self.result is None and self._plan is None:
+            self._replace(now)
+
+    def cancel(self, reason: str, now: float) -> None:
+        """Give up; a child that was being started ends at once."""
+        if self.result is None:
+            self.result = reason
+            if self._replacements:
+                self._replacements[0].cancel(now)
+
+    def _read(self, plan: ReloadPlan) -> None:
+        try:
+            children = plan.poll()
+        except WorkerError as error:
+            self._end(str(error))
+            return
+        if children is not None:
+            self._plan = None
+            kind = _Overlap if self._overlaps else _InPlace
+            current = [watch for watch in self._group if not watch.is_replaced]
+            if len(children) != len(current):
+                self._end("the number of engines cannot change at a reload: restart")
+                return
+            self._replacements = [
+                kind(self._group, watch, child, self._drain_timeout)
+                for watch, child in zip(current, children, strict=True)
+            ]
+
+    def _replace(self, now: float) -> None:
+        while self._replacements:
+            failure = self._replacements[0].tick(now)
+            if failure is None:
+                return
+            if failure:
+                self._end(failure)
+                return
+            del self._replacements[0]
+        self._end("")
+
+    def _end(self, reason: str) -> None:
+        self.result = reason
+        if reason:
+            log.error("reload refused: %s", reason)
+        else:
+            log.info("reloaded")
+
+
+class _Overlap:
+    """Starts a new child beside the old one, and retires the old one when the new one is ready."""
+
+    def __init__(
+        self,
+        group: list[SupervisedProcess],
+        old: SupervisedProcess,
+        child: Child,
+        drain_timeout: float,
+    ) -> None:
+        self._group = group
+        self._old = old
+        self._new = SupervisedProcess(child, old.restarts)
+        self._drain_timeout = drain_timeout
+        self._give_up_at: float | None = None
+
+    def tick(self, now: float) -> str | None:
+        """Return None while it goes on, then empty, or why the old child stays."""
+        if self._give_up_at is None:
+            self._give_up_at = now + READY_SECONDS
+            self._new.start(now)
+            return None
+        code = self._new.tick(now)
+        if code is not None:
+            self._new.stopped(now)
+            return self._new.failure(code)
+        if self._new.child.failure or now >= self._give_up_at:
+            self.cancel(now)
+            return self._new.child.failure or f"not ready within {READY_SECONDS:g} s"
+        if self._new.state is not State.READY:
+            return None
+        self._group.insert(self._group.index(self._old), self._new)
+        self._old.is_replaced = True
+        self._old.retire(now, self._drain_timeout)
+        return ""
+
+    def cancel(self, now: float) -> None:
+        """End the new child; as one of the group it is waited for, as it may have callers."""
+        self._new.retire(now, self._drain_timeout)
+        self._new.is_replaced = True
+        self._group.append(self._new)
+
+
+class _InPlace:
+    """Ends the old child, then starts the new one, and the old one again where that fails."""
+
+    def __init__(
+        self,
+        group: list[SupervisedProcess],
+        old: SupervisedProcess,
+        child: Child,
+        drain_timeout: float,
+    ) -> None:
+        self._watch = old
+        self._old, self._new = old.child, child
+        self._finish = min(FINISH_SECONDS, drain_timeout)
+        self._is_retired = False
+
+    def tick(self, now: float) -> str | None:
+        """Return None while it goes on, then empty, or why the old child is back."""
+        watch = self._watch
+        if not self._is_retired:
+            self._is_retired = True
+            watch.retire(now, self._finish)
+        if watch.state is State.STOPPED:
+            watch.child = self._new
+            watch.start(now)
+        if watch.child is not self._new:
+            return None
+        if watch.state is State.READY:
+            return ""
+        if watch.is_running:
+            return None
+        reason = watch.last_failure
+        watch.child = self._old
+        watch.start(now)
+        return reason
+
+    def cancel(self, now: float) -> None:
+        """Nothing: what runs is stopped with its group."""

@@ -1,0 +1,1 @@
+"""What the HTTP half and the model half share: messages, connections, shared memory."""

@@ -1,0 +1,85 @@
+"""Statistics an engine publishes in shared memory: the fields of its slot, and a row as read.
+
+A new figure is a field here, one of `workers.engine_core.EngineStats`, and a line in
+qwenapi/metrics/prometheus.py.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from workers.wire.shared_memory import Layout
+
+READY = "ready"
+
+ENGINE_LAYOUT = Layout(
+    "engine",
+    (
+        "pid",
+        "starts",  # processes this slot has had
+        "generation",
+        "phase",
+        "step",
+        "beat_ns",  # time.monotonic_ns() of the engine loop's last sign of life
+        "step_timeout_ns",
+        "running",
+        "waiting",
+        "free_blocks",
+        "total_blocks",
+        "prompt_tokens",
+        "cached_tokens",
+        "generated_tokens",
+        "preemptions",
+        "drafted_tokens",
+        "accepted_tokens",  # of the drafted
+        "device_allocated",  # bytes, as torch counts them; 0 on a CPU
+        "device_reserved",
+        "device_total",
+    ),
+)
+# What goes on counting when a slot's next process takes over; the rest is of this moment.
+ENGINE_COUNTERS = (
+    "starts",
+    "step",
+    "prompt_tokens",
+    "cached_tokens",
+    "generated_tokens",
+    "preemptions",
+    "drafted_tokens",
+    "accepted_tokens",
+)
+
+
+class Phase:
+    """What an engine loop is doing; the values of the field `phase`."""
+
+    NONE, LOADING, IDLE, STEPPING, DRAINING = range(5)
+
+
+@dataclass(frozen=True)
+class EngineRow:
+    """One engine: its number, its device (`cpu`, `cuda:0`, `stub`), how it is, and its page's
+    fields; of a process that is gone only the counters are left, the rest is 0.
+    """
+
+    engine: int
+    device: str
+    state: str
+    values: Mapping[str, int]
+
+    @property
+    def is_up(self) -> bool:
+        return self.state == READY
+
+    @property
+    def has_gpu(self) -> bool:
+        return self.device.startswith("cuda")
+
+    @property
+    def kv_cache_usage(self) -> float:
+        """Return the used share of the cache's blocks."""
+        total = self.values["total_blocks"]
+        return 1 - self.values["free_blocks"] / total if total else 0.0
+
+    @property
+    def num_restarts(self) -> int:
+        return max(0, self.values["starts"] - 1)

@@ -1,0 +1,307 @@
+"""The wire contract between the HTTP half and an engine: frozen messages, ids in and ids out.
+
+Knows: which messages exist, how one becomes bytes and comes back. Refuses to know: sockets, text,
+HTTP, torch. A frame is a big-endian uint32 length followed by one msgpack array whose first element
+is the message's tag. A field added with a default at the end of a message keeps older peers working
+(version N speaks N-1).
+
+    HTTP process                                   engine process
+      Attach ──────────────────────────────────────►
+      ◄────────────────────────────────────── Hello     version, generation, model card, limits
+      Generate ────────────────────────────────────►
+      ◄─────────────────────── Accepted │ Rejected      decided before any HTTP header goes out
+      ◄───────────────────────── StepUpdate, StepUpdate, …   one frame per step and connection
+      Abort ───────────────────────────────────────►    (or the connection ends: the same for all)
+      Ping ⇄ Pong                                       both ways; the engine's Pong is its loop's
+"""
+
+import struct
+from typing import Any, Literal
+
+import msgspec
+
+from workers.errors import ProtocolError
+
+PROTOCOL_VERSION = 1
+PROTOCOL_VERSION_MIN = 1
+MAX_FRAME_BYTES = 16 * 1024 * 1024
+MAX_CHOICES = 16
+MAX_LOGPROBS = 20
+# The low bits of a wire id count the attempts at a request.
+EPOCH_BITS = 8
+MAX_EPOCH = (1 << EPOCH_BITS) - 1
+
+_LENGTH = struct.Struct(">I")
+
+FinishReason = Literal["stop", "length"]
+RejectReason = Literal["queue_full", "overloaded", "too_long", "draining", "invalid"]
+FailReason = Literal[
+    "queue_timeout",
+    "engine_error",
+    "engine_lost",
+    "draining",
+    "server_shutdown",
+    # What the HTTP half says of a request it could not let another engine go on with:
+    "engine_crash",
+    "engine_unavailable",
+    "model_changed",
+]
+
+
+class Message(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """Base of all messages; subclasses set their tag."""
+
+
+class SamplingParams(msgspec.Struct, frozen=True, array_like=True, gc=False, kw_only=True):
+    """How tokens of one request are chosen; every field neutral by default.
+
+    `seed` is always set by the HTTP half (a random one when the caller gave none), so that a replay
+    draws the same noise. `logprobs`: None = none, 0 = the chosen token's, k = also the k most
+    likely alternatives (at most 20).
+    """
+
+    max_tokens: int
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: dict[int, float] = {}
+    seed: int = 0
+    min_tokens: int = 0
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    logprobs: int | None = None
+
+
+class ModelCard(msgspec.Struct, frozen=True, array_like=True, gc=False, kw_only=True):
+    """What an engine serves. `model_dir` is absolute: the HTTP half reads tokenizer and template
+    from it.
+
+    `generation_config` holds the sampling defaults of generation_config.json (temperature, top_k,
+    …) as floats.
+    """
+
+    model_dir: str
+    model_hash: str
+    tokenizer_sha256: str
+    architecture: str
+    max_model_len: int
+    vocab_size: int
+    eos_token_ids: tuple[int, ...]
+    generation_config: dict[str, float]
+    dtype: str
+    device: str
+    block_size: int
+    num_blocks: int
+    max_num_seqs: int
+    max_num_batched_tokens: int
+
+
+class Attach(Message, frozen=True, tag="attach"):
+    """First frame of the HTTP process: which protocol versions it speaks, and its name for the
+    engine's log.
+    """
+
+    version_min: int
+    version_max: int
+    name: str
+
+
+class Hello(Message, frozen=True, tag="hello"):
+    """First frame of the engine. Nothing counts as running before it has arrived.
+
+    `generation` differs after every start of the engine process; `page_path` is where its heartbeat
+    and gauges are.
+    """
+
+    version: int
+    generation: int
+    engine_index: int
+    shared_memory_path: str
+    card: ModelCard
+
+
+class Generate(Message, frozen=True, tag="generate", kw_only=True):
+    """Ask for one answer with one or more choices.
+
+    `wid` is the wire id of this attempt (see `wire_id`). `choices` names the choice indexes to
+    produce: 0…n-1 for a new request, the unfinished ones for a replay, when `resume` holds the ids
+    each of them already has. `group` is a set of requests that share `max_running` and
+    `max_waiting` (0 = the engine's own limits). `cache_salt` separates prefix caches: blocks are
+    shared only between requests of equal salt. `queue_timeout` is in seconds.
+    """
+
+    wid: int
+    request_id: str
+    prompt_ids: tuple[int, ...]
+    params: SamplingParams
+    choices: tuple[int, ...] = (0,)
+    resume: tuple[tuple[int, ...], ...] = ()
+    priority: int = 0
+    tenant: str = ""
+    cache_salt: str = ""
+    group: str = ""
+    max_running: int = 0
+    max_waiting: int = 0
+    queue_timeout: float = 300.0
+
+    @property
+    def epoch(self) -> int:
+        """Return which attempt this is; all but the first are replays, once admitted already."""
+        return self.wid & MAX_EPOCH
+
+
+class Abort(Message, frozen=True, tag="abort"):
+    """The caller has gone, or has enough: free the request, or some of its choices, within one
+    step.
+
+    Unknown ids are ignored. A request without any choice left is gone without a word.
+    """
+
+    wid: int
+    choices: tuple[int, ...] = ()
+
+
+class Ping(Message, frozen=True, tag="ping"):
+    nonce: int
+
+
+class Pong(Message, frozen=True, tag="pong"):
+    nonce: int
+
+
+class Accepted(Message, frozen=True, tag="accepted"):
+    """The request will run; exactly one `Finished` or `Failed` follows unless it is aborted."""
+
+    wid: int
+
+
+class Rejected(Message, frozen=True, tag="rejected", kw_only=True):
+    """The request is refused before anything ran. `retry_after` is in seconds."""
+
+    wid: int
+    reason: RejectReason
+    queue_size: int = 0
+    max_queue_size: int = 0
+    retry_after: int = 1
+
+
+class TokenLogprob(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """Log-probability (natural, of the model's raw distribution) of a chosen token and of the most
+    likely ones, best first.
+    """
+
+    token_id: int
+    logprob: float
+    top_ids: tuple[int, ...] = ()
+    top_logprobs: tuple[float, ...] = ()
+
+
+class Chunk(msgspec.Struct, frozen=True, array_like=True, omit_defaults=True, gc=False):
+    """New tokens of one choice. `position` is the index of the first of them among the choice's
+    output tokens.
+
+    The last chunk of a choice has a `finish_reason`; a token that stopped it (eos, stop_token_ids)
+    is included as its last id.
+    """
+
+    wid: int
+    choice: int
+    position: int
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason | None = None
+    stop_token_id: int | None = None
+    logprobs: tuple[TokenLogprob, ...] = ()
+
+
+class Started(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """A request has left the queue; `cached_tokens` of its prompt need not be computed."""
+
+    wid: int
+    cached_tokens: int
+
+
+class Finished(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """All choices of a request have ended, at least one of them by itself.
+
+    Token counts: the prompt counts once; `completion_tokens` includes those of resumed and aborted
+    choices.
+    """
+
+    wid: int
+    prompt_tokens: int
+    completion_tokens: int
+
+
+class Failed(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    wid: int
+    reason: FailReason
+
+
+class StepUpdate(Message, frozen=True, tag="step", kw_only=True):
+    """Everything one engine step has for one connection."""
+
+    started: list[Started] = []
+    chunks: list[Chunk] = []
+    finished: list[Finished] = []
+    failed: list[Failed] = []
+
+
+ToEngine = Attach | Generate | Abort | Ping | Pong
+FromEngine = Hello | Accepted | Rejected | StepUpdate | Ping | Pong
+
+_encoder = msgspec.msgpack.Encoder()
+_decode_to_engine = msgspec.msgpack.Decoder(ToEngine)
+_decode_from_engine = msgspec.msgpack.Decoder(FromEngine)
+
+
+def wire_id(serial: int, epoch: int) -> int:
+    """Return the id of attempt `epoch` (0-255) of the connection's request number `serial`."""
+    return serial << EPOCH_BITS | epoch & MAX_EPOCH
+
+
+def encode(message: Message) -> bytes:
+    """Return the frame of one message; raise ProtocolError if it is larger than a frame may be."""
+    body = _encoder.encode(message)
+    if len(body) > MAX_FRAME_BYTES:
+        raise ProtocolError(f"frame of {len(body)} bytes exceeds the limit of {MAX_FRAME_BYTES}")
+    return _LENGTH.pack(len(body)) + body
+
+
+class FrameReader:
+    """Cut a byte stream into the messages one side of the wire may receive."""
+
+    def __init__(self, side: Literal["engine", "http"]) -> None:
+        self._decode = (_decode_to_engine if side == "engine" else _decode_from_engine).decode
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> list[Any]:
+        """Return all messages completed by `data`; raise ProtocolError on a frame that is too large
+        or malformed.
+        """
+        self._buffer += data
+        messages = []
+        start, end = 0, len(self._buffer)
+        with memoryview(self._buffer) as view:
+            while end - start >= _LENGTH.size:
+                (length,) = _LENGTH.unpack_from(view, start)
+                if length > MAX_FRAME_BYTES:
+                    raise ProtocolError(
+                        f"frame of {length} bytes exceeds the limit of {MAX_FRAME_BYTES}"
+                    )
+                stop = start + _LENGTH.size + length
+                if stop > end:
+                    break
+                messages.append(self._message(view[start + _LENGTH.size : stop]))
+                start = stop
+        del self._buffer[:start]
+        return messages
+
+    def _message(self, body: memoryview) -> Any:
+        try:
+            return self._decode(body)
+        except (ValueError, RecursionError) as error:  # msgspec lets bad UTF-8 through as it is
+            raise ProtocolError(f"malformed frame: {error}") from error

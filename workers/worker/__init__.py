@@ -1,0 +1,1 @@
+"""The engine process: socket thread, admission, step loop; and the stub engine."""
