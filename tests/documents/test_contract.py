@@ -1,6 +1,6 @@
 """What proves each promise: for every conflict between the documents (C1-C26) and every bug of
-their own code (1-22) the tests that fail if it is broken, or the README's sentence where it is met
-by design. This table is checked against the files it names.
+their own code (1-22) the tests that fail if it is broken, or the sentence of the page on the
+documents where it is met by design. This table is checked against the files it names.
 """
 
 import ast
@@ -15,8 +15,8 @@ CONFLICTS = {
         "documents/test_all.py::test_the_model_chooses_the_document",
         "documents/test_profiles.py::test_the_defaults_and_the_port_are_the_documents",
         "documents/test_halves.py::test_each_half_answers_and_refuses_in_its_own_dialect",
-        "README: only a `guide` on a port of its own insists on a model",
-        "README: errors have OpenAI's shape",
+        "docs: only a `guide` on a port of its own insists on a model",
+        "docs: errors have OpenAI's shape",
     ],
     "C2 bodies of /health": [
         "documents/test_golden.py::test_an_answer_is_the_one_on_file",
@@ -41,7 +41,7 @@ CONFLICTS = {
     ],
     "C6 top_p, top_k and generation_config": [
         "generation/test_sampling.py::test_the_request_wins_over_the_profile_and_the_profile_over_the_model",
-        "README: A documented default wins over the model's `generation_config.json`",
+        "docs: A documented default wins over the model's `generation_config.json`",
     ],
     "C7 names of models": [
         "documents/test_all.py::test_the_browsers_two_names_and_three_addresses_are_one",
@@ -98,7 +98,7 @@ CONFLICTS = {
     ],
     "C19 names and versions": [
         "documents/test_generate.py::test_the_service_describes_itself",
-        "README: Names and versions in these answers are the documents', not this package's.",
+        "docs: Names and versions in these answers are the documents', not this package's.",
     ],
     "C20 limits of each document over one engine": [
         "documents/test_profiles.py::test_only_the_news_are_limited_in_how_many_run",
@@ -236,7 +236,7 @@ BUGS = {
         "documents/test_news.py::test_health_is_the_documents",
         "documents/test_printed.py::"
         "test_004_the_client_classifies_reads_the_metrics_and_finds_the_service_healthy",
-        "README: `status` in `/health` is the documented word and nothing richer",
+        "docs: `status` in `/health` is the documented word and nothing richer",
     ],
 }
 
@@ -252,9 +252,9 @@ def test_every_row_has_its_place():
 def test_what_is_named_exists(row):
     assert ROWS[row]
     for proof in ROWS[row]:
-        if proof.startswith("README: "):
-            readme = (TESTS.parent / "README.md").read_text(encoding="utf-8")
-            assert proof.removeprefix("README: ") in readme
+        if proof.startswith("docs: "):
+            page = (TESTS.parent / "docs/documents.md").read_text(encoding="utf-8")
+            assert proof.removeprefix("docs: ") in page
         else:
             file, name = proof.split("::")
             assert name in functions_of(TESTS / file), proof
