@@ -17,7 +17,8 @@ from workers.cores import physical_cores
 from workers.supervisor.launcher import EngineChild
 from workers.supervisor.reload import Reloader
 from workers.wire.engine_stats import ENGINE_LAYOUT
-from workers.wire.shared_memory import SharedMemory, shared_memory_path
+from workers.wire.shared_memory import SharedMemory
+from workers.wire.shared_memory_files import shared_memory_path
 from workers.worker.report import WorkerSpec
 
 Progress = Callable[[str, str, float], None]

@@ -18,7 +18,8 @@ from workers.engine.scheduler import Scheduler
 from workers.engine.sequence import Sequence
 from workers.engine.sequence_group import SequenceGroup
 from workers.engine.start import start
-from workers.engine_core import EngineStats, Key, StepOutput
+from workers.engine_core import Key, StepOutput
+from workers.wire.engine_stats import EngineStats
 from workers.wire.protocol import Chunk, Failed, Generate, Started
 
 Progress = Callable[[str, float], None]

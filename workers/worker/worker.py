@@ -21,9 +21,9 @@ from dataclasses import fields
 
 from workers import logs
 from workers.config import EngineConfig
-from workers.engine_core import EngineCore, EngineStats, StepOutput
+from workers.engine_core import EngineCore, StepOutput
 from workers.errors import ExitCode, WorkerError
-from workers.wire.engine_stats import ENGINE_COUNTERS, ENGINE_LAYOUT, Phase
+from workers.wire.engine_stats import ENGINE_COUNTERS, ENGINE_LAYOUT, EngineStats, Phase
 from workers.wire.protocol import Abort, Accepted, Generate, Hello, Message, Ping, Pong, StepUpdate
 from workers.wire.shared_memory import SharedMemory, Slot
 from workers.worker.admission import Admission
@@ -171,16 +171,7 @@ class Worker:
         counted = {
             name: before + getattr(stats, name) for name, before in self._counted_before.items()
         }
-        self._row.update(
-            running=stats.running,
-            waiting=stats.waiting,
-            free_blocks=stats.free_blocks,
-            total_blocks=stats.total_blocks,
-            device_allocated=stats.device_allocated,
-            device_reserved=stats.device_reserved,
-            device_total=stats.device_total,
-            **counted,
-        )
+        self._row.update(**vars(stats) | counted)
 
     def _beat(self, phase: int) -> None:
         device = self._core.card.device.split(":")[0]
