@@ -1,6 +1,6 @@
 """The seam between a worker process and what generates tokens in it: the real engine, or the stub.
 
-A core is driven by one thread, the engine loop. It knows keys, never connections; it is told of a
+It is driven by one thread, the engine loop. It knows keys, never connections; it is told of a
 request only after admission, and answers for each exactly once: with a Finished, a Failed, or
 nothing after `abort`.
 """
@@ -11,7 +11,7 @@ from typing import Protocol
 from workers.wire.engine_stats import EngineStats
 from workers.wire.protocol import Chunk, Failed, Finished, Generate, ModelCard, Started
 
-# A connection's number and a wire id on it; to a core it is only a name.
+# A connection's number and a wire id on it; to an engine it is only a name.
 Key = tuple[int, int]
 
 

@@ -13,7 +13,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from workers.checkpoint import Checkpoint
 from workers.config import EngineConfig
-from workers.cores import physical_cores
+from workers.cpu_cores import physical_cores
 from workers.engine.model_runner import ModelRunner
 from workers.engine.sampler import sample
 from workers.engine.sampling_rows import SamplingRow
