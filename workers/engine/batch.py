@@ -1,4 +1,4 @@
-"""What one step computes: which sequences, and how many tokens of each."""
+"""Batch: what one step computes, as rows of a sequence and how many tokens of it."""
 
 from dataclasses import dataclass
 from typing import NamedTuple

@@ -1,9 +1,8 @@
-"""The real engine: a model in memory and the loop body that advances every request by one step.
+"""Engine: the real engine, a model in memory that advances every request by one step at a time.
 
-Knows how the parts fit together. Refuses to know sockets, admission and processes:
-`workers.worker.worker` drives it through `workers.engine_core.EngineCore`. An error inside
-a step is not caught: what the device and the blocks then hold is unknown, so the process has to end
-and be started again.
+Knows how the parts fit together. Refuses to know sockets, admission and processes; a Worker drives
+it as an EngineCore. An error inside a step is not caught: what the device and the blocks then hold
+is unknown, so the process has to end and be started again.
 """
 
 import time

@@ -1,7 +1,4 @@
-"""What one caller asked of an engine: the wire's Generate, and what follows from it once.
-
-Refuses to know sequences, blocks, batches and time.
-"""
+"""Request: what one caller asked of an engine, and what follows from it once; frozen."""
 
 from dataclasses import dataclass
 from functools import cached_property

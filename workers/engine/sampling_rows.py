@@ -1,4 +1,4 @@
-"""The rows to sample in a step: what is asked of each, on the host and as tensors."""
+"""SamplingRow and SamplingTensors: what is asked of the rows to sample, on host and device."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -58,8 +58,9 @@ class SamplingRow:
 
 
 class SamplingTensors(NamedTuple):
-    """How rows draw: tensors `[rows]`, int32 or float32. `temperatures` is 0 for the best token,
-    `top_k` 0 for none; `low` and `high` are the row's noise key.
+    """How rows draw: tensors `[rows]`, float32, or int32 for `top_k` and the noise key.
+
+    `temperatures` is 0 for the best token, `top_k` 0 for none.
     """
 
     temperatures: Tensor

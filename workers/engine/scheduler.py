@@ -1,7 +1,6 @@
-"""Who computes how many tokens in the next step.
+"""Scheduler: which sequences compute how many tokens in the next step.
 
-Knows sequences, one token budget and the block manager. Refuses to know tensors, sampling and the
-wire.
+Knows sequences, one token budget and the block manager. Refuses to know tensors and sampling.
 
     waiting ──admit──► running ──finish──► gone        a step: decodes, then prompts under way, then
        ▲                  │                            new sequences, all from one token budget

@@ -1,4 +1,4 @@
-"""One running generation: a choice of a request, its tokens and what it holds on the device.
+"""Sequence: one choice of a request, its tokens so far and its blocks of KV cache.
 
 Knows how far it is computed and when it has to stop. Refuses to know other sequences and blocks'
 owners.

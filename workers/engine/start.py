@@ -1,7 +1,7 @@
-"""How an engine comes up: checkpoint → model → cache → runner, and the card that describes them.
+"""Start an engine: load the weights, size the KV cache beside them, describe it in a ModelCard.
 
-Knows the order, which matters for memory: weights first, then a worst-case step, then the cache
-takes what is left. Refuses to know requests.
+The order matters for memory: weights first, then a worst-case step, then the cache takes what is
+left. Refuses to know requests.
 """
 
 import ctypes
@@ -33,7 +33,7 @@ from workers.model.graphs import Graphs
 from workers.model.layout.paged_plan import PagedPlan
 from workers.model.loader import choose_device, choose_dtype, load_config, load_weights
 from workers.model.quantization import fp8
-from workers.model.quantization.quantized import Quantization
+from workers.model.quantization.awq_gptq import Quantization
 from workers.wire.protocol import ModelCard, SamplingParams
 
 # From glibc's malloc.h.
@@ -180,16 +180,12 @@ def _card(
         model_hash=checkpoint.model_hash,
         tokenizer_sha256=checkpoint.tokenizer_sha256,
         architecture=checkpoint.architecture,
-        max_model_len=limits.max_model_len,
         vocab_size=config.vocab_size,
         eos_token_ids=checkpoint.eos_token_ids,
         generation_config=checkpoint.sampling_defaults,
         dtype=str(dtype).removeprefix("torch."),
         device=str(device),
-        block_size=limits.block_size,
-        num_blocks=limits.num_blocks,
-        max_num_seqs=limits.max_num_seqs,
-        max_num_batched_tokens=limits.max_num_batched_tokens,
+        **vars(limits),
     )
 
 

@@ -1,9 +1,7 @@
-"""The wire contract between the HTTP half and an engine: frozen messages, ids in and ids out.
+"""Messages between the HTTP half and an engine: frozen, token ids in and token ids out.
 
-Knows: which messages exist, how one becomes bytes and comes back. Refuses to know: sockets, text,
-HTTP, torch. A frame is a big-endian uint32 length followed by one msgpack array whose first element
-is the message's tag. A field added with a default at the end of a message keeps older peers working
-(version N speaks N-1).
+Refuses to know bytes, sockets, text, HTTP and torch. A field added with a default at the end of a
+message keeps older peers working (version N speaks N-1).
 
     HTTP process                                   engine process
       Attach ──────────────────────────────────────►
@@ -71,11 +69,10 @@ class SamplingParams(msgspec.Struct, frozen=True, array_like=True, gc=False, kw_
 
 
 class ModelCard(msgspec.Struct, frozen=True, array_like=True, gc=False, kw_only=True):
-    """What an engine serves. `model_dir` is absolute: the HTTP half reads tokenizer and template
-    from it.
+    """What an engine serves.
 
-    `generation_config` holds the sampling defaults of generation_config.json (temperature, top_k,
-    …) as floats.
+    `model_dir` is absolute: the HTTP half reads tokenizer and template from it. `generation_config`
+    holds the sampling defaults of generation_config.json (temperature, top_k, …) as floats.
     """
 
     model_dir: str
@@ -95,9 +92,7 @@ class ModelCard(msgspec.Struct, frozen=True, array_like=True, gc=False, kw_only=
 
 
 class Attach(Message, frozen=True, tag="attach"):
-    """First frame of the HTTP process: which protocol versions it speaks, and its name for the
-    engine's log.
-    """
+    """First frame of the HTTP process: the protocol versions it speaks, its name for the log."""
 
     version_min: int
     version_max: int
@@ -107,8 +102,8 @@ class Attach(Message, frozen=True, tag="attach"):
 class Hello(Message, frozen=True, tag="hello"):
     """First frame of the engine. Nothing counts as running before it has arrived.
 
-    `generation` differs after every start of the engine process; `page_path` is where its heartbeat
-    and gauges are.
+    `generation` differs after every start of the engine process; `shared_memory_path` is
+    where its heartbeat and statistics are.
     """
 
     version: int
@@ -149,8 +144,7 @@ class Generate(Message, frozen=True, tag="generate", kw_only=True):
 
 
 class Abort(Message, frozen=True, tag="abort"):
-    """The caller has gone, or has enough: free the request, or some of its choices, within one
-    step.
+    """The caller has gone, or has enough: free the request or some choices within one step.
 
     Unknown ids are ignored. A request without any choice left is gone without a word.
     """
@@ -195,8 +189,7 @@ class TokenLogprob(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class Chunk(msgspec.Struct, frozen=True, array_like=True, omit_defaults=True, gc=False):
-    """New tokens of one choice. `position` is the index of the first of them among the choice's
-    output tokens.
+    """New tokens of one choice, the first of them its output token number `position`.
 
     The last chunk of a choice has a `finish_reason`; a token that stopped it (eos, stop_token_ids)
     is included as its last id.

@@ -1,9 +1,9 @@
-"""One matrix multiplication with a fixed weight, in the fastest form its device and dtype offer.
+"""Linear: a product with one fixed weight, in the fastest form its device and dtype offer.
 
 On a CPU in bfloat16 the weight is kept in oneDNN's own blocked layout: `F.linear` would repack it
 at every call, which costs 1.5 times the whole product at 1 to 32 rows. Weights of 4 bits and of
-FP8 stay what they are. Where exactness is asked for, every product has the same number of rows, or
-is a kernel's that has one tile and one order of sums whatever the number of rows.
+FP8 stay what they are. A batch-invariant product always has the same number of rows, or is a
+kernel's that has one tile and one order of sums whatever the number of rows.
 """
 
 from collections.abc import Callable, Sequence
