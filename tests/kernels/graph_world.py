@@ -96,14 +96,7 @@ class World:
         self.lengths = [0] * num_sequences
 
     def graphs(self, capture: Capture | None = None) -> Graphs:
-        return Graphs(
-            self.decoder,
-            self.num_kv_heads,
-            self.block_size,
-            self.max_model_len,
-            self.num_sequences,
-            capture,
-        )
+        return Graphs(self.decoder, self.max_model_len, self.num_sequences, capture)
 
     def rows(self, *counts: int, num_samples: int = 1) -> list[Row]:
         """Return the next tokens of the first sequences, as many as counted; they are computed."""
@@ -128,10 +121,7 @@ class World:
                     part[block, position % self.block_size].normal_()
 
     def eager(self, flat: FlatBatch) -> Tensor:
-        positions, plan = flat.plan_attention(
-            self.num_kv_heads, self.block_size, is_batch_invariant=self.decoder.is_batch_invariant
-        )
-        return self.decoder.forward(flat.token_ids, positions, plan, flat.last_tokens)
+        return self.decoder.forward_flat(flat, flat.last_tokens)
 
     def snapshot(self) -> list[Tensor]:
         return [part.clone() for part in self.pages]

@@ -247,7 +247,7 @@ def test_layers_on_several_devices_have_no_graphs():
     world = CheckedWorld()
     devices = [world.device, torch.device("meta")]
     decoder = SimpleNamespace(device=world.device, layer_devices=devices)
-    graphs = Graphs(decoder, world.num_kv_heads, world.block_size, 64, 4, world.recorder)
+    graphs = Graphs(decoder, 64, 4, world.recorder)
     assert graphs.forward(world.flat(1)) is None
 
 

@@ -1,4 +1,4 @@
-"""Batch: what one step computes, as rows of a sequence and how many tokens of it."""
+"""Batch: what one step computes, in rows of a sequence and some of its tokens."""
 
 from dataclasses import dataclass
 from typing import NamedTuple

@@ -7,6 +7,7 @@ is unknown, so the process has to end and be started again.
 
 import time
 from collections.abc import Callable
+from typing import Any
 
 from workers.config import EngineConfig
 from workers.engine.block_manager import BlockManager
@@ -18,10 +19,9 @@ from workers.engine.sequence import Sequence
 from workers.engine.sequence_group import SequenceGroup
 from workers.engine.start import start
 from workers.engine_core import Key, StepOutput
+from workers.model.loader import Progress
 from workers.wire.engine_stats import EngineStats
 from workers.wire.protocol import Chunk, Failed, Generate, Started
-
-Progress = Callable[[str, float], None]
 
 
 class Engine:
@@ -193,9 +193,5 @@ def _last_chunk(sequence: Sequence) -> Chunk:
 
 
 def _without(output: StepOutput, key: Key) -> StepOutput:
-    return StepOutput(
-        [item for item in output.started if item[0] != key],
-        [item for item in output.chunks if item[0] != key],
-        [item for item in output.finished if item[0] != key],
-        [item for item in output.failed if item[0] != key],
-    )
+    parts: dict[str, list[Any]] = vars(output)
+    return StepOutput(**{k: [it for it in part if it[0] != key] for k, part in parts.items()})

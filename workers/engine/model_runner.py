@@ -58,24 +58,14 @@ class RunningStep:
 class ModelRunner:
     """The device half of a step."""
 
-    def __init__(
-        self,
-        decoder: Decoder,
-        num_kv_heads: int,
-        num_blocks: int,
-        block_size: int,
-        *,
-        for_kernels: bool = False,
-        graphs: Graphs | None = None,
-    ) -> None:
-        self._decoder = decoder
-        self._graphs = graphs
-        self._num_kv_heads = num_kv_heads
-        self._for_kernels = for_kernels
-        self._block_size = block_size
-        device = decoder.device
+    def __init__(self, decoder: Decoder, graphs: Graphs | None = None) -> None:
+        """`decoder` has its cache; `graphs` are for kernels alone."""
+        self._decoder, self._graphs = decoder, graphs
+        self._block_size = decoder.block_size
+        self._for_kernels = decoder.cache_shape.for_kernels
         # As KVCache orders them: block b of head h is h * num_blocks + b.
-        self._head_offsets = torch.arange(num_kv_heads, device=device)[:, None] * num_blocks
+        heads = torch.arange(decoder.cache_shape.num_kv_heads, device=decoder.device)
+        self._head_offsets = heads[:, None] * decoder.num_blocks
 
     def device_memory(self) -> dict[str, int]:
         """Return the bytes torch holds on the device, named as in EngineStats; none on a CPU."""
@@ -103,19 +93,13 @@ class ModelRunner:
         _fill_awaited(flat.token_ids, rows, previous)
         logits = self._graphs.forward(flat) if self._graphs else None
         if logits is None:
-            positions, plan = flat.plan_attention(
-                self._num_kv_heads,
-                self._block_size,
-                is_batch_invariant=self._decoder.is_batch_invariant,
-            )
-            logits = self._decoder.forward(flat.token_ids, positions, plan, flat.last_tokens)
+            logits = self._decoder.forward_flat(flat, flat.last_tokens)
         return rows, logits
 
     def _forward_by_torch(self, rows: Rows, previous: RunningStep | None) -> tuple[Rows, Tensor]:
         """Compute by torch; return the rows in the order of their logits, and these."""
-        is_batch_invariant = (
-            self._decoder.is_batch_invariant
-        )  # then there are no groups, only spans
+        # Then there are no groups, only spans.
+        is_batch_invariant = self._decoder.is_batch_invariant
         decodes = [row for row in rows if row.num_tokens == 1 and not is_batch_invariant]
         decodes.sort(key=lambda row: row.start)
         prefills = [row for row in rows if row.num_tokens > 1 or is_batch_invariant]

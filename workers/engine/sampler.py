@@ -1,4 +1,4 @@
-"""Sampler: from logits to one token per row, greedy or seeded, and its log-probabilities.
+"""Sample one token per row from its logits, greedy or seeded, with log-probabilities.
 
 The order is fixed: raw logprobs → logit_bias → min_tokens → repetition → presence and frequency →
 temperature → min_p → top_k → top_p → Gumbel noise. A row's result depends only on its own logits

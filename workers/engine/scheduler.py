@@ -201,9 +201,8 @@ class Scheduler:
     def _draft(self, sequence: Sequence, plan: "_Plan") -> tuple[int, ...]:
         """Return drafts that find room in the budget, the cache and the sequence's length."""
         num_tokens = len(sequence.token_ids)
-        limit = min(
-            self._num_speculative_tokens, plan.num_left, sequence.request.max_len - num_tokens - 1
-        )
+        room = sequence.request.max_len - num_tokens - 1
+        limit = min(self._num_speculative_tokens, plan.num_left, room)
         if limit <= 0 or sequence.num_awaited or sequence.request.is_penalized:
             return ()
         if sequence.drafter is None:
@@ -341,14 +340,10 @@ class Scheduler:
         sequence.status = SequenceStatus.FINISHED
         self._num_promised_rows -= group.has_started
         if group.is_finished:
-            self._leave(group)
-
-    def _leave(self, group: SequenceGroup) -> None:
-        request = group.request
-        del self._groups[request.key]
-        self._tenants.leave(request.generate.tenant)
-        if group.has_started:
-            self._num_started[request.generate.group] -= 1
+            generate = group.request.generate
+            del self._groups[group.request.key]
+            self._tenants.leave(generate.tenant)
+            self._num_started[generate.group] -= group.has_started
 
 
 class _Plan:

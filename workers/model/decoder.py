@@ -15,6 +15,7 @@ from workers.model.attention.attention import LayerKVCache, Plan
 from workers.model.attention.block_kv_cache import BlockKVCache
 from workers.model.attention.kv_cache import KVCache
 from workers.model.layers.qwen_layers import DecoderLayer, Hidden, RMSNorm, Rope
+from workers.model.layout.flat_batch import FlatBatch
 from workers.model.linear.linear import Linear
 
 
@@ -82,6 +83,13 @@ class Decoder:
         self._kv_caches += [
             shape.allocate(num_blocks, block_size, device) for device in self.layer_devices
         ]
+        self.cache_shape, self.num_blocks, self.block_size = shape, num_blocks, block_size
+
+    def forward_flat(self, flat: FlatBatch, rows: Tensor) -> Tensor:
+        """Return the logits at `rows` of a flat batch, whose attention kernels plan and compute."""
+        num_kv_heads, is_batch_invariant = self.cache_shape.num_kv_heads, self.is_batch_invariant
+        positions, plan = flat.plan_attention(num_kv_heads, self.block_size, is_batch_invariant)
+        return self.forward(flat.token_ids, positions, plan, rows)
 
     @torch.inference_mode()
     def forward(self, token_ids: Tensor, positions: Tensor, plan: Plan, rows: Tensor) -> Tensor:

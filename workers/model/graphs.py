@@ -76,21 +76,17 @@ class Graphs:
     def __init__(
         self,
         decoder: Decoder,
-        num_kv_heads: int,
-        block_size: int,
         max_model_len: int,
         max_num_seqs: int,
         capture: Capture | None = None,
     ) -> None:
         self._decoder = decoder
-        self._num_kv_heads = num_kv_heads
-        self._block_size = block_size
         self._max_rows = _fit(max_num_seqs, _DECODE_ROWS) or _DECODE_ROWS[-1]
         self._replays: dict[Bucket, Computation] = {}
         self._inputs: _Inputs | None = None
         self._logits: Tensor | None = None
         if set(decoder.layer_devices) == {decoder.device}:
-            max_blocks = -(-max_model_len // block_size)
+            max_blocks = -(-max_model_len // decoder.block_size)
             self._inputs = _Inputs(self._max_rows, max_blocks, decoder.device)
             self._capture = capture or CudaCapture(decoder.device)
 
@@ -135,14 +131,9 @@ class Graphs:
         """Compute what lies in the inputs; return logits `[bucket.num_samples, vocabulary]`."""
         assert self._inputs is not None
         flat = self._inputs.view(bucket)
-        positions, plan = flat.plan_attention(
-            self._num_kv_heads,
-            self._block_size,
-            is_batch_invariant=self._decoder.is_batch_invariant,
-        )
         # Beyond the step's own samples lie those of earlier and larger ones.
         samples = flat.last_tokens.clamp(max=bucket.num_tokens - 1)
-        logits = self._decoder.forward(flat.token_ids, positions, plan, samples)
+        logits = self._decoder.forward_flat(flat, samples)
         if self._logits is None:  # warming up: not in the memory of any graph
             self._logits = logits.new_empty((_MOST_SAMPLES, logits.shape[1]))
         # Copied, so that no graph keeps logits of its own: they are the largest tensor of many.

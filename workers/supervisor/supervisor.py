@@ -1,4 +1,4 @@
-"""Supervisor: starts groups of processes, restarts who dies, reloads and stops them in order.
+"""Supervisor: starts groups of processes, restarts those that die, reloads and stops them.
 
 Knows children by a small protocol, so engines and the HTTP server are kept by the same code. When a
 child hangs, and when it starts again, is for its SupervisedProcess to say. Signal handlers only

@@ -1,4 +1,4 @@
-"""What a decoder layer does between its matrix products, in three Triton kernels.
+"""Norms, rotation and SiLU in three Triton kernels: what lies between a layer's products.
 
     add_rms_norm      one program a token:          residual += delta; norm(residual)
     norm_rope_write   a token, a tile of heads:     norm, scale, rotate; write keys and values

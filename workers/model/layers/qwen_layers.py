@@ -22,7 +22,7 @@ from workers.model.attention.kv_cache import KVCache
 from workers.model.layers.experts import Experts
 from workers.model.layout.paged_plan import PagedPlan
 from workers.model.linear import batch_invariant
-from workers.model.linear.linear import merge, take
+from workers.model.linear.linear import merge
 
 
 class Hidden(NamedTuple):
@@ -121,7 +121,7 @@ class Attention:
         self._qkv = merge(
             [module.q_proj, module.k_proj, module.v_proj], is_batch_invariant=is_batch_invariant
         )
-        self._out = take(module.o_proj, is_batch_invariant=is_batch_invariant)
+        self._out = merge([module.o_proj], is_batch_invariant=is_batch_invariant)
 
     def __call__(self, normed: Tensor, rope: Rope, cache: LayerKVCache, plan: Plan) -> Tensor:
         qkv = self._qkv(normed)
@@ -176,7 +176,7 @@ class MLP:
         self._gate_up = merge(
             [module.gate_proj, module.up_proj], is_batch_invariant=is_batch_invariant
         )
-        self._down = take(module.down_proj, is_batch_invariant=is_batch_invariant)
+        self._down = merge([module.down_proj], is_batch_invariant=is_batch_invariant)
         by_torch = partial(silu_mul, silu=batch_invariant.silu if is_batch_invariant else F.silu)
         self._silu_mul = _kernels().silu_mul if for_kernels else by_torch
 

@@ -27,7 +27,7 @@ class FlatBatch(NamedTuple):
     max_query: int
 
     def plan_attention(
-        self, num_kv_heads: int, block_size: int, *, is_batch_invariant: bool = False
+        self, num_kv_heads: int, block_size: int, is_batch_invariant: bool = False
     ) -> tuple[Tensor, PagedPlan]:
         """Return the positions `[tokens]` and the plan of their attention."""
         num_rows, num_blocks = self.tables.shape

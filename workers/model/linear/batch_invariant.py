@@ -1,4 +1,4 @@
-"""Batch-invariant arithmetic, a token's result by itself alone: for `deterministic = true`.
+"""Batch-invariant arithmetic: a token's result depends on nothing beside it (`deterministic`).
 
 A matrix product picks its kernel by the number of rows, and another kernel adds in another order:
 one row of `F.linear` alone and among 64 differs in nine of ten elements. So every shape is fixed
