@@ -1,3 +1,3 @@
-"""The tiny models and engines of tests/engine, for the parts that engines are made of."""
+"""Tiny models and the engines over them, as the tests of the engine have them."""
 
 from tests.engine.conftest import drive, model_of, prompts  # noqa: F401
