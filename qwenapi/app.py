@@ -9,7 +9,7 @@ from werkzeug.exceptions import HTTPException
 
 from qwenapi import openapi, web
 from qwenapi.api import coder, generate, openai, ops
-from qwenapi.engines.generation import Cancelled
+from qwenapi.engines.mailbox import Cancelled
 from qwenapi.errors import (
     DIALECTS,
     ApiError,

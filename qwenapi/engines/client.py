@@ -15,16 +15,16 @@ from pathlib import Path
 
 import gevent
 import msgspec
-from gevent import get_hub
 from gevent.event import Event
 
 from qwenapi.engines.engine_stats import EngineStatsReader
-from qwenapi.engines.generation import Beat, Generation, Mailbox
+from qwenapi.engines.generation import Beat, Generation
 from qwenapi.engines.link import PING_SECONDS, DeviceMemory, EngineLink
+from qwenapi.engines.mailbox import Mailbox
 from qwenapi.engines.replay import Replays
 from qwenapi.engines.routing import candidates
 from qwenapi.errors import RequestQuarantined
-from qwenapi.greenlets import spawn_lasting
+from qwenapi.greenlets import in_thread, spawn_lasting
 from qwenapi.settings.queue_limits import QueueLimits
 from workers.errors import ConfigError, ProtocolError
 from workers.wire.connection import ConnectionEnded, connect
@@ -94,7 +94,7 @@ class EngineClient:
 
     def start(self) -> None:
         """Begin to look for engines; call it in the process and hub that will use them."""
-        spawn_lasting("the look for engines", self._discover)
+        spawn_lasting("the discovery of engines", self._discover)
         spawn_lasting("the sending of beats", self._keep_time)
         spawn_lasting("replaying", self._replays.run)
 
@@ -190,14 +190,14 @@ class EngineClient:
             generation = Generation(msgspec.structs.replace(request, wid=wid), mailbox)
             link.submit(generation)
             try:
-                answer = mailbox.take_answer(generation)
+                reply = mailbox.take_reply(generation)
             except BaseException:
                 generation.close()
                 raise
-            if isinstance(answer, Accepted):
+            if isinstance(reply, Accepted):
                 return generation
-            if isinstance(answer, Rejected) and answer.reason != "draining":
-                refused = answer
+            if isinstance(reply, Rejected) and reply.reason != "draining":
+                refused = reply
         if refused is not None:
             raise Refused(refused)
         return None
@@ -227,7 +227,7 @@ class EngineClient:
         """Return the engines to ask, best first; raise NoEngine when they serve another model than
         the one whose tokenizer made the prompt.
         """
-        if self._replays.is_probing or self._replays.owes_answers:
+        if self._replays.is_isolating or self._replays.has_interrupted:
             return []
         links = list(self._links.values())
         same = [link for link in links if link.hello.card.model_hash == model_hash]
@@ -268,7 +268,7 @@ class EngineClient:
         link = EngineLink(connection, hello, self._replays)
         try:
             self._memories.meet(hello)
-            self._prepare_in_thread(hello.card)
+            in_thread(lambda: self._prepare(hello.card))
             self._links[path], self._card = link, hello.card
             self._replays.wake()
             self._tell_news()
@@ -284,18 +284,6 @@ class EngineClient:
                 self._lost_at = time.monotonic()
             self._connecting.discard(path)
             link.end()
-
-    def _prepare_in_thread(self, card: ModelCard) -> None:
-        def work() -> ConfigError | None:
-            try:
-                self._prepare(card)
-            except ConfigError as error:
-                return error  # raised in gevent's thread pool it would be printed there
-            return None
-
-        error: ConfigError | None = get_hub().threadpool.apply(work)
-        if error is not None:
-            raise error
 
     def _keep_time(self) -> None:
         """Ping engines, and let callers who have got nothing for a while have a sign of life."""

@@ -152,8 +152,7 @@ class EngineLink:
         if self._is_ended:
             self._replay_handler.on_lost([generation], is_planned=True)
             return False
-        generation.link = self
-        generation.model_hash = self.hello.card.model_hash
+        generation.assign(self, self.hello.card.model_hash)
         self._generations[generation.wid] = generation
         self.num_tokens_in_flight += generation.weight
         return True
@@ -173,7 +172,7 @@ class EngineLink:
         if isinstance(message, StepUpdate):
             self._deliver_step(message)
         elif isinstance(message, Accepted | Rejected):
-            self._deliver_answer(message)
+            self._deliver_reply(message)
         elif isinstance(message, Ping):
             self.send(Pong(message.nonce))
         elif isinstance(message, Pong):
@@ -197,20 +196,18 @@ class EngineLink:
                 self._drop(generation)
                 generation.end(ending)
 
-    def _deliver_answer(self, answer: Accepted | Rejected) -> None:
-        generation = self._generations.get(answer.wid)
+    def _deliver_reply(self, reply: Accepted | Rejected) -> None:
+        generation = self._generations.get(reply.wid)
         if generation is None:
             return
-        if isinstance(answer, Rejected):
-            self._drop(generation)
-            if generation.is_accepted:
-                self._replay_handler.on_refused(generation, answer)
-            else:
-                generation.is_over = True
-                generation.put(answer)
-        elif not generation.is_accepted:
-            generation.is_accepted = True
-            generation.put(answer)
+        if isinstance(reply, Accepted):
+            generation.accept(reply)
+            return
+        self._drop(generation)
+        if generation.is_accepted:
+            self._replay_handler.on_refused(generation, reply)
+        else:
+            generation.refuse(reply)
 
     def _drop(self, generation: Generation) -> bool:
         if self._generations.pop(generation.wid, None) is None:

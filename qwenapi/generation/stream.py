@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from qwenapi.engines.client import EngineClient, NoEngine, Refused
-from qwenapi.engines.generation import Beat, Cancelled, Generation, Mailbox
+from qwenapi.engines.generation import Beat, Generation
+from qwenapi.engines.mailbox import Cancelled, Mailbox
 from qwenapi.errors import (
     ApiError,
     ContextLengthExceeded,

@@ -28,7 +28,7 @@ from qwenapi.conversations import (
     fit,
 )
 from qwenapi.engines.client import random_seed
-from qwenapi.engines.generation import Cancelled
+from qwenapi.engines.mailbox import Cancelled
 from qwenapi.errors import (
     ApiError,
     BadRequest,

@@ -20,7 +20,7 @@ from qwenapi.api.openai.schemas import (
     Prompt,
 )
 from qwenapi.engines.client import random_seed
-from qwenapi.engines.generation import Cancelled
+from qwenapi.engines.mailbox import Cancelled
 from qwenapi.errors import DIALECTS, ApiError, BadRequest, EngineUnavailable, Wording
 from qwenapi.generation.sampling import (
     SamplingRequest,
