@@ -53,6 +53,11 @@ class ApiError(Exception):
         super().__init__(self.message)
 
     @property
+    def name(self) -> str:
+        """Return what the metrics call it."""
+        return self.code or self.type
+
+    @property
     def headers(self) -> dict[str, str]:
         """Return the answer's headers: whole seconds for all, milliseconds for OpenAI's clients."""
         if self.retry_after is None:

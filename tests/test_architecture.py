@@ -67,7 +67,7 @@ ROOMS: dict[str, str] = {
     "qwenapi.engines": """
         qwenapi.errors qwenapi.greenlets qwenapi.settings workers.errors workers.wire""",
     "qwenapi.generation": """
-        qwenapi.errors qwenapi.settings qwenapi.text qwenapi.keys qwenapi.metrics qwenapi.engines
+        qwenapi.errors qwenapi.greenlets qwenapi.settings qwenapi.text qwenapi.keys qwenapi.metrics qwenapi.engines
         workers.errors workers.wire""",
     "qwenapi.request_context": """
         qwenapi.errors qwenapi.settings qwenapi.text qwenapi.keys qwenapi.metrics qwenapi.engines

@@ -14,7 +14,7 @@ from apispec.ext.marshmallow.common import resolve_schema_cls
 from marshmallow import Schema, fields
 
 from qwenapi import __version__
-from qwenapi.http.validation import LenientSchema
+from qwenapi.http.schemas import LenientSchema
 from qwenapi.openapi.bodies import BODIES, ERROR_BODIES, JsonSchema
 from qwenapi.openapi.operations import ALIASES, EVENTS, JSON, KEY_ERRORS, OPERATIONS, Operation
 from qwenapi.settings.profile import Profiles

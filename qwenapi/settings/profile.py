@@ -121,7 +121,7 @@ class Profiles:
     def __iter__(self) -> Iterator[Profile]:
         return iter(self._all)
 
-    def of_interface(self, interface: Interface) -> Profile | None:
+    def of_interface(self, interface: str | None) -> Profile | None:
         return next((p for p in self._all if p.interface == interface), None)
 
     @property

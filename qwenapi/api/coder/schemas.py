@@ -4,7 +4,8 @@ from dataclasses import dataclass, field
 
 from marshmallow import ValidationError, validates
 
-from qwenapi.http.validation import LenientSchema, StrictString
+from qwenapi.http.fields import StrictString
+from qwenapi.http.schemas import LenientSchema
 
 MAX_CHARACTERS = 2**20
 

@@ -4,7 +4,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from qwenapi.generation.sampling import RequestDefaults
-from qwenapi.http.validation import LenientSchema, StrictFloat, StrictInteger, StrictString
+from qwenapi.http.fields import StrictFloat, StrictInteger, StrictString
+from qwenapi.http.schemas import LenientSchema
 
 MAX_SEQUENCES = 8
 MAX_CHARACTERS = 2**21

@@ -4,24 +4,26 @@ from flask import Blueprint, Response, g, request
 
 from qwenapi.api.generate.schemas import GenerateRequest, GenerateSchema
 from qwenapi.engines.client import random_seed
+from qwenapi.generation.delta import gather
+from qwenapi.generation.prompt import encode_chat
+from qwenapi.generation.request import GenerationRequest
 from qwenapi.generation.sampling import SamplingRequest, clamped_header, defaults_of, engine_params
-from qwenapi.generation.stream import GenerationRequest, gather
+from qwenapi.http.body import read_json
 from qwenapi.http.responses import ignored_header, json_response
-from qwenapi.http.validation import load_request, parse_json, read_body
-from qwenapi.request_context.prompt import encode_chat, served_model
-from qwenapi.request_context.services import answers_as, current_profile, new_generation
+from qwenapi.http.schemas import load_request
+from qwenapi.request_context.current_request import count_post, current_profile, new_stream
+from qwenapi.request_context.services import served_model
 
 blueprint = Blueprint("generate", __name__)
+
+blueprint.before_request(count_post)
 
 _schema = GenerateSchema()
 
 
-blueprint.before_request(answers_as("generate"))
-
-
 @blueprint.post("/generate")
 def generate() -> Response:
-    body = parse_json(read_body(request))
+    body = read_json(request)
     ask: GenerateRequest = load_request(_schema, body)
     profile = current_profile()
     card, tokenizer = served_model()
@@ -31,16 +33,16 @@ def generate() -> Response:
     params, clamped = engine_params(
         _sampling(ask), prompt_tokens=len(ids), card=card, defaults=defaults, new_seed=random_seed
     )
-    question = GenerationRequest(
+    generation_request = GenerationRequest(
         prompts=[(ids, params)],
         model_hash=card.model_hash,
         request_id=g.request_id,
         n=ask.num_return_sequences,
         limits=profile.limits,
     )
-    with new_generation(tokenizer) as answer:
-        answer.ask(question)
-        texts = [whole.text for whole in gather(answer.deltas())]
+    with new_stream(tokenizer) as stream:
+        stream.ask(generation_request)
+        texts = [whole.text for whole in gather(stream.deltas())]
     response = json_response({"generated_texts": texts, "parameters": ask.parameters(defaults)})
     response.headers.update(ignored_header(body, _schema.fields))
     if clamped:
