@@ -1,14 +1,20 @@
-"""What the current request is: its profile, its key, its stream and metrics; all of it in `g`."""
+"""What the current request is: its profile and key, its stream and metrics, all in Flask's `g`."""
+
+from collections.abc import Sequence
 
 from flask import g, request
 
+from qwenapi.engines.client import random_seed
 from qwenapi.errors import ApiError
+from qwenapi.generation.request import GenerationRequest
+from qwenapi.generation.sampling import Clamped, SamplingRequest, defaults_of, engine_params
 from qwenapi.generation.stream import GenerationStream
 from qwenapi.keys import Key
 from qwenapi.metrics.store import RequestMetrics
 from qwenapi.request_context.services import services
 from qwenapi.settings.profile import Profile
 from qwenapi.text.tokenizer import Tokenizer
+from workers.wire.protocol import ModelCard
 
 
 def use_profile(profile: Profile) -> None:
@@ -38,6 +44,33 @@ def count_post() -> None:
     if request.method == "POST":
         services().profiles.check_model(current_profile(), caller().models)
         count_request()
+
+
+def generation_request(
+    ask: SamplingRequest, prompts: Sequence[list[int]], card: ModelCard
+) -> tuple[GenerationRequest, Clamped]:
+    """Return what to ask of the engines for the current request, and what had to be cut for it."""
+    profile = current_profile()
+    defaults = defaults_of(profile.settings)
+    cut: dict[str, int | float] = {}
+    asked = []
+    for ids in prompts:
+        params, clamped = engine_params(
+            ask, prompt_tokens=len(ids), card=card, defaults=defaults, new_seed=random_seed
+        )
+        asked.append((ids, params))
+        cut |= clamped
+    wanted = GenerationRequest(
+        prompts=asked,
+        model_hash=card.model_hash,
+        request_id=g.request_id,
+        n=ask.n,
+        priority=ask.priority,
+        stops=ask.stop,
+        skip_special_tokens=ask.skip_special_tokens,
+        limits=profile.limits,
+    )
+    return wanted, cut
 
 
 def new_stream(tokenizer: Tokenizer) -> GenerationStream:

@@ -1,4 +1,4 @@
-"""`/v1/code/generate`, `/v1/code/chat_stream` and the conversations behind the second.
+"""Views of `/v1/code/…`: one answer, a streamed turn of a conversation, conversations kept.
 
 The stream is plain text under an event-stream label: on a first turn a preface with the new id, one
 write of its own, then one write for each frame of the engine. A stream that fails ends without its
@@ -27,25 +27,24 @@ from qwenapi.conversations import (
     Turn,
     fit,
 )
-from qwenapi.engines.client import random_seed
 from qwenapi.engines.mailbox import Cancelled
-from qwenapi.errors import (
-    ApiError,
-    BadRequest,
-    EngineUnavailable,
-    InsufficientStorage,
-    NotFound,
-)
+from qwenapi.errors import ApiError, BadRequest, EngineUnavailable, InsufficientStorage, NotFound
 from qwenapi.generation.delta import gather
 from qwenapi.generation.prompt import encode_chat
 from qwenapi.generation.request import GenerationRequest
-from qwenapi.generation.sampling import SamplingRequest, defaults_of, engine_params
+from qwenapi.generation.sampling import SamplingRequest
 from qwenapi.generation.stream import GenerationStream
 from qwenapi.http import sse
 from qwenapi.http.body import read_fields
 from qwenapi.http.responses import ignored_header, json_response
 from qwenapi.http.schemas import load_request
-from qwenapi.request_context.current_request import caller, count_post, current_profile, new_stream
+from qwenapi.request_context.current_request import (
+    caller,
+    count_post,
+    current_profile,
+    generation_request,
+    new_stream,
+)
 from qwenapi.request_context.services import conversations, served_model
 from qwenapi.text.tokenizer import Tokenizer
 from workers.wire.protocol import ModelCard
@@ -68,7 +67,7 @@ def generate() -> Response:
     card, tokenizer = served_model()
     ids = _encode(tokenizer, (), ask.prompt)
     with new_stream(tokenizer) as stream:
-        stream.ask(_generation_request(ids, card))
+        stream.ask(_wanted(ids, card))
         (whole,) = gather(stream.deltas())
     response = json_response({"status": "success", "result": whole.text})
     response.headers.update(ignored_header(body, _schema.fields))
@@ -89,7 +88,7 @@ def chat_stream() -> Response:
             lambda turns: len(_encode(tokenizer, turns, ask.prompt)),
             card.max_model_len - card.max_model_len // MIN_ANSWER_SHARE,
         )
-        stream.ask(_generation_request(_encode(tokenizer, history, ask.prompt), card))
+        stream.ask(_wanted(_encode(tokenizer, history, ask.prompt), card))
     except BaseException as error:
         stream.close(error)
         if turn is not None:
@@ -217,19 +216,6 @@ def _encode(tokenizer: Tokenizer, history: Sequence[PastTurn], prompt: str) -> l
     return encode_chat(tokenizer, messages, current_profile().thinking, param="prompt")
 
 
-def _generation_request(ids: list[int], card: ModelCard) -> GenerationRequest:
+def _wanted(ids: list[int], card: ModelCard) -> GenerationRequest:
     """Return what to ask; the document's callers choose no parameters."""
-    profile = current_profile()
-    params, _ = engine_params(
-        SamplingRequest(),
-        prompt_tokens=len(ids),
-        card=card,
-        defaults=defaults_of(profile.settings),
-        new_seed=random_seed,
-    )
-    return GenerationRequest(
-        prompts=[(ids, params)],
-        model_hash=card.model_hash,
-        request_id=g.request_id,
-        limits=profile.limits,
-    )
+    return generation_request(SamplingRequest(), [ids], card)[0]

@@ -1,17 +1,20 @@
-"""`POST /generate`: a prompt in, one or several whole answers out."""
+"""View of `POST /generate`: a prompt in, one or several whole answers out."""
 
-from flask import Blueprint, Response, g, request
+from flask import Blueprint, Response, request
 
 from qwenapi.api.generate.schemas import GenerateRequest, GenerateSchema
-from qwenapi.engines.client import random_seed
 from qwenapi.generation.delta import gather
 from qwenapi.generation.prompt import encode_chat
-from qwenapi.generation.request import GenerationRequest
-from qwenapi.generation.sampling import SamplingRequest, clamped_header, defaults_of, engine_params
+from qwenapi.generation.sampling import SamplingRequest, clamped_header, defaults_of
 from qwenapi.http.body import read_json
 from qwenapi.http.responses import ignored_header, json_response
 from qwenapi.http.schemas import load_request
-from qwenapi.request_context.current_request import count_post, current_profile, new_stream
+from qwenapi.request_context.current_request import (
+    count_post,
+    current_profile,
+    generation_request,
+    new_stream,
+)
 from qwenapi.request_context.services import served_model
 
 blueprint = Blueprint("generate", __name__)
@@ -29,24 +32,13 @@ def generate() -> Response:
     card, tokenizer = served_model()
     messages = [{"role": "user", "content": ask.prompt}]
     ids = encode_chat(tokenizer, messages, profile.thinking, param="prompt")
-    defaults = defaults_of(profile.settings)
-    params, clamped = engine_params(
-        _sampling(ask), prompt_tokens=len(ids), card=card, defaults=defaults, new_seed=random_seed
-    )
-    generation_request = GenerationRequest(
-        prompts=[(ids, params)],
-        model_hash=card.model_hash,
-        request_id=g.request_id,
-        n=ask.num_return_sequences,
-        limits=profile.limits,
-    )
+    wanted, cut = generation_request(_sampling(ask), [ids], card)
     with new_stream(tokenizer) as stream:
-        stream.ask(generation_request)
+        stream.ask(wanted)
         texts = [whole.text for whole in gather(stream.deltas())]
-    response = json_response({"generated_texts": texts, "parameters": ask.parameters(defaults)})
-    response.headers.update(ignored_header(body, _schema.fields))
-    if clamped:
-        response.headers["X-Clamped"] = clamped_header(clamped)
+    parameters = ask.parameters(defaults_of(profile.settings))
+    response = json_response({"generated_texts": texts, "parameters": parameters})
+    response.headers.update(ignored_header(body, _schema.fields) | clamped_header(cut))
     return response
 
 

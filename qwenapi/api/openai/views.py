@@ -1,6 +1,4 @@
-"""`/v1/chat/completions`, `/v1/completions` and `/v1/models`: from a checked request to a whole or
-streamed answer.
-"""
+"""Views of OpenAI's interface: chat completions and completions, whole or streamed, and models."""
 
 import time
 import uuid
@@ -19,19 +17,11 @@ from qwenapi.api.openai.schemas import (
     CompletionSchema,
     Prompt,
 )
-from qwenapi.engines.client import random_seed
 from qwenapi.engines.mailbox import Cancelled
 from qwenapi.errors import DIALECTS, ApiError, BadRequest, EngineUnavailable, Wording
 from qwenapi.generation.delta import Delta, gather
 from qwenapi.generation.prompt import beside_others, encode_chat
-from qwenapi.generation.request import GenerationRequest
-from qwenapi.generation.sampling import (
-    SamplingRequest,
-    check_token_ids,
-    clamped_header,
-    defaults_of,
-    engine_params,
-)
+from qwenapi.generation.sampling import SamplingRequest, check_token_ids, clamped_header
 from qwenapi.generation.stream import GenerationStream
 from qwenapi.http import sse
 from qwenapi.http.body import accepts
@@ -40,6 +30,7 @@ from qwenapi.request_context.current_request import (
     caller,
     count_request,
     current_profile,
+    generation_request,
     new_stream,
     use_profile,
 )
@@ -87,7 +78,7 @@ def _choose_profile(body: dict[str, Any]) -> None:
     g.clamped = clamp(body, profile) if profile.clamp else {}
 
 
-# Document 003's page asks below /api, its drawing without any prefix.
+# The browser document's page asks below /api, its drawing without any prefix.
 @blueprint.post("/v1/chat/completions")
 @blueprint.post("/api/chat/completions", endpoint="chat_completions_of_page")
 @blueprint.post("/chat/completions", endpoint="chat_completions_bare")
@@ -137,30 +128,13 @@ def _respond(
     card: ModelCard,
     tokenizer: Tokenizer,
 ) -> Response:
-    profile = current_profile()
-    defaults = defaults_of(profile.settings)
-    asked = [
-        engine_params(
-            ask, prompt_tokens=len(ids), card=card, defaults=defaults, new_seed=random_seed
-        )
-        for ids in prompts
-    ]
-    generation_request = GenerationRequest(
-        prompts=[(ids, params) for ids, (params, _) in zip(prompts, asked, strict=True)],
-        model_hash=card.model_hash,
-        request_id=g.request_id,
-        n=ask.n,
-        priority=ask.priority,
-        stops=ask.stop,
-        skip_special_tokens=ask.skip_special_tokens,
-        limits=profile.limits,
-    )
+    wanted, cut = generation_request(ask, prompts, card)
     stream = new_stream(tokenizer)
     try:
-        stream.ask(generation_request)
+        stream.ask(wanted)
         writer = Writer(stream, ask, form, tokenizer, len(prompts) * ask.n)
         if ask.stream:
-            response = sse.stream(writer.events(profile.wording(g.request_id)))
+            response = sse.stream(writer.events(current_profile().wording(g.request_id)))
             response.call_on_close(stream.close)
         else:
             response = json_response(writer.body())
@@ -169,9 +143,7 @@ def _respond(
         raise
     if not ask.stream:
         stream.close()
-    clamped = g.clamped | {name: value for _, cut in asked for name, value in cut.items()}
-    if clamped:
-        response.headers["X-Clamped"] = clamped_header(clamped)
+    response.headers.update(clamped_header(g.clamped | cut))
     return response
 
 
