@@ -1,4 +1,4 @@
-"""The factory: assembles the Flask application of one HTTP process and does nothing else."""
+"""The factory of the Flask application: blueprints, request ids, error handling, request log."""
 
 import logging
 import re

@@ -15,9 +15,7 @@ log = logging.getLogger(__name__)
 
 
 def spawn_lasting(name: str, work: Callable[[], None]) -> None:
-    """Run `work`, which does not return, in its own greenlet; an error is logged, and it begins
-    anew.
-    """
+    """Run `work`, which does not return, in its own greenlet; after an error it begins anew."""
 
     def run() -> None:
         while True:

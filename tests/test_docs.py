@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from qwenapi.settings import settings_table_markdown, table
+from qwenapi.settings.table import settings_table_markdown, table
 
 ROOT = Path(__file__).resolve().parent.parent
 READMES = ("README.md", "README.zh.md")

@@ -1,5 +1,4 @@
-"""The HTTP half's side of the wire: finds engines, asks one of them for an answer, sees to it that
-what a lost engine owed goes on.
+"""EngineClient: finds the engines, asks one, and sees that a lost one's requests go on.
 
 Knows gevent: one greenlet reads each connection. Refuses to know text, HTTP, Flask.
 """
@@ -50,7 +49,7 @@ UNUSABLE_SECONDS = 10.0
 EXPECTED_SECONDS = 60.0
 MAX_WAIT_SECONDS = 30.0
 # How soon a waiting request whose caller has gone is given up.
-LOOK_SECONDS = 0.25
+POLL_SECONDS = 0.25
 
 
 class EngineError(Exception):
@@ -73,9 +72,7 @@ class EngineClient:
     """All engines of one model half, found by the sockets in its run directory."""
 
     def __init__(self, run_dir: Path, name: str, prepare: Callable[[ModelCard], None]) -> None:
-        """`prepare` is called in a thread with the card of each engine before requests can reach
-        it.
-        """
+        """`prepare` is called in a thread with each engine's card, before requests can reach it."""
         self._run_dir = run_dir
         self._name = name
         self._prepare = prepare
@@ -204,9 +201,7 @@ class EngineClient:
 
     @contextmanager
     def _waiting_room(self, request: Generate) -> Iterator[None]:
-        """Count who waits for an engine to come back; raise Refused when a group's queue is full
-        of them.
-        """
+        """Count who waits for engines to come back; raise Refused when a group's queue is full."""
         waiting = self._num_waiting[request.group]
         if 0 < request.max_waiting <= waiting:
             raise Refused(
@@ -236,13 +231,11 @@ class EngineClient:
         return candidates([link for link in same if link.is_alive()] or same, request)
 
     def _wait_for_engine(self, deadline: float, mailbox: Mailbox) -> None:
-        """Wait until something about the engines has changed; raise NoEngine if that takes too
-        long, or Cancelled.
-        """
+        """Wait for news of the engines; raise NoEngine if that takes too long, or Cancelled."""
         left = deadline - time.monotonic()
         if left <= 0 or self._is_ending or self.card is None:
             raise NoEngine
-        self._news.wait(min(left, LOOK_SECONDS))
+        self._news.wait(min(left, POLL_SECONDS))
         mailbox.check()
 
     def _tell_news(self) -> None:

@@ -1,7 +1,7 @@
-"""The connection to one engine, after its hello, and the generations it works on.
+"""EngineLink: the connection to one engine, and the generations under way on it.
 
 Knows how what arrives reaches its generation. Refuses to know other engines, and what becomes of
-generations whose engine is lost, or refuses to go on with them: that an ReplayHandler decides.
+generations whose engine is lost, or refuses to go on with them: that a ReplayHandler decides.
 """
 
 import time
@@ -72,9 +72,7 @@ class EngineLink:
             gevent.spawn(self._ask_if_wanted, generation)
 
     def withdraw(self, generation: Generation) -> None:
-        """Give up a generation's attempt here; unless it has ended by itself, its engine frees it
-        within one step.
-        """
+        """Give up a generation's attempt; unless it has ended, its engine frees it in one step."""
         if self._drop(generation):
             self.send(Abort(generation.wid))
 
@@ -94,9 +92,7 @@ class EngineLink:
                 self._is_pinging = False
 
     def read(self) -> None:
-        """Deliver what arrives until the connection ends; raise ConnectionEnded or ProtocolError
-        then.
-        """
+        """Deliver what arrives until the connection ends: ConnectionEnded or ProtocolError."""
         while True:
             for message in self._connection.receive():
                 self._deliver(message)

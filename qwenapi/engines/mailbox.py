@@ -38,9 +38,7 @@ class Mailbox:
             raise Cancelled
 
     def take(self) -> list[tuple[Generation, Event]]:
-        """Wait for at least one event and return all there are; raise Cancelled when the caller has
-        gone.
-        """
+        """Wait for an event and return all there are; raise Cancelled when the caller has gone."""
         while not self._events and not self._is_cancelled:
             self._waiter = getcurrent()
             try:

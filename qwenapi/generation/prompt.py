@@ -1,4 +1,4 @@
-"""From a caller's words to prompt ids, without holding up the other streams of the process."""
+"""Prompts to token ids, long ones in a thread so that other streams go on."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar

@@ -150,9 +150,7 @@ class GenerationStream:
 
     @property
     def completion_tokens(self) -> int:
-        """Return the tokens up to the end of each choice: what an engine sent behind a stop string
-        is nobody's.
-        """
+        """Return the tokens up to the end of each choice; what came behind a stop is nobody's."""
         return self._metrics.completion_tokens
 
     @property

@@ -47,9 +47,7 @@ class RateLimit:
             raise _limited(f"{limit} requests per minute", wait)
 
     def enter(self, prompt_tokens: int, timeout: float, check: Callable[[], None]) -> None:
-        """Return once the request may run; raise RateLimited, or what `check` raises while it
-        waits.
-        """
+        """Return once the request may run; raise RateLimited, or what `check` raises meanwhile."""
         if not self._limits.concurrent and not self._limits.tokens_per_minute:
             return
         arrival = time.monotonic_ns()

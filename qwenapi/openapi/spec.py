@@ -1,5 +1,6 @@
-"""The OpenAPI document of a running server: request bodies from the marshmallow schemas that check
-them, the rest from tables. Knows what is served, nothing of Flask's request.
+"""Build the OpenAPI document of a running server, of marshmallow schemas and of tables.
+
+Knows what is served, nothing of Flask's request.
 """
 
 import re

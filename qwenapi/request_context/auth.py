@@ -57,9 +57,7 @@ def scope_of(rule: str) -> Scope:
 
 
 def presented_key(headers: Headers) -> str:
-    """Return the one key that a request presents, empty if it presents none, several, or what can
-    be no key.
-    """
+    """Return the key that a request presents; empty for none, several, or what can be no key."""
     found = [value.strip() for value in headers.getlist("X-Api-Key")]
     for value in headers.getlist("Authorization"):
         scheme, _, credentials = value.partition(" ")

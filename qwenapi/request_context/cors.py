@@ -1,4 +1,7 @@
-"""Pages of other origins: who may call, and what their scripts may read. No credentials, ever."""
+"""CORS: which web pages of other origins may call, and what their scripts may read.
+
+No credentials, ever.
+"""
 
 from flask import Flask, Response, request
 

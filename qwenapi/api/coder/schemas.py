@@ -1,4 +1,4 @@
-"""What the coder's two calls may be asked, and the values it becomes."""
+"""Request bodies of the coder interface: their schema, and the frozen value it makes."""
 
 from dataclasses import dataclass, field
 

@@ -1,4 +1,7 @@
-"""What `POST /generate` may be asked, and the value it becomes. None: the caller said nothing."""
+"""The request body of `POST /generate`: its schema, and the frozen value it makes.
+
+None in a value means that the caller said nothing.
+"""
 
 from dataclasses import dataclass, field
 from typing import Any

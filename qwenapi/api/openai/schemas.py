@@ -1,4 +1,4 @@
-"""What `/v1/chat/completions` and `/v1/completions` may be asked, and the values it becomes.
+"""Request bodies of OpenAI's interface: fields, schemas, and the frozen values they make.
 
 A field is honoured, or refused by name; the few that change no output are listed as such. None in a
 value means that the caller said nothing. Knows no model: what depends on its context or vocabulary
