@@ -67,8 +67,8 @@ ROOMS: dict[str, str] = {
     "qwenapi.engines": """
         qwenapi.errors qwenapi.greenlets qwenapi.settings workers.errors workers.wire""",
     "qwenapi.generation": """
-        qwenapi.errors qwenapi.settings qwenapi.text qwenapi.keys qwenapi.metrics qwenapi.engines
-        workers.errors workers.wire""",
+        qwenapi.errors qwenapi.greenlets qwenapi.settings qwenapi.text qwenapi.keys qwenapi.metrics
+        qwenapi.engines workers.errors workers.wire""",
     "qwenapi.request_context": """
         qwenapi.errors qwenapi.settings qwenapi.text qwenapi.keys qwenapi.metrics qwenapi.engines
         qwenapi.conversations qwenapi.observability qwenapi.generation workers.wire""",

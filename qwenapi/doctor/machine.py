@@ -1,4 +1,4 @@
-"""The machine around the model: address, folders, shared memory, descriptors, clock, libraries."""
+"""Checks of the machine: address, folders, shared memory, descriptors, clock, libraries."""
 
 import os
 import re
@@ -35,7 +35,7 @@ def check_machine(settings: Settings, profiles: Sequence[str]) -> Iterator[Check
     """Look at everything but the model, which `qwenapi serve` would need."""
     yield from check_address(settings)
     yield check_run_dir(settings)
-    yield check_pages(settings, profiles)
+    yield check_shared_memory(settings, profiles)
     yield check_state_dir(settings)
     yield check_descriptors()
     yield check_clock()
@@ -79,8 +79,8 @@ def check_run_dir(settings: Settings) -> Check:
     return ok("run folder", f"{folder} is writable, its socket paths are short enough")
 
 
-def check_pages(settings: Settings, profiles: Sequence[str]) -> Check:
-    """See that the shared memory have room where they will lie."""
+def check_shared_memory(settings: Settings, profiles: Sequence[str]) -> Check:
+    """See that shared memory has room where it will lie."""
     try:
         folder = _nearest(shared_memory_path(run_dir(settings, "serve"), ENGINE_LAYOUT).parent)
     except ConfigError as error:
@@ -92,7 +92,7 @@ def check_pages(settings: Settings, profiles: Sequence[str]) -> Check:
         return failure(
             "shared memory",
             f"{gib(free)} are free in {folder}",
-            f"the pages of the processes take {gib(needed)}",
+            f"the processes take {gib(needed)} of it",
             f"make room there, or mount it larger: mount -o remount,size=1G {folder}",
         )
     return ok("shared memory", f"{gib(free)} are free in {folder}, {gib(needed)} are needed")

@@ -1,4 +1,4 @@
-"""A model directory before it is loaded: config, tokenizer, and the headers of its weights.
+"""Checks of a model directory before it is loaded: config, tokenizer, headers of weights.
 
 What is refused here would fail once the weights are read, or be computed wrongly. Of the weights
 only headers are read, so a whole directory takes a moment. The device side looks again, closer.

@@ -1,4 +1,4 @@
-"""What `qwenapi top` shows is what the pages of a running start hold."""
+"""What `qwenapi top` shows is what the shared memory of a running start holds."""
 
 import json
 import subprocess

@@ -335,7 +335,7 @@ def test_a_full_storage_is_counted_as_one_that_is_not_available():
 
 @pytest.fixture
 def without_room():
-    """Let what is started meanwhile make no file as large as the metrics store's page."""
+    """Let what is started meanwhile make no file as large as the shared memory of the metrics."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, limits[1]))
     yield
