@@ -1,7 +1,7 @@
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qwenapi.text.template_repair import repair
@@ -74,6 +74,7 @@ def test_conversations_are_repaired(messages: Any, repaired: Any) -> None:
 roles = st.sampled_from(["system", "developer", "user", "assistant", "tool"])
 
 
+@settings(max_examples=200, deadline=None)
 @given(st.lists(st.tuples(roles, st.text("ab", min_size=1))))
 def test_repair_leaves_nothing_to_repair_and_loses_nothing(pairs: list[tuple[str, str]]) -> None:
     messages = [turn(role, content) for role, content in pairs]

@@ -1,5 +1,5 @@
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qwenapi.text.output.code_fence import CodeFence
@@ -36,6 +36,7 @@ def test_fences_open_and_close_as_in_markdown(text: str, is_inside: bool) -> Non
     assert inside(text) is is_inside
 
 
+@settings(max_examples=200, deadline=None)
 @given(st.lists(st.sampled_from(["`", "```", "~~~", " ", "\n", "x", "\t", "\r", " " * 254])))
 def test_pieces_do_not_matter(pieces: list[str]) -> None:
     whole, cut, single = CodeFence(), CodeFence(), CodeFence()

@@ -1,7 +1,7 @@
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qwenapi.text.output.json_scanner import JsonScanner
@@ -23,6 +23,7 @@ def scan(text: str, pieces: list[str] | None = None) -> tuple[str, int, bool, bo
     return scanner.give_up(), num_read, scanner.is_complete, scanner.is_broken
 
 
+@settings(max_examples=200, deadline=None)
 @given(json_values, st.booleans(), st.sampled_from([None, 1]))
 def test_json_passes_unchanged(value: object, ensure_ascii: bool, indent: int | None) -> None:
     text = json.dumps(value, ensure_ascii=ensure_ascii, indent=indent)
@@ -30,6 +31,7 @@ def test_json_passes_unchanged(value: object, ensure_ascii: bool, indent: int | 
     assert scan(text, list(text + ",")) == (text, len(text), True, False)
 
 
+@settings(max_examples=200, deadline=None)
 @given(st.text('{}[]",:\\u0123e-.tn \n\x01'))
 def test_what_is_complete_always_parses(text: str) -> None:
     output, num_read, is_complete, _ = scan(text)

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from itertools import chain, islice
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qwenapi.text.detokenizer import Detokenizer
@@ -104,6 +104,7 @@ texts = st.lists(st.sampled_from(PIECES), max_size=14).map("".join)
 thinkings = st.sampled_from(["off", "possible", "open"])
 
 
+@settings(max_examples=200, deadline=None)
 @given(texts, st.sampled_from(FORMATS), thinkings, st.booleans(), st.randoms())
 def test_the_result_depends_on_the_text_alone(
     text: str, call_format: CallFormat, thinking: str, is_cut: bool, dice: random.Random
@@ -114,6 +115,7 @@ def test_the_result_depends_on_the_text_alone(
     assert parse(output, list(random_pieces(dice, text))) == whole
 
 
+@settings(max_examples=200, deadline=None)
 @given(texts, st.sampled_from(FORMATS), thinkings, st.booleans())
 def test_finished_calls_have_json_objects(
     text: str, call_format: CallFormat, thinking: str, is_cut: bool
@@ -129,6 +131,7 @@ words = st.lists(
 ).map("".join)
 
 
+@settings(max_examples=200, deadline=None)
 @given(words, st.sampled_from(FORMATS), thinkings, st.booleans())
 def test_no_word_is_lost_or_doubled(
     text: str, call_format: CallFormat, thinking: str, is_cut: bool
@@ -143,6 +146,7 @@ def test_no_word_is_lost_or_doubled(
     assert not missing, (missing, message)
 
 
+@settings(max_examples=200, deadline=None)
 @given(texts, thinkings)
 def test_without_tools_all_is_prose(text: str, thinking: str) -> None:
     message = parse(Output(text, "hermes", thinking=thinking, tools={}))

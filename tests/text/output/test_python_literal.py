@@ -2,7 +2,7 @@ import ast
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qwenapi.text.output.python_literal import to_json
@@ -19,6 +19,7 @@ values = st.recursive(
 )
 
 
+@settings(max_examples=200, deadline=None)
 @given(values)
 def test_what_python_prints_is_read_back(value: object) -> None:
     text = to_json(repr(value))
@@ -26,6 +27,7 @@ def test_what_python_prints_is_read_back(value: object) -> None:
     assert json.loads(text) == value == ast.literal_eval(repr(value))
 
 
+@settings(max_examples=200, deadline=None)
 @given(values)
 def test_json_stays_the_same_value(value: object) -> None:
     assert json.loads(to_json(json.dumps(value)) or "?") == value
