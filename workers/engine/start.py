@@ -63,7 +63,7 @@ def start(config: EngineConfig, progress: Progress) -> tuple[ModelCard, ModelRun
     model = load_weights(
         checkpoint, model_config, dtype, device, progress, keep_packed=for_kernels, as_fp8=as_fp8
     )
-    decoder, limits = _build(config, model_config, model, shape, progress)
+    decoder, limits = _build(config, model, shape, progress)
     runner = ModelRunner(decoder, _graphs(config, decoder, limits, progress))
     progress("ready", 1.0)
     return _card(checkpoint, model_config, dtype, device, limits), runner
@@ -82,11 +82,7 @@ def _check_quantization(asked: str, checkpoint: Checkpoint) -> None:
 
 
 def _build(
-    config: EngineConfig,
-    model_config: PretrainedConfig,
-    model: PreTrainedModel,
-    shape: CacheShape,
-    progress: Progress,
+    config: EngineConfig, model: PreTrainedModel, shape: CacheShape, progress: Progress
 ) -> tuple[Decoder, CapacityLimits]:
     """Return the decoder with a cache of the size that fits beside it."""
     progress("merging weights", 0.0)
@@ -110,7 +106,7 @@ def _build(
     free_bytes = min(
         available_bytes(d, config.gpu_memory_utilization) // layers.count(d) for d in set(layers)
     ) * len(layers)
-    limits = resolve_limits(config, model_config, device, block_bytes, free_bytes)
+    limits = resolve_limits(config, model.config, device, block_bytes, free_bytes)
     progress("allocating cache", 0.0)
     decoder.allocate_cache(shape, limits.num_blocks, limits.block_size)
     return decoder, limits
