@@ -40,7 +40,7 @@ CONFLICTS = {
         "engine/test_sampler.py::test_temperature_0_is_the_best_token",
     ],
     "C6 top_p, top_k and generation_config": [
-        "api/test_sampling.py::test_the_request_wins_over_the_profile_and_the_profile_over_the_model",
+        "generation/test_sampling.py::test_the_request_wins_over_the_profile_and_the_profile_over_the_model",
         "README: A documented default wins over the model's `generation_config.json`",
     ],
     "C7 names of models": [
@@ -93,8 +93,8 @@ CONFLICTS = {
         "documents/test_profiles.py::test_no_document_waits_for_a_thought",
     ],
     "C18 names of the figures": [
-        "ledger/test_prometheus.py::test_the_documents_four_gauges_come_first_with_its_words",
-        "ledger/test_prometheus.py::test_the_names_are_the_ones_dashboards_and_rules_are_built_on",
+        "metrics/test_prometheus.py::test_the_documents_four_gauges_come_first_with_its_words",
+        "metrics/test_prometheus.py::test_the_names_are_the_ones_dashboards_and_rules_are_built_on",
     ],
     "C19 names and versions": [
         "documents/test_generate.py::test_the_service_describes_itself",
@@ -128,8 +128,8 @@ CONFLICTS = {
         "test_compose_serves_the_demo_model_on_this_machine_alone_unless_told_otherwise",
     ],
     "C26 utilization is of memory": [
-        "ledger/test_report.py::test_the_memory_of_several_gpus_is_added_up_and_each_name_said_once",
-        "ledger/test_report.py::test_the_documents_sample_comes_out_field_by_field",
+        "metrics/test_report.py::test_the_memory_of_several_gpus_is_added_up_and_each_name_said_once",
+        "metrics/test_report.py::test_the_documents_sample_comes_out_field_by_field",
     ],
 }
 
@@ -165,8 +165,8 @@ BUGS = {
     "7 history without bounds": [
         "documents/test_conversations.py::"
         "test_a_history_longer_than_the_model_is_kept_whole_and_told_in_part",
-        "store/test_limits.py::test_conversations_expire_and_are_purged_with_their_bytes",
-        "store/test_limits.py::test_a_conversation_takes_so_many_items_and_no_more",
+        "conversations/test_limits.py::test_conversations_expire_and_are_purged_with_their_bytes",
+        "conversations/test_limits.py::test_a_conversation_takes_so_many_items_and_no_more",
     ],
     "8 bad input is a 500 that leaks": [
         "documents/test_coder.py::test_a_prompt_that_does_not_fit_is_a_422_list",
@@ -174,7 +174,7 @@ BUGS = {
     ],
     "9 two threads in one model": [
         "engine/test_batching.py::test_a_seeded_request_is_independent_of_its_neighbours",
-        "process/test_admission.py::"
+        "worker/test_admission.py::"
         "test_a_group_of_three_running_and_ten_waiting_takes_exactly_thirteen",
     ],
     "10 text cut inside a character": [
@@ -184,7 +184,7 @@ BUGS = {
     "11 prompts in the log, remote code, open to all": [
         "e2e/test_http_on_stub.py::test_one_log_line_a_request_without_its_text",
         "test_architecture.py::test_nothing_unsafe_is_imported_or_called",
-        "test_config.py::test_every_shipped_profile_is_valid_and_local",
+        "settings/test_settings.py::test_every_shipped_profile_is_valid_and_local",
     ],
     "12 a preface in pieces": [
         "documents/test_coder.py::test_a_session_of_two_turns_knows_its_first"
