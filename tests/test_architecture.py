@@ -31,6 +31,7 @@ ROOMS: dict[str, str] = {
     "workers.parent_death": "",
     "workers.checkpoint": "workers.errors",
     "workers.wire": "workers.errors",
+    "workers.grammar": "workers.wire",
     "workers.engine_core": "workers.wire",
     "workers.model.layout": "",
     "workers.model.kernels": "workers.model.layout",
