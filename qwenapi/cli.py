@@ -248,7 +248,7 @@ def _supervise(
     from workers import logs
     from workers.supervisor.notify import Notifier
     from workers.supervisor.supervisor import Supervisor
-    from workers.wire.shared_memory import remove_shared_memory
+    from workers.wire.shared_memory_files import remove_shared_memory
 
     logs.configure("supervisor", settings.log_level, settings.log_format)
     where = listener.url if listener else folder

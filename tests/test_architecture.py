@@ -25,7 +25,7 @@ PACKAGES = ("qwenapi", "workers")
 ROOMS: dict[str, str] = {
     "workers.errors": "",
     "workers.config": "",
-    "workers.cores": "",
+    "workers.cpu_cores": "",
     "workers.logs": "",
     "workers.fairness": "",
     "workers.parent_death": "",
@@ -48,8 +48,8 @@ ROOMS: dict[str, str] = {
         workers.model.quantization workers.model.linear workers.model.attention
         workers.model.layers""",
     "workers.engine": """
-        workers.errors workers.config workers.cores workers.checkpoint workers.fairness workers.wire
-        workers.engine_core workers.model workers.model.layout workers.model.kernels
+        workers.errors workers.config workers.cpu_cores workers.checkpoint workers.fairness
+        workers.wire workers.engine_core workers.model workers.model.layout workers.model.kernels
         workers.model.quantization workers.model.attention""",
     "workers.worker": """
         workers.errors workers.config workers.checkpoint workers.logs workers.fairness
@@ -88,7 +88,7 @@ ROOMS: dict[str, str] = {
     "qwenapi.serving": """
         qwenapi.settings qwenapi.greenlets qwenapi.observability qwenapi.keys qwenapi.metrics
         qwenapi.engines qwenapi.conversations qwenapi.generation qwenapi.request_context qwenapi.app
-        workers.errors workers.cores workers.parent_death workers.wire workers.worker
+        workers.errors workers.cpu_cores workers.parent_death workers.wire workers.worker
         workers.supervisor""",
     "qwenapi.commands": """
         qwenapi.settings qwenapi.metrics workers.errors workers.wire workers.worker""",

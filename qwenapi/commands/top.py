@@ -23,7 +23,8 @@ from qwenapi.settings.sources import load, load_profiles
 from qwenapi.settings.table import Settings, etc_dir
 from workers.errors import ConfigError, ExitCode, SharedMemoryError
 from workers.wire.engine_stats import ENGINE_COUNTERS, ENGINE_LAYOUT, EngineRow, Phase
-from workers.wire.shared_memory import SharedMemory, shared_memory_path
+from workers.wire.shared_memory import SharedMemory
+from workers.wire.shared_memory_files import shared_memory_path
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

@@ -20,7 +20,8 @@ from qwenapi.settings.run_dir import MAX_SOCKET_PATH_BYTES, run_dir, state_dir
 from qwenapi.settings.table import Settings, etc_dir
 from workers.errors import ConfigError
 from workers.wire.engine_stats import ENGINE_LAYOUT
-from workers.wire.shared_memory import INT_BYTES, shared_memory_path
+from workers.wire.layout import INT_BYTES
+from workers.wire.shared_memory_files import shared_memory_path
 
 OLDEST_PYTHON, NEWEST_PYTHON = (3, 11), (3, 13)
 # One for each of gunicorn's worker_connections, and what a process needs for itself.

@@ -18,7 +18,9 @@ from typing import Literal
 
 from qwenapi.keys.key_file import MAX_KEYS
 from workers.errors import SharedMemoryError
-from workers.wire.shared_memory import Layout, SharedMemory, shared_memory_path
+from workers.wire.layout import Layout
+from workers.wire.shared_memory import SharedMemory
+from workers.wire.shared_memory_files import shared_memory_path
 
 log = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 
-from workers.wire.shared_memory import Layout
+from workers.wire.layout import Layout
 
 NANO = 1_000_000_000
 NUM_SLOTS = 64

@@ -30,7 +30,8 @@ from qwenapi.metrics.layout import (
     starts,
 )
 from workers.errors import SharedMemoryError
-from workers.wire.shared_memory import SharedMemory, Slot, shared_memory_path
+from workers.wire.shared_memory import SharedMemory, Slot
+from workers.wire.shared_memory_files import shared_memory_path
 
 log = logging.getLogger(__name__)
 

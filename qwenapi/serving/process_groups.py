@@ -13,12 +13,13 @@ from qwenapi.serving.http_child import HttpChild
 from qwenapi.serving.listener import listen
 from qwenapi.serving.startup_config import StartupConfig
 from qwenapi.settings.table import Settings
-from workers.cores import physical_cores
+from workers.cpu_cores import physical_cores
 from workers.supervisor.launcher import EngineChild
 from workers.supervisor.reload import Reloader
 from workers.wire.engine_stats import ENGINE_LAYOUT
-from workers.wire.shared_memory import SharedMemory, shared_memory_path
-from workers.worker.report import WorkerSpec
+from workers.wire.shared_memory import SharedMemory
+from workers.wire.shared_memory_files import shared_memory_path
+from workers.worker.worker_spec import WorkerSpec
 
 Progress = Callable[[str, str, float], None]
 

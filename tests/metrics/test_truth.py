@@ -30,7 +30,8 @@ from tests.metrics.callers import (
     generate,
 )
 from tests.running_server import RunningServer, quickest, wait_for
-from workers.wire.shared_memory import SharedMemory, shared_memory_path
+from workers.wire.shared_memory import SharedMemory
+from workers.wire.shared_memory_files import shared_memory_path
 
 PROFILES = tuple(tomllib.loads((etc_dir() / "profiles/all.toml").read_text())["api"]["profiles"])
 LAYOUT = metrics_layout(PROFILES)

@@ -15,8 +15,8 @@ from torch import Tensor
 from workers.engine.batch import Batch, Row
 from workers.engine.batch_layout import pack_rows, sampled_tokens
 from workers.engine.block_manager import TRASH
-from workers.engine.logits_processors import SamplingRow
 from workers.engine.sampler import Sample, TokenChoice, choose
+from workers.engine.sampling_rows import SamplingRow
 from workers.engine.sequence import Sequence
 from workers.model.attention.attention import AttentionPlan, DecodeGroup, PrefillSpan
 from workers.model.decoder import Decoder

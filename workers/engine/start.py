@@ -13,10 +13,10 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from workers.checkpoint import Checkpoint
 from workers.config import EngineConfig
-from workers.cores import physical_cores
-from workers.engine.logits_processors import SamplingRow
+from workers.cpu_cores import physical_cores
 from workers.engine.model_runner import ModelRunner
 from workers.engine.sampler import sample
+from workers.engine.sampling_rows import SamplingRow
 from workers.engine.scheduler import MAX_SPECULATING_ROWS
 from workers.errors import ConfigError, ModelError
 from workers.model.attention.attention import AttentionPlan, Plan, PrefillSpan

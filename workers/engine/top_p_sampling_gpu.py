@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from workers.engine.gumbel_noise import gumbel
-from workers.engine.top_p_sampling_cpu import DrawParams
+from workers.engine.sampling_rows import SamplingTensors
 
 # The key of -inf.
 _LOWEST = ~0x7F800000
@@ -26,7 +26,7 @@ _BITS = 32
 _STEPS_OF_ONE = 2.0**35
 
 
-def draw(scaled: Tensor, params: DrawParams, *, has_top_k: bool, has_top_p: bool) -> Tensor:
+def draw(scaled: Tensor, params: SamplingTensors, *, has_top_k: bool, has_top_p: bool) -> Tensor:
     """Draw one token per row of float32 logits `[rows, vocabulary]`.
 
     `has_top_k` and `has_top_p` say whether any row has one; they change no row's token.
@@ -37,7 +37,7 @@ def draw(scaled: Tensor, params: DrawParams, *, has_top_k: bool, has_top_p: bool
     return noise.add_(scaled).masked_fill_(~is_allowed, float("-inf")).argmax(-1)
 
 
-def allow(scaled: Tensor, params: DrawParams, *, has_top_k: bool, has_top_p: bool) -> Tensor:
+def allow(scaled: Tensor, params: SamplingTensors, *, has_top_k: bool, has_top_p: bool) -> Tensor:
     """Return whether a row may draw a token, `[rows, vocabulary]`."""
     best = scaled.amax(-1, keepdim=True)
     keep = scaled >= best + params.min_p[:, None].log()

@@ -13,8 +13,9 @@ import msgspec
 
 from workers.config import EngineConfig
 from workers.wire.shared_memory import SharedMemory
-from workers.worker import worker
-from workers.worker.report import Report, WorkerSpec
+from workers.worker import process
+from workers.worker.supervisor_pipe import SupervisorPipe
+from workers.worker.worker_spec import WorkerSpec
 
 
 class EngineChild:
@@ -46,7 +47,9 @@ class EngineChild:
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe(duplex=True)
         self._process = context.Process(
-            target=worker.main, args=(self._config, self._spec, Report(theirs)), name=self.name
+            target=process.main,
+            args=(self._config, self._spec, SupervisorPipe(theirs)),
+            name=self.name,
         )
         self._process.start()
         theirs.close()

@@ -15,23 +15,17 @@ is the message's tag. A field added with a default at the end of a message keeps
       Ping ⇄ Pong                                       both ways; the engine's Pong is its loop's
 """
 
-import struct
-from typing import Any, Literal
+from typing import Literal
 
 import msgspec
 
-from workers.errors import ProtocolError
-
 PROTOCOL_VERSION = 1
 PROTOCOL_VERSION_MIN = 1
-MAX_FRAME_BYTES = 16 * 1024 * 1024
 MAX_CHOICES = 16
 MAX_LOGPROBS = 20
 # The low bits of a wire id count the attempts at a request.
 EPOCH_BITS = 8
 MAX_EPOCH = (1 << EPOCH_BITS) - 1
-
-_LENGTH = struct.Struct(">I")
 
 FinishReason = Literal["stop", "length"]
 RejectReason = Literal["queue_full", "overloaded", "too_long", "draining", "invalid"]
@@ -253,55 +247,7 @@ class StepUpdate(Message, frozen=True, tag="step", kw_only=True):
 ToEngine = Attach | Generate | Abort | Ping | Pong
 FromEngine = Hello | Accepted | Rejected | StepUpdate | Ping | Pong
 
-_encoder = msgspec.msgpack.Encoder()
-_decode_to_engine = msgspec.msgpack.Decoder(ToEngine)
-_decode_from_engine = msgspec.msgpack.Decoder(FromEngine)
-
 
 def wire_id(serial: int, epoch: int) -> int:
     """Return the id of attempt `epoch` (0-255) of the connection's request number `serial`."""
     return serial << EPOCH_BITS | epoch & MAX_EPOCH
-
-
-def encode(message: Message) -> bytes:
-    """Return the frame of one message; raise ProtocolError if it is larger than a frame may be."""
-    body = _encoder.encode(message)
-    if len(body) > MAX_FRAME_BYTES:
-        raise ProtocolError(f"frame of {len(body)} bytes exceeds the limit of {MAX_FRAME_BYTES}")
-    return _LENGTH.pack(len(body)) + body
-
-
-class FrameReader:
-    """Cut a byte stream into the messages one side of the wire may receive."""
-
-    def __init__(self, side: Literal["engine", "http"]) -> None:
-        self._decode = (_decode_to_engine if side == "engine" else _decode_from_engine).decode
-        self._buffer = bytearray()
-
-    def feed(self, data: bytes) -> list[Any]:
-        """Return all messages completed by `data`; raise ProtocolError on a frame that is too large
-        or malformed.
-        """
-        self._buffer += data
-        messages = []
-        start, end = 0, len(self._buffer)
-        with memoryview(self._buffer) as view:
-            while end - start >= _LENGTH.size:
-                (length,) = _LENGTH.unpack_from(view, start)
-                if length > MAX_FRAME_BYTES:
-                    raise ProtocolError(
-                        f"frame of {length} bytes exceeds the limit of {MAX_FRAME_BYTES}"
-                    )
-                stop = start + _LENGTH.size + length
-                if stop > end:
-                    break
-                messages.append(self._message(view[start + _LENGTH.size : stop]))
-                start = stop
-        del self._buffer[:start]
-        return messages
-
-    def _message(self, body: memoryview) -> Any:
-        try:
-            return self._decode(body)
-        except (ValueError, RecursionError) as error:  # msgspec lets bad UTF-8 through as it is
-            raise ProtocolError(f"malformed frame: {error}") from error

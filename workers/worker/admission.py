@@ -11,7 +11,8 @@ import time
 from collections import Counter, deque
 from dataclasses import dataclass
 
-from workers.engine_core import EngineStats, Key
+from workers.engine_core import Key
+from workers.wire.engine_stats import EngineStats
 from workers.wire.protocol import MAX_CHOICES, Generate, ModelCard, Rejected, RejectReason
 
 # Before this many requests of one busy period have finished, a prediction says nothing.

@@ -17,8 +17,10 @@ from pathlib import Path
 from typing import Protocol
 
 from workers.errors import ConfigError, ExitCode, ProtocolError
-from workers.wire.connection import READ_BYTES, Outbox, agree_version, peer_uid
-from workers.wire.protocol import Attach, FrameReader, Hello, Message, Ping, Pong, encode
+from workers.wire.connection import READ_BYTES, agree_version, peer_uid
+from workers.wire.framing import FrameReader, encode
+from workers.wire.outbox import Outbox
+from workers.wire.protocol import Attach, Hello, Message, Ping, Pong
 
 log = logging.getLogger(__name__)
 

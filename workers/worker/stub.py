@@ -15,9 +15,10 @@ from dataclasses import dataclass
 
 from workers.checkpoint import Checkpoint
 from workers.config import EngineConfig
-from workers.engine_core import EngineStats, Key, StepOutput
+from workers.engine_core import Key, StepOutput
 from workers.errors import ExitCode
 from workers.fairness import TenantCounters
+from workers.wire.engine_stats import EngineStats
 from workers.wire.protocol import (
     Chunk,
     Failed,

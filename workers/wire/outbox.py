@@ -1,0 +1,54 @@
+"""Outbox: bytes that wait for a peer to take them, up to a bound; sending never blocks."""
+
+import socket
+import threading
+from collections import deque
+
+OUTBOX_BYTES = 8 * 1024 * 1024
+
+
+class Outbox:
+    """Bytes on their way to one peer over a non-blocking socket; any thread may send, none ever
+    waits for the peer.
+    """
+
+    def __init__(self, sock: socket.socket, limit: int = OUTBOX_BYTES) -> None:
+        self._sock = sock
+        self._limit = limit
+        self._lock = threading.Lock()
+        self._waiting: deque[memoryview] = deque()
+        self.num_waiting_bytes = 0
+
+    def send(self, frame: bytes) -> bool:
+        """Write what the peer takes now and keep the rest; False: the peer has gone or is too far
+        behind, drop it.
+        """
+        with self._lock:
+            if self.num_waiting_bytes + len(frame) > self._limit:
+                return False
+            self._waiting.append(memoryview(frame))
+            self.num_waiting_bytes += len(frame)
+            # When an earlier frame still waits the socket is full, and flush() will be called when
+            # it has emptied.
+            return len(self._waiting) > 1 or self._write()
+
+    def flush(self) -> bool:
+        """Write on, as the socket has become writable; False: the peer has gone."""
+        with self._lock:
+            return self._write()
+
+    def _write(self) -> bool:
+        while self._waiting:
+            head = self._waiting[0]
+            try:
+                sent = self._sock.send(head)
+            except (BlockingIOError, InterruptedError):
+                return True
+            except OSError:
+                return False
+            self.num_waiting_bytes -= sent
+            if sent < len(head):
+                self._waiting[0] = head[sent:]
+            else:
+                self._waiting.popleft()
+        return True
