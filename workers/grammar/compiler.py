@@ -11,10 +11,10 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from workers.grammar.compile import STACK_BYTES, compile_source
+from workers.grammar.compiled_grammar import CompiledGrammar
 from workers.grammar.errors import GrammarError
 from workers.grammar.source import source_of
 from workers.grammar.tokenizer_file import TokenizerFile
@@ -22,7 +22,7 @@ from workers.grammar.trial_client import TrialClient
 from workers.wire.grammar import Grammar
 
 if TYPE_CHECKING:
-    from llguidance import LLMatcher, LLTokenizer
+    from llguidance import LLTokenizer
 
 log = logging.getLogger(__name__)
 
@@ -32,20 +32,6 @@ MAX_CACHED_BYTES = 16 * 1024 * 1024
 _NUM_THREADS = 4
 _NICENESS = 10
 _MAX_QUEUED = 1024
-
-
-@dataclass(eq=False)
-class CompiledGrammar:
-    """A matcher at the grammar's start, to be copied for each choice.
-
-    Copies share what they learn of the lexer. Should that reach its limit, all of them fail: the
-    grammar is spoiled, and its next user has a new one.
-    """
-
-    matcher: "LLMatcher"
-    vocab_size: int
-    eos_token_ids: tuple[int, ...]
-    is_spoiled: bool = False
 
 
 Outcome = CompiledGrammar | GrammarError

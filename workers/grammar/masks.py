@@ -6,6 +6,7 @@ and logits. Rows are filled by threads outside the GIL.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -42,7 +43,6 @@ class MaskFiller:
 
     def __init__(self, num_threads: int) -> None:
         self._num_threads = num_threads
-        self._executor: LLExecutor | None = None
 
     def fill(self, rows: Sequence[MaskRow], bits: Bits) -> None:
         """Write the masks of all rows, one after another, into int32 `[masks, words]`.
@@ -51,28 +51,32 @@ class MaskFiller:
         """
         assert bits.dtype == np.int32 and bits.flags["C_CONTIGUOUS"]
         bits.fill(-1)  # what no mask is written for follows the answer's end, and is not read
-        asked = []
+        plain: list[tuple[LLMatcher, int]] = []
+        drafting: list[tuple[LLMatcher, int, list[int]]] = []
         first = 0
         for row in rows:
             state = row.state
             if not state.is_thinking and not state.error:
-                asked.append((state.matcher, first, list(row.drafts)))
+                if row.drafts:
+                    drafting.append((state.matcher, first, list(row.drafts)))
+                else:
+                    plain.append((state.matcher, first))
             first += row.num_masks
-        if asked:
-            self._ask(asked, bits)
+        where = bits.ctypes.data, 4 * bits.shape[1], bits.shape[0]
+        if plain:
+            self._threads.unsafe_compute_mask_ptr(plain, *where)
+        if drafting:
+            self._threads.unsafe_compute_mask_ptr_with_draft_token(drafting, *where)
         first = 0
         for row in rows:
             _finish(row, bits[first : first + row.num_masks].view(np.uint32))
             first += row.num_masks
 
-    def _ask(self, asked: list[tuple["LLMatcher", int, list[int]]], bits: Bits) -> None:
-        if self._executor is None:
-            from llguidance import LLExecutor
+    @cached_property
+    def _threads(self) -> "LLExecutor":
+        from llguidance import LLExecutor
 
-            self._executor = LLExecutor(self._num_threads)
-        self._executor.unsafe_compute_mask_ptr_with_draft_token(
-            asked, bits.ctypes.data, bits.shape[1] * 4, bits.shape[0]
-        )
+        return LLExecutor(self._num_threads)
 
 
 def _finish(row: MaskRow, masks: Bits) -> None:

@@ -9,7 +9,7 @@ tokens that are certain; drafts are only asked about.
 
 from typing import TYPE_CHECKING
 
-from workers.grammar.compiler import CompiledGrammar
+from workers.grammar.compiled_grammar import CompiledGrammar
 from workers.wire.grammar import Grammar
 
 if TYPE_CHECKING:

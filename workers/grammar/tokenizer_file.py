@@ -38,11 +38,11 @@ class TokenizerFile(NamedTuple):
 
     def load(self) -> LoadedTokenizer:
         """Read the file; raise GrammarError if llguidance cannot. Takes a second, with the GIL."""
-        from llguidance import LLTokenizer
-
         if not self.eos_token_ids:
             raise GrammarError("grammars cannot be used: the model names no end-of-text token")
         try:
+            from llguidance import LLTokenizer
+
             renamed, token_ids = _rename(Path(self.path).read_bytes())
             tokenizer = LLTokenizer(
                 renamed, n_vocab=self.vocab_size, eos_token=list(self.eos_token_ids)
