@@ -1,5 +1,4 @@
-"""What a model directory says about itself, read without torch: config, stop ids, sampling
-defaults, identity.
+"""Checkpoint: a model directory's config, stop ids, sampling defaults and hash, without torch.
 
 Knows the files' names and shapes; refuses to know how weights become a model.
 """
@@ -18,9 +17,7 @@ SAMPLING_DEFAULTS = ("temperature", "top_p", "top_k", "min_p", "repetition_penal
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """An existing model directory; each property reads its file on first use and raises ModelError
-    naming it.
-    """
+    """A model directory; each property reads its file on first use, or raises ModelError of it."""
 
     directory: Path
 
@@ -61,9 +58,7 @@ class Checkpoint:
 
     @property
     def eos_token_ids(self) -> tuple[int, ...]:
-        """Return the ids that end an answer: generation_config.json's, and config.json's if it has
-        others.
-        """
+        """Return the ids that end an answer, of generation_config.json and of config.json."""
         ids: list[int] = []
         for source in (self.generation_config, self.config):
             eos = source.get("eos_token_id")
@@ -106,9 +101,7 @@ class Checkpoint:
 
     @property
     def model_hash(self) -> str:
-        """Return a cheap identity: config.json and every weight file's name, size and safetensors
-        header.
-        """
+        """Return a cheap identity: of config.json, weight files' names, sizes and headers."""
         digest = hashlib.sha256(self._bytes("config.json"))
         for file in self.weight_files:
             digest.update(f"{file.name} {file.stat().st_size}".encode())

@@ -1,4 +1,4 @@
-"""The seam between a worker process and what generates tokens in it: the real engine, or the stub.
+"""EngineCore: the interface that a worker drives, of the real engine and of its stub.
 
 It is driven by one thread, the engine loop. It knows keys, never connections; it is told of a
 request only after admission, and answers for each exactly once: with a Finished, a Failed, or
@@ -18,7 +18,7 @@ Key = tuple[int, int]
 
 @dataclass
 class StepOutput:
-    """What one step has to say, in the order: started, chunks, finished, failed."""
+    """What one step has to say, in this order, by the names of StepUpdate's fields."""
 
     started: list[tuple[Key, Started]] = field(default_factory=list)
     chunks: list[tuple[Key, Chunk]] = field(default_factory=list)
@@ -49,9 +49,7 @@ class EngineCore(Protocol):
         """
 
     def step(self) -> StepOutput:
-        """Compute one batch, and return what is known by its end: of a step that overlaps the next,
-        that is nothing yet.
-        """
+        """Compute one batch; return what is known by then, which is less where steps overlap."""
 
     def stats(self) -> EngineStats:
         """Return the numbers to publish after a step."""

@@ -1,4 +1,4 @@
-"""What one step computes: which sequences, and how many tokens of each."""
+"""Batch: what one step computes, in rows of a sequence and some of its tokens."""
 
 from dataclasses import dataclass
 from typing import NamedTuple

@@ -1,14 +1,14 @@
-"""The real engine: a model in memory and the loop body that advances every request by one step.
+"""Engine: the real engine, a model in memory that advances every request by one step at a time.
 
-Knows how the parts fit together. Refuses to know sockets, admission and processes:
-`workers.worker.worker` drives it through `workers.engine_core.EngineCore`. An error inside
-a step is not caught: what the device and the blocks then hold is unknown, so the process has to end
-and be started again.
+Knows how the parts fit together. Refuses to know sockets, admission and processes; a Worker drives
+it as an EngineCore. An error inside a step is not caught: what the device and the blocks then hold
+is unknown, so the process has to end and be started again.
 """
 
 import logging
 import time
 from collections.abc import Callable
+from typing import Any
 
 from workers.config import EngineConfig
 from workers.engine.block_manager import BlockManager
@@ -21,12 +21,11 @@ from workers.engine.sequence_group import SequenceGroup
 from workers.engine.start import start
 from workers.engine_core import Key, StepOutput
 from workers.grammar.compiled_grammar import CompiledGrammar
+from workers.model.loader import Progress
 from workers.wire.engine_stats import EngineStats
 from workers.wire.protocol import Chunk, Failed, Generate, Started
 
 log = logging.getLogger(__name__)
-
-Progress = Callable[[str, float], None]
 
 
 class Engine:
@@ -199,19 +198,10 @@ def overlaps(asked: str, device: str) -> bool:
 
 def _last_chunk(sequence: Sequence) -> Chunk:
     """Return the end of a choice that has no room for another token."""
-    return Chunk(
-        sequence.request.generate.wid,
-        sequence.choice,
-        sequence.num_output_tokens,
-        (),
-        sequence.finish_reason,
-    )
+    wid = sequence.request.generate.wid
+    return Chunk(wid, sequence.choice, sequence.num_output_tokens, (), sequence.finish_reason)
 
 
 def _without(output: StepOutput, key: Key) -> StepOutput:
-    return StepOutput(
-        [item for item in output.started if item[0] != key],
-        [item for item in output.chunks if item[0] != key],
-        [item for item in output.finished if item[0] != key],
-        [item for item in output.failed if item[0] != key],
-    )
+    parts: dict[str, list[Any]] = vars(output)
+    return StepOutput(**{k: [it for it in part if it[0] != key] for k, part in parts.items()})

@@ -1,7 +1,7 @@
-"""What is done to logits before a temperature: bias, minimum length, penalties.
+"""Logits processors: bias, minimum length, penalties.
 
-Each processor collects the cells it changes over the whole batch and applies them at
-once, so that its cost is a few tensors per step and nothing for rows that do not use it.
+Each collects the cells it changes over the whole batch and applies them at once, so that its cost
+is a few tensors per step and nothing for rows that do not use it.
 """
 
 from collections.abc import Collection, Sequence

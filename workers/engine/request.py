@@ -1,7 +1,4 @@
-"""What one caller asked of an engine: the wire's Generate, and what follows from it once.
-
-Refuses to know sequences, blocks, batches and time.
-"""
+"""Request: what one caller asked of an engine, and what follows from it once; frozen."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -42,16 +39,6 @@ class Request:
     def stop_ids(self) -> frozenset[int]:
         eos_token_ids = () if self.params.ignore_eos else self.eos_token_ids
         return frozenset(self.params.stop_token_ids + eos_token_ids)
-
-    @cached_property
-    def is_penalized(self) -> bool:
-        """Whether a token's logits depend on the tokens before it by more than the model."""
-        params = self.params
-        return (
-            params.repetition_penalty != 1.0
-            or params.presence_penalty != 0.0
-            or params.frequency_penalty != 0.0
-        )
 
     @cached_property
     def prompt_set(self) -> Array:

@@ -1,8 +1,14 @@
-"""From logits to tokens: raw log-probabilities, processors, then greedy or seeded choice per row.
+"""Sample one token per row from its logits, greedy or seeded, with log-probabilities.
 
 The order is fixed: raw logprobs → logit_bias → min_tokens → repetition → presence and frequency →
 temperature → min_p → top_k → top_p → Gumbel noise. A row's result depends only on its own logits
 and parameters. Refuses to know sequences, schedules and when a generation ends.
+
+    sampling_rows        what is asked of each row, on the host and on the device
+    logits_processors    all before the temperature
+    top_p_sampling_cpu   all after it on a CPU, by looking at the largest logits
+    top_p_sampling_gpu   the same in plain torch on a GPU without Triton
+    kernels/sampling     the same in Triton; choose_on_gpu picks one of the two
 """
 
 from collections.abc import Sequence
@@ -112,9 +118,7 @@ def choose_on_cpu(logits: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
 
 
 def choose_on_gpu(logits: Tensor, rows: Sequence[SamplingRow], *, by_kernels: bool) -> Tensor:
-    """Return the same tokens by the same few kernels for all rows, which the host waits for none
-    of; logits may be of any floating type.
-    """
+    """Return one token per row of processed logits of any type; the host waits for none."""
     params = SamplingTensors.of(rows, logits)
     if by_kernels:
         from workers.model.kernels import sampling

@@ -1,4 +1,4 @@
-"""The rows to sample in a step: what is asked of each, on the host and as tensors."""
+"""SamplingRow and SamplingTensors: what is asked of the rows to sample, on host and device."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -54,18 +54,13 @@ class SamplingRow:
     def is_processed(self) -> bool:
         """Whether any processor changes this row."""
         params = self.params
-        return bool(
-            params.logit_bias
-            or self.forbids_stops
-            or params.repetition_penalty != 1.0
-            or params.presence_penalty
-            or params.frequency_penalty
-        )
+        return bool(params.logit_bias) or self.forbids_stops or params.is_penalized
 
 
 class SamplingTensors(NamedTuple):
-    """How rows draw: tensors `[rows]`, int32 or float32. `temperatures` is 0 for the best token,
-    `top_k` 0 for none; `low` and `high` are the row's noise key.
+    """How rows draw: tensors `[rows]`, float32, or int32 for `top_k` and the noise key.
+
+    `temperatures` is 0 for the best token, `top_k` 0 for none.
     """
 
     temperatures: Tensor

@@ -1,7 +1,6 @@
-"""Who computes how many tokens in the next step.
+"""Scheduler: which sequences compute how many tokens in the next step.
 
-Knows sequences, one token budget and the block manager. Refuses to know tensors, sampling and the
-wire.
+Knows sequences, one token budget and the block manager. Refuses to know tensors and sampling.
 
     waiting ──admit──► running ──finish──► gone        a step: decodes, then prompts under way, then
        ▲                  │                            new sequences, all from one token budget
@@ -17,14 +16,13 @@ from bisect import insort
 from collections import Counter
 from collections.abc import Collection, Iterator
 from itertools import zip_longest
-from operator import attrgetter
 
 from workers.engine.batch import Batch, Row
 from workers.engine.block_manager import BlockManager, BlockTable
 from workers.engine.ngram import NgramDrafter
 from workers.engine.sequence import Sequence, SequenceStatus
 from workers.engine.sequence_group import SequenceGroup
-from workers.engine.waiting_queue import WaitingQueue
+from workers.engine.waiting_queue import WaitingQueue, by_order
 from workers.engine_core import Key
 from workers.fairness import TenantCounters
 from workers.wire.protocol import Generate
@@ -35,8 +33,6 @@ _WATERMARK = 0.01
 MAX_SPECULATING_ROWS = 8
 # Of the tokens a grammar forces, as many go through the model in one row.
 MAX_FORCED_TOKENS = 8
-
-_order = attrgetter("order")
 
 
 class Scheduler:
@@ -179,8 +175,8 @@ class Scheduler:
         self._blocks.check_integrity([sequence.table for sequence in sequences])
         running = [s for s in sequences if s.status is SequenceStatus.RUNNING]
         waiting = [s for s in sequences if s.status is SequenceStatus.WAITING]
-        assert sorted(running, key=_order) == self._running
-        assert sorted(waiting, key=_order) == list(self._waiting)
+        assert sorted(running, key=by_order) == self._running
+        assert sorted(waiting, key=by_order) == list(self._waiting)
         started = [group for group in groups if group.has_started]
         assert self._num_promised_rows == sum(group.num_unfinished for group in started)
         assert +self._num_started == Counter(group.request.generate.group for group in started)
@@ -215,7 +211,7 @@ class Scheduler:
         """
         num_tokens = len(sequence.token_ids)
         room = min(plan.num_left, sequence.request.max_len - num_tokens - 1)
-        if room <= 0 or sequence.num_awaited or sequence.request.is_penalized:
+        if room <= 0 or sequence.num_awaited or sequence.request.params.is_penalized:
             return (), False
         grammar = sequence.grammar
         forced = grammar.forced(min(room, MAX_FORCED_TOKENS)) if grammar is not None else ()
@@ -330,7 +326,7 @@ class Scheduler:
         sequence.table = table
         sequence.num_computed = len(table.ids) * self._blocks.block_size
         sequence.status = SequenceStatus.RUNNING
-        insort(self._running, sequence, key=_order)
+        insort(self._running, sequence, key=by_order)
         num_tokens = min(sequence.num_uncomputed, plan.num_left)
         has_room = self._blocks.extend(table, sequence.num_computed + num_tokens)
         assert has_room
@@ -361,14 +357,10 @@ class Scheduler:
         sequence.grammar = None
         self._num_promised_rows -= group.has_started
         if group.is_finished:
-            self._leave(group)
-
-    def _leave(self, group: SequenceGroup) -> None:
-        request = group.request
-        del self._groups[request.key]
-        self._tenants.leave(request.generate.tenant)
-        if group.has_started:
-            self._num_started[request.generate.group] -= 1
+            generate = group.request.generate
+            del self._groups[group.request.key]
+            self._tenants.leave(generate.tenant)
+            self._num_started[generate.group] -= group.has_started
 
 
 class _Plan:

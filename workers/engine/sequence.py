@@ -1,4 +1,4 @@
-"""One running generation: a choice of a request, its tokens and what it holds on the device.
+"""Sequence: one choice of a request, its tokens so far and its blocks of KV cache.
 
 Knows how far it is computed and when it has to stop. Refuses to know other sequences and blocks'
 owners.
@@ -50,7 +50,7 @@ class Sequence:
             self.grammar = GrammarState(request.grammar, request.generate.grammar)
             for token_id in self.token_ids[self.num_prompt_tokens :]:
                 self.grammar.consume(token_id)
-        if self.request.is_penalized:
+        if self.request.params.is_penalized:
             self.output_counts = Counter(self.token_ids[self.num_prompt_tokens :])
 
     @property
@@ -76,7 +76,7 @@ class Sequence:
         if self.num_awaited == 0:
             return False
         is_last = len(self.token_ids) + self.num_awaited >= self.request.max_len
-        return is_last or self.request.is_penalized or self.grammar is not None
+        return is_last or self.request.params.is_penalized or self.grammar is not None
 
     @property
     def is_finished(self) -> bool:

@@ -1,4 +1,4 @@
-"""The sequences of one request's choices: which of them leads, and how many are unfinished.
+"""SequenceGroup: the sequences of one request's choices, which end together.
 
 The leader computes the prompt; its siblings are held until they can share the prompt's blocks.
 """

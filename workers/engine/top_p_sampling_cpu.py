@@ -1,4 +1,4 @@
-"""Draw one token per row under min_p, top_k and top_p, without sorting all logits.
+"""Draw one token per row under min_p, top_k and top_p on a CPU, without sorting all logits.
 
 A restricted row looks at a window of its largest logits. The window's width depends on the row's
 own parameters, and a row whose nucleus does not fit is drawn again from a wider one, so a row's

@@ -1,4 +1,4 @@
-"""From a model directory to a transformers model in memory, or a ModelError that says why not.
+"""Load a model directory as a transformers model, or raise a ModelError that says why not.
 
 Knows which architectures and options the engine computes correctly; anything else is refused here,
 before memory is spent. Code from a model directory is never run, pickles are never read.
@@ -17,17 +17,13 @@ from transformers.utils import logging as transformers_logging
 
 from workers.checkpoint import Checkpoint
 from workers.errors import ModelError
-from workers.model.quantization.quantized import Quantization
+from workers.model.quantization.awq_gptq import Quantization
 from workers.model.weight_source import open_source
 
 Progress = Callable[[str, float], None]
 
 ARCHITECTURES = ("Qwen2ForCausalLM", "Qwen3ForCausalLM", "Qwen3MoeForCausalLM")
-DTYPES = {
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 # Their frequencies depend on a batch's longest sequence, so rows would depend on each other.
 _REFUSED_ROPE = ("dynamic", "longrope")

@@ -1,8 +1,8 @@
-"""Where a model's weights come from: what transformers loads, and what is read beside it.
+"""Weight sources: which weights transformers loads itself, and which are read beside it.
 
-Weights that transformers need not know, because they are to be kept in another form, are taken out
-of the class it constructs and read afterwards, one by one, straight into that form. So neither it
-nor memory ever sees them whole. Refuses to know the forms.
+Weights that are to be kept in another form are taken out of the class that transformers constructs
+and read afterwards, one by one, straight into that form. So neither it nor memory ever sees them
+whole. Refuses to know the forms.
 """
 
 import re
@@ -17,8 +17,8 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PretrainedConfig, PreTrain
 from workers.checkpoint import Checkpoint
 from workers.errors import ConfigError
 from workers.model.quantization import fp8
+from workers.model.quantization.awq_gptq import Quantization
 from workers.model.quantization.packed_weights import Stored, open_linears, open_packed, take_packed
-from workers.model.quantization.quantized import Quantization
 
 DeviceMap = str | torch.device | None
 
@@ -56,9 +56,7 @@ def open_source(
     quantization = Quantization.of(checkpoint)
     if quantization is None:
         return _open_plain(checkpoint, config, device)
-    if keep_packed and _device_map(_file_bytes(checkpoint), device) != "auto":
-        return _open_packed(checkpoint, quantization, config, dtype, device)
-    return _open_to_unpack(checkpoint, quantization, config, dtype, device)
+    return _open_packed(checkpoint, quantization, config, dtype, device, keep_packed=keep_packed)
 
 
 @contextmanager
@@ -95,29 +93,20 @@ def _open_packed(
     config: PretrainedConfig,
     dtype: torch.dtype,
     device: torch.device,
+    *,
+    keep_packed: bool,
 ) -> Iterator[Source]:
-    """Yield the source of packed weights, of which linears of decoder layers stay packed."""
-    skeleton = _skeleton(config)
+    """Yield the source of packed weights; those of linears stay packed where one GPU holds all."""
+    skeleton, model_class, others = _skeleton(config), _model_class(config), {}
     device_map = _device_map(_file_bytes(checkpoint), device)
+    keep_packed = keep_packed and device_map != "auto"
+    if not keep_packed:
+        device_map = _device_map(skeleton.num_parameters() * dtype.itemsize, device)
     with open_packed(checkpoint, quantization, skeleton, dtype, _place(device_map)) as state:
-        others = {name: weight.repack for name, weight in take_packed(state, skeleton).items()}
-        model_class = _without_weights(_model_class(config), others)
+        if keep_packed:
+            others = {name: weight.repack for name, weight in take_packed(state, skeleton).items()}
+            model_class = _without_weights(model_class, others)
         yield Source(model_class, _arguments(device_map) | {"state_dict": state}, others)
-
-
-@contextmanager
-def _open_to_unpack(
-    checkpoint: Checkpoint,
-    quantization: Quantization,
-    config: PretrainedConfig,
-    dtype: torch.dtype,
-    device: torch.device,
-) -> Iterator[Source]:
-    """Yield the source of packed weights that are unpacked as they are read."""
-    skeleton = _skeleton(config)
-    device_map = _device_map(skeleton.num_parameters() * dtype.itemsize, device)
-    with open_packed(checkpoint, quantization, skeleton, dtype, _place(device_map)) as state:
-        yield Source(_model_class(config), _arguments(device_map) | {"state_dict": state}, {})
 
 
 def _read_as_fp8(stored: Stored, device: torch.device) -> fp8.Fp8Weight:

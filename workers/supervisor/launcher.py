@@ -1,4 +1,4 @@
-"""Start an engine process on this machine, hear from it while it loads, judge its heartbeat."""
+"""EngineChild: start an engine process, hear how it loads, judge whether it hangs."""
 
 import multiprocessing
 import os
@@ -40,9 +40,7 @@ class EngineChild:
         self._num_tokens, self._has_served = 0, False
 
     def start(self) -> None:
-        """Spawn the process: CUDA cannot be used in a forked child, and threads do not survive a
-        fork.
-        """
+        """Spawn the process: in a forked one neither CUDA nor threads would work."""
         self.failure, self._is_ready, self._has_served = None, False, False
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe(duplex=True)

@@ -1,7 +1,6 @@
-"""Frames on a Unix socket: the handshake and both sides' way of sending.
+"""Connection: the HTTP half's socket to one engine, and the handshake of both sides.
 
-The HTTP half blocks (its sockets are gevent's), the engine never does: what a peer does not take
-waits in a bounded Outbox, and a peer that lets it fill is dropped.
+Its calls block (the HTTP half's sockets are gevent's); what an engine sends goes by an Outbox.
 """
 
 import socket
@@ -46,9 +45,7 @@ class Connection:
                 raise ConnectionEnded(str(error)) from error
 
     def receive(self) -> list[FromEngine]:
-        """Wait for bytes and return all messages they complete, possibly none; raise
-        ConnectionEnded at the end.
-        """
+        """Wait for bytes; return all messages they complete. Raise ConnectionEnded at the end."""
         try:
             data = self._sock.recv(READ_BYTES)
         except OSError as error:

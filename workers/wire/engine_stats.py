@@ -1,4 +1,4 @@
-"""Statistics an engine publishes in shared memory: the fields of its slot, and a row as read.
+"""EngineStats: the figures of one engine, their layout in shared memory, and a row as read.
 
 A new figure is a field of EngineStats and a line in qwenapi/metrics/prometheus.py.
 """
@@ -13,9 +13,7 @@ READY = "ready"
 
 @dataclass(frozen=True)
 class EngineStats:
-    """Numbers of this moment (running, waiting: sequences; blocks; tokens) and counters since the
-    start.
-    """
+    """Numbers of this moment (sequences, blocks, bytes), and counters of tokens since the start."""
 
     running: int = 0
     waiting: int = 0
@@ -66,8 +64,9 @@ class Phase:
 
 @dataclass(frozen=True)
 class EngineRow:
-    """One engine: its number, its device (`cpu`, `cuda:0`, `stub`), how it is, and its page's
-    fields; of a process that is gone only the counters are left, the rest is 0.
+    """One engine: its number, its device (`cpu`, `cuda:0`, `stub`), its state, its slot's values.
+
+    Of a process that is gone only the counters are left, the rest is 0.
     """
 
     engine: int

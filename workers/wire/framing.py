@@ -1,4 +1,4 @@
-"""Messages as bytes: a frame is a big-endian uint32 length and one msgpack array, its tag first."""
+"""Messages as bytes: a big-endian uint32 length, then one msgpack array that begins with a tag."""
 
 import struct
 from typing import Any, Literal
@@ -32,9 +32,7 @@ class FrameReader:
         self._buffer = bytearray()
 
     def feed(self, data: bytes) -> list[Any]:
-        """Return all messages completed by `data`; raise ProtocolError on a frame that is too large
-        or malformed.
-        """
+        """Return all messages completed by `data`; raise ProtocolError of a frame that is none."""
         self._buffer += data
         messages = []
         start, end = 0, len(self._buffer)

@@ -10,7 +10,7 @@ INT_BYTES = 8
 
 @dataclass(frozen=True)
 class Layout:
-    """A page's name, the fields of each of its slots, and the fields of each record behind them."""
+    """A file's name, the fields of each of its slots, and the fields of each record behind them."""
 
     name: str
     fields: tuple[str, ...]

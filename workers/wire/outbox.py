@@ -1,4 +1,4 @@
-"""Outbox: bytes that wait for a peer to take them, up to a bound; sending never blocks."""
+"""Outbox: bytes that a peer has yet to take, up to a bound; sending never blocks."""
 
 import socket
 import threading
@@ -8,9 +8,7 @@ OUTBOX_BYTES = 8 * 1024 * 1024
 
 
 class Outbox:
-    """Bytes on their way to one peer over a non-blocking socket; any thread may send, none ever
-    waits for the peer.
-    """
+    """Bytes on their way to one peer over a non-blocking socket; any thread may send."""
 
     def __init__(self, sock: socket.socket, limit: int = OUTBOX_BYTES) -> None:
         self._sock = sock
@@ -20,9 +18,7 @@ class Outbox:
         self.num_waiting_bytes = 0
 
     def send(self, frame: bytes) -> bool:
-        """Write what the peer takes now and keep the rest; False: the peer has gone or is too far
-        behind, drop it.
-        """
+        """Write what the peer takes now, keep the rest; False: it has gone or is too far behind."""
         with self._lock:
             if self.num_waiting_bytes + len(frame) > self._limit:
                 return False

@@ -1,9 +1,7 @@
-"""The wire contract between the HTTP half and an engine: frozen messages, ids in and ids out.
+"""Messages between the HTTP half and an engine: frozen, token ids in and token ids out.
 
-Knows: which messages exist, how one becomes bytes and comes back. Refuses to know: sockets, text,
-HTTP, torch. A frame is a big-endian uint32 length followed by one msgpack array whose first element
-is the message's tag. A field added with a default at the end of a message keeps older peers working
-(version N speaks N-1).
+Refuses to know bytes, sockets, text, HTTP and torch. A field added with a default at the end of a
+message keeps older peers working (version N speaks N-1).
 
     HTTP process                                   engine process
       Attach ──────────────────────────────────────►
@@ -71,13 +69,18 @@ class SamplingParams(msgspec.Struct, frozen=True, array_like=True, gc=False, kw_
     ignore_eos: bool = False
     logprobs: int | None = None
 
+    @property
+    def is_penalized(self) -> bool:
+        """Return whether what was generated before changes a token's logits."""
+        penalties = self.repetition_penalty, self.presence_penalty, self.frequency_penalty
+        return penalties != (1.0, 0.0, 0.0)
+
 
 class ModelCard(msgspec.Struct, frozen=True, array_like=True, gc=False, kw_only=True):
-    """What an engine serves. `model_dir` is absolute: the HTTP half reads tokenizer and template
-    from it.
+    """What an engine serves.
 
-    `generation_config` holds the sampling defaults of generation_config.json (temperature, top_k,
-    …) as floats.
+    `model_dir` is absolute: the HTTP half reads tokenizer and template from it. `generation_config`
+    holds the sampling defaults of generation_config.json (temperature, top_k, …) as floats.
     """
 
     model_dir: str
@@ -97,9 +100,7 @@ class ModelCard(msgspec.Struct, frozen=True, array_like=True, gc=False, kw_only=
 
 
 class Attach(Message, frozen=True, tag="attach"):
-    """First frame of the HTTP process: which protocol versions it speaks, and its name for the
-    engine's log.
-    """
+    """First frame of the HTTP process: the protocol versions it speaks, its name for the log."""
 
     version_min: int
     version_max: int
@@ -109,8 +110,8 @@ class Attach(Message, frozen=True, tag="attach"):
 class Hello(Message, frozen=True, tag="hello"):
     """First frame of the engine. Nothing counts as running before it has arrived.
 
-    `generation` differs after every start of the engine process; `page_path` is where its heartbeat
-    and gauges are.
+    `generation` differs after every start of the engine process; `shared_memory_path` is
+    where its heartbeat and statistics are.
     """
 
     version: int
@@ -153,8 +154,7 @@ class Generate(Message, frozen=True, tag="generate", kw_only=True):
 
 
 class Abort(Message, frozen=True, tag="abort"):
-    """The caller has gone, or has enough: free the request, or some of its choices, within one
-    step.
+    """The caller has gone, or has enough: free the request or some choices within one step.
 
     Unknown ids are ignored. A request without any choice left is gone without a word.
     """
@@ -203,8 +203,7 @@ class TokenLogprob(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class Chunk(msgspec.Struct, frozen=True, array_like=True, omit_defaults=True, gc=False):
-    """New tokens of one choice. `position` is the index of the first of them among the choice's
-    output tokens.
+    """New tokens of one choice, the first of them its output token number `position`.
 
     The last chunk of a choice has a `finish_reason`; a token that stopped it (eos, stop_token_ids)
     is included as its last id.

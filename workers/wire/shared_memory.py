@@ -1,11 +1,10 @@
-"""Shared pages: an mmapped file of fixed slots, each leased by one process, read by all.
+"""SharedMemory: a mapped file of int64 slots, each written by the one process that leases it.
 
 The file is allocated with posix_fallocate, so a full tmpfs is an error at creation and never a
 SIGBUS. A slot is leased with an open-file-description lock: the kernel releases it on any death,
 and the next owner continues its counters. (`fcntl.lockf` leases would vanish when their owner opens
 and closes the file again; multiprocessing.shared_memory unlinks a segment when an unrelated reader
-exits, on Python 3.11.) All values are int64, written by their owner only. A slot may end in a ring
-of records.
+exits, on Python 3.11.) Anybody may read at any time. A slot may end in a ring of records.
 
     header  magic, layout hash, slots, int64s a slot               4 × int64
     slot 0  field 0, field 1, …, record 0, record 1, …             slot_ints × int64
@@ -30,7 +29,7 @@ _FLOCK = struct.Struct("hhqqi4x")
 
 
 class SharedMemory:
-    """A mapped page file. Reading needs no lease; `lease` gives the one writable view of a slot."""
+    """A mapped file. Reading needs no lease; `lease` gives the one writable view of a slot."""
 
     def __init__(self, path: Path, layout: Layout, fd: int) -> None:
         self.path = path
@@ -40,23 +39,21 @@ class SharedMemory:
         size = os.fstat(fd).st_size
         if size < INT_BYTES * HEADER_INTS or size % INT_BYTES:
             os.close(fd)
-            raise SharedMemoryError(f"{path}: not a page")
+            raise SharedMemoryError(f"{path}: not a file of shared memory")
         self._map = mmap.mmap(fd, size)
         self._ints = memoryview(self._map).cast("q")
         self.num_slots = self._check(size)
 
     @classmethod
     def create(cls, path: Path, layout: Layout, num_slots: int) -> "SharedMemory":
-        """Open the page, making it if missing; counters of an existing one of this layout go on.
+        """Open the file, making it if missing; counters of an existing one of this layout go on.
 
         One of another size is replaced as a file: who has mapped it must not lose the ground.
         """
         size = INT_BYTES * layout.start(num_slots)
         try:
             if not is_ours(path, size):
-                make(
-                    path, size, struct.pack("=4q", MAGIC, layout.hash, num_slots, layout.slot_ints)
-                )
+                make(path, size, _header(layout, num_slots))
         except OSError as error:
             raise SharedMemoryError(
                 f"{path}: cannot allocate {size} bytes: {error.strerror}"
@@ -73,14 +70,14 @@ class SharedMemory:
 
     @classmethod
     def private(cls, layout: Layout) -> "SharedMemory":
-        """Return a page of one slot that only this process sees, for where none can be shared."""
+        """Return memory of one slot that only this process sees, for where none can be shared."""
         fd = os.memfd_create(layout.name, os.MFD_CLOEXEC)
         os.ftruncate(fd, INT_BYTES * layout.start(1))
-        os.pwrite(fd, struct.pack("=4q", MAGIC, layout.hash, 1, layout.slot_ints), 0)
+        os.pwrite(fd, _header(layout, 1), 0)
         return cls(Path("private"), layout, fd)
 
     def lease(self, slot: int) -> "Slot":
-        """Become the only writer of a slot until this process ends or closes the page."""
+        """Become the only writer of a slot until this process ends or closes the file."""
         try:
             fcntl.fcntl(self._fd, fcntl.F_OFD_SETLK, self._lock(slot, fcntl.F_WRLCK))
         except OSError as error:
@@ -103,9 +100,7 @@ class SharedMemory:
         return bool(_FLOCK.unpack(answer)[0] != fcntl.F_UNLCK)
 
     def read(self, slot: int) -> dict[str, int]:
-        """Return the fields of a slot. Each value is whole; several need not be of the same
-        instant.
-        """
+        """Return a slot's fields. Each value is whole; several need not be of one instant."""
         return dict(zip(self.layout.fields, self.values(slot), strict=True))
 
     def value(self, slot: int, place: int) -> int:
@@ -138,12 +133,16 @@ class SharedMemory:
         if magic != MAGIC or layout_hash != self.layout.hash:
             self.close()
             raise SharedMemoryError(
-                f"{self.path}: not a page of this version's layout {self.layout.name!r}"
+                f"{self.path}: not of this version's layout {self.layout.name!r}"
             )
         if size != INT_BYTES * (HEADER_INTS + num_slots * slot_ints):
             self.close()
             raise SharedMemoryError(f"{self.path}: truncated")
         return num_slots
+
+
+def _header(layout: Layout, num_slots: int) -> bytes:
+    return struct.pack("=4q", MAGIC, layout.hash, num_slots, layout.slot_ints)
 
 
 class Slot:

@@ -1,4 +1,4 @@
-"""The files of shared memory: where a run directory's lie, how one is made, and their removal."""
+"""Files of shared memory: where a run directory keeps them, how one is made and removed."""
 
 import hashlib
 import os
@@ -8,7 +8,7 @@ from workers.wire.layout import Layout
 
 
 def shared_memory_path(run_dir: Path, layout: Layout) -> Path:
-    """Return where the page of a run directory lies: inside it if that is memory, else in /dev/shm.
+    """Return where a run directory has a layout: inside it if that is memory, else in /dev/shm.
 
     The layout's hash is part of the name, so that two versions never meet in one file.
     """
@@ -17,7 +17,7 @@ def shared_memory_path(run_dir: Path, layout: Layout) -> Path:
 
 
 def remove_shared_memory(run_dir: Path) -> None:
-    """Remove every page of a run directory, whatever its layout."""
+    """Remove every file of a run directory, whatever its layout."""
     folder, prefix = _place(run_dir)
     for path in folder.glob(f"{prefix}*.shm"):
         path.unlink(missing_ok=True)
@@ -39,7 +39,7 @@ def is_ours(path: Path, size: int) -> bool:
 
 
 def make(path: Path, size: int, header: bytes) -> None:
-    """Write a page of zeros beside the path, and put it in its place when it is whole."""
+    """Write a file of zeros beside the path, and put it in its place when it is whole."""
     unfinished = path.with_name(f"{path.name}.{os.getpid()}")
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
     fd = os.open(unfinished, flags, 0o660)
@@ -55,7 +55,7 @@ def make(path: Path, size: int, header: bytes) -> None:
 
 
 def _place(run_dir: Path) -> tuple[Path, str]:
-    """Return the folder of a run directory's pages, and how their names begin there."""
+    """Return the folder of a run directory's files, and how their names begin there."""
     if _is_tmpfs(run_dir) or not os.access("/dev/shm", os.W_OK):
         return run_dir, ""
     digest = hashlib.sha256(str(run_dir.resolve()).encode()).hexdigest()[:12]

@@ -1,5 +1,4 @@
-"""An engine without torch: same seam, same protocol, deterministic. For tests, UI work and fault
-drills.
+"""StubEngine: an engine without torch, for tests, work on the web page and fault drills.
 
 It answers with the ids of the prompt itself, over and over, at one token per sequence and step; a
 choice starts at the prompt's token number `seed + choice`. Its text is therefore valid wherever the

@@ -1,4 +1,4 @@
-"""SupervisorPipe: what an engine process tells its supervisor: progress, ready, or what failed.
+"""SupervisorPipe: an engine process tells its supervisor of progress, readiness or failure.
 
 One JSON object per message, never a pickle.
 """

@@ -1,4 +1,4 @@
-"""An engine process: the socket thread takes requests, the engine loop runs them.
+"""Worker: the engine loop, which applies requests, runs steps and publishes what they gave.
 
     HTTP process ── frames ──► socket thread ── admission ── inbox ──► loop: apply, step, publish
                  ◄─────────────────────────── one StepUpdate frame per connection and step ──┘
@@ -68,13 +68,11 @@ class Worker:
         self._listener.start()
 
     def drain(self) -> None:
-        """Refuse new requests, finish those admitted, then return from `run`; a signal handler may
-        call this.
-        """
+        """Refuse new requests and let `run` finish those admitted; for a signal handler."""
         self._is_draining = self._admission.is_draining = True
 
     def run(self) -> None:
-        """Serve until drained. An exception of the engine ends the process; a new one is started."""
+        """Serve until drained; an exception of the engine ends the process, to be started anew."""
         while not (self._is_draining and not self._admission.num_admitted):
             self.tick()
         self._listener.close()
@@ -170,28 +168,15 @@ class Worker:
         )
 
     def _hello(self, version: int) -> Hello:
-        return Hello(
-            version,
-            self._generation,
-            self._spec.index,
-            str(self._spec.shared_memory_path),
-            self._engine.card,
-        )
+        path = str(self._spec.shared_memory_path)
+        return Hello(version, self._generation, self._spec.index, path, self._engine.card)
 
 
 def _frames(output: StepOutput) -> dict[int, StepUpdate]:
     """Sort a step's output by connection: one frame each."""
     frames: dict[int, StepUpdate] = {}
-
-    def frame(connection_id: int) -> StepUpdate:
-        return frames.setdefault(connection_id, StepUpdate())
-
-    for (connection_id, _), started in output.started:
-        frame(connection_id).started.append(started)
-    for (connection_id, _), chunk in output.chunks:
-        frame(connection_id).chunks.append(chunk)
-    for (connection_id, _), finished in output.finished:
-        frame(connection_id).finished.append(finished)
-    for (connection_id, _), failed in output.failed:
-        frame(connection_id).failed.append(failed)
+    for field in fields(output):
+        for (connection_id, _), item in getattr(output, field.name):
+            frame = frames.setdefault(connection_id, StepUpdate())
+            getattr(frame, field.name).append(item)
     return frames

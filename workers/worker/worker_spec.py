@@ -1,4 +1,4 @@
-"""WorkerSpec: which engine process one is, and where its socket and shared memory lie."""
+"""WorkerSpec: an engine process's number, name, socket and shared-memory file."""
 
 from dataclasses import dataclass
 from pathlib import Path

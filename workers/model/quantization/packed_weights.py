@@ -1,7 +1,7 @@
 """The weights of an AWQ or GPTQ checkpoint as a state dict: packed on disk, whole when read.
 
 Knows which tensors the files must hold, and says which one is missing or misshapen before memory
-is spent. A linear is unpacked when transformers asks for it, which then places it, fuses experts
+is spent. A linear is unpacked when transformers asks for it, which then places it, stacks experts
 and drops it, as with a plain file; so no more than a few linears exist twice. Those that are to
 stay packed are taken out of the state before transformers sees it.
 """
@@ -21,7 +21,7 @@ from transformers.core_model_loading import revert_weight_conversion
 from workers.checkpoint import Checkpoint
 from workers.errors import ModelError
 from workers.model.layout.int4_weight import PER_WORD, Int4Weight
-from workers.model.quantization.quantized import Quantization
+from workers.model.quantization.awq_gptq import Quantization
 
 _FLOATS = ("F16", "BF16", "F32")
 _DTYPES = {"qweight": ("I32",), "qzeros": ("I32",), "g_idx": ("I32",), "scales": _FLOATS}
@@ -125,7 +125,7 @@ def open_linears(checkpoint: Checkpoint, skeleton: PreTrainedModel) -> Iterator[
 def take_packed(state: dict[str, Any], skeleton: PreTrainedModel) -> dict[str, PackedWeight]:
     """Take the weights that can stay packed out of a state, by the names of their modules.
 
-    Those are of linears in decoder layers: experts are fused, the head is read by others.
+    Those are of linears in decoder layers: experts are stacked, the head is read by others.
     """
     weights = ((name, state.get(f"{name}.weight")) for name, _ in _linears(skeleton))
     taken = {name: weight for name, weight in weights if isinstance(weight, PackedWeight)}

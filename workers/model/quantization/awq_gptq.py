@@ -1,4 +1,4 @@
-"""AWQ (gemm) and GPTQ int4 linears: what config.json says of them, and one of them unpacked.
+"""Quantization: what config.json says of AWQ (gemm) or GPTQ linears, and how one is unpacked.
 
 Knows how eight 4-bit numbers lie in an int32, which tensors make up a linear and their shapes, and
 turns them into a whole weight or into the one layout that kernels read. Refuses every other

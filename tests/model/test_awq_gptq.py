@@ -23,8 +23,8 @@ from workers.model.attention.attention import AttentionPlan, PrefillSpan
 from workers.model.decoder import CacheShape, Decoder
 from workers.model.layout.int4_weight import Int4Weight
 from workers.model.loader import load_config, load_weights
-from workers.model.quantization import quantized
-from workers.model.quantization.quantized import Quantization
+from workers.model.quantization import awq_gptq
+from workers.model.quantization.awq_gptq import Quantization
 
 NOT_PACKED = ("embed_tokens.weight", "lm_head.weight", "mlp.gate.weight")
 
@@ -350,7 +350,7 @@ def test_whatever_is_packed_comes_out_again(data):
         packer.method == "gptq" and packer.version == "gptq",
     )
     assert {k: tuple(v.shape) for k, v in tensors.items()} == how.shapes(*shape)
-    with patch.object(quantized, "_SLAB", data.draw(st.sampled_from((1, 1000, 1 << 20)))):
+    with patch.object(awq_gptq, "_SLAB", data.draw(st.sampled_from((1, 1000, 1 << 20)))):
         found = how.unpack(tensors, torch.float32)
         kept = how.repack(tensors)
     assert np.array_equal(found.numpy(), exact)

@@ -1,4 +1,4 @@
-"""The rows of a step as five tensors, from which kernels' plans follow without the host.
+"""FlatBatch: the rows of a step as five tensors on the device, from which its plan follows.
 
 Knows shapes alone, so that what it derives may be recorded in a CUDA graph: how many splits and
 what tile is decided by sizes of tensors and never by what they hold. Refuses to know sequences.
@@ -11,7 +11,7 @@ from torch import Tensor
 from workers.model.layout.paged_plan import PagedPlan, choose_splits, locate
 
 
-class PackedBatch(NamedTuple):
+class FlatBatch(NamedTuple):
     """A flat batch on a device, int32; rows as in paged_plan.py.
 
     `token_ids` `[tokens]`, `starts` `[rows + 1]`, `lengths` `[rows]`, `tables` `[rows, blocks]`,
@@ -26,24 +26,15 @@ class PackedBatch(NamedTuple):
     last_tokens: Tensor
     max_query: int
 
-    def lay_out(
-        self, num_kv_heads: int, block_size: int, *, is_batch_invariant: bool = False
+    def plan_attention(
+        self, num_kv_heads: int, block_size: int, is_batch_invariant: bool = False
     ) -> tuple[Tensor, PagedPlan]:
         """Return the positions `[tokens]` and the plan of their attention."""
         num_rows, num_blocks = self.tables.shape
-        positions, slots = locate(
-            self.starts, self.lengths, self.tables, self.token_ids.shape[0], block_size
-        )
+        rows = self.starts, self.lengths, self.tables
+        positions, slots = locate(*rows, self.token_ids.shape[0], block_size)
         num_splits = 1
         if self.max_query == 1 and not is_batch_invariant:
             longest = num_blocks * block_size
             num_splits = choose_splits(num_rows, num_kv_heads, longest, self.starts.device)
-        return positions, PagedPlan(
-            slots,
-            self.starts,
-            self.lengths,
-            self.tables,
-            self.max_query,
-            num_splits,
-            is_batch_invariant,
-        )
+        return positions, PagedPlan(slots, *rows, self.max_query, num_splits, is_batch_invariant)
