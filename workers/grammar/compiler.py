@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from workers.grammar.compile import STACK_BYTES, compile_source
 from workers.grammar.compiled_grammar import CompiledGrammar
-from workers.grammar.errors import GrammarError
+from workers.grammar.errors import GrammarError, TooManyGrammars
 from workers.grammar.source import source_of
 from workers.grammar.tokenizer_file import TokenizerFile
 from workers.grammar.trial_client import TrialClient
@@ -134,7 +134,7 @@ class GrammarCompiler:
             self._queue.put_nowait(grammar)
         except queue.Full:
             del self._asking[key]
-            return GrammarError("too many grammars are being compiled: try again later")
+            return TooManyGrammars("too many grammars are being compiled: try again later")
         return None
 
     def _start_threads(self) -> None:

@@ -22,6 +22,10 @@ class GrammarError(ValueError):
     """A grammar that cannot be done; its text says why, in words for the caller."""
 
 
+class TooManyGrammars(GrammarError):
+    """More grammars wait to be compiled than the engine takes; later it may take this one."""
+
+
 def explain(message: str) -> GrammarError:
     """Return the error for what llguidance, or the compilation's end, said of a grammar."""
     if found := _UNSUPPORTED.search(message):

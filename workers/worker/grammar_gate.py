@@ -12,8 +12,8 @@ from collections.abc import Callable
 from workers.engine_core import Key
 from workers.grammar.compiled_grammar import CompiledGrammar
 from workers.grammar.compiler import GrammarCompiler, Outcome
-from workers.grammar.errors import GrammarError
-from workers.wire.protocol import Abort, Accepted, Generate, Message, Rejected
+from workers.grammar.errors import GrammarError, TooManyGrammars
+from workers.wire.protocol import Abort, Accepted, Generate, Message, Rejected, RejectReason
 from workers.worker.admission import Admission
 
 log = logging.getLogger(__name__)
@@ -85,8 +85,9 @@ class GrammarGate:
         if isinstance(outcome, GrammarError):
             self._admission.release(key)
             log.info("request %s rejected: %s", request.request_id, outcome)
-            message = str(outcome)
-            self._answer(connection_id, Rejected(wid=wid, reason="invalid", message=message))
+            is_for_now = isinstance(outcome, TooManyGrammars)
+            reason: RejectReason = "overloaded" if is_for_now else "invalid"
+            self._answer(connection_id, Rejected(wid=wid, reason=reason, message=str(outcome)))
             return
         self._compiled[key] = outcome
         # As without a grammar, Accepted goes out before the loop can see the request.
