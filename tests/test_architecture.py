@@ -31,7 +31,8 @@ ROOMS: dict[str, str] = {
     "workers.parent_death": "",
     "workers.checkpoint": "workers.errors",
     "workers.wire": "workers.errors",
-    "workers.engine_core": "workers.wire",
+    "workers.grammar": "workers.wire",
+    "workers.engine_core": "workers.wire workers.grammar",
     "workers.model.layout": "",
     "workers.model.kernels": "workers.model.layout",
     "workers.model.quantization": """
@@ -48,11 +49,11 @@ ROOMS: dict[str, str] = {
         workers.model.layers""",
     "workers.engine": """
         workers.errors workers.config workers.cpu_cores workers.checkpoint workers.fairness
-        workers.wire workers.engine_core workers.model workers.model.layout workers.model.kernels
-        workers.model.quantization workers.model.attention""",
+        workers.wire workers.grammar workers.engine_core workers.model workers.model.layout
+        workers.model.kernels workers.model.quantization workers.model.attention""",
     "workers.worker": """
         workers.errors workers.config workers.checkpoint workers.logs workers.fairness
-        workers.parent_death workers.wire workers.engine_core workers.engine""",
+        workers.parent_death workers.wire workers.grammar workers.engine_core workers.engine""",
     "workers.supervisor": "workers.errors workers.config workers.wire workers.worker",
     "qwenapi.errors": "",
     "qwenapi.greenlets": "",

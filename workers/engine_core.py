@@ -8,6 +8,7 @@ nothing after `abort`.
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from workers.grammar.compiled_grammar import CompiledGrammar
 from workers.wire.engine_stats import EngineStats
 from workers.wire.protocol import Chunk, Failed, Finished, Generate, ModelCard, Started
 
@@ -34,8 +35,11 @@ class EngineCore(Protocol):
     def has_work(self) -> bool:
         """Return whether a step would do anything."""
 
-    def add(self, key: Key, request: Generate) -> None:
-        """Queue an admitted request under a key no other live request has."""
+    def add(self, key: Key, request: Generate, grammar: CompiledGrammar | None = None) -> None:
+        """Queue an admitted request under a key no other live request has.
+
+        `grammar` is what the request's own was compiled to.
+        """
 
     def abort(self, key: Key, choices: tuple[int, ...] = ()) -> bool:
         """Forget these choices of a request (none named: all) and free what they hold.

@@ -11,7 +11,8 @@ class Row(NamedTuple):
     """Tokens `start : start + num_tokens` of a sequence, the last of which may be drafts.
 
     `num_samples` is 0 before the sequence's end is reached, else one more than there are drafts:
-    what follows the last known token and, should it be right, each draft.
+    what follows the last known token and, should it be right, each draft. Drafts are forced where
+    a grammar leaves no choice.
     """
 
     sequence: Sequence
@@ -19,6 +20,7 @@ class Row(NamedTuple):
     num_tokens: int
     num_samples: int
     drafts: tuple[int, ...] = ()
+    is_forced: bool = False
 
     @property
     def stop(self) -> int:

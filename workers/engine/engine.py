@@ -5,6 +5,7 @@ it as an EngineCore. An error inside a step is not caught: what the device and t
 is unknown, so the process has to end and be started again.
 """
 
+import logging
 import time
 from collections.abc import Callable
 from typing import Any
@@ -19,9 +20,12 @@ from workers.engine.sequence import Sequence
 from workers.engine.sequence_group import SequenceGroup
 from workers.engine.start import start
 from workers.engine_core import Key, StepOutput
+from workers.grammar.compiled_grammar import CompiledGrammar
 from workers.model.loader import Progress
 from workers.wire.engine_stats import EngineStats
 from workers.wire.protocol import Chunk, Failed, Generate, Started
+
+log = logging.getLogger(__name__)
 
 
 class Engine:
@@ -55,17 +59,16 @@ class Engine:
         is_waiting = bool(pending.chunks or pending.failed)
         return self._scheduler.has_work or self._under_way is not None or is_waiting
 
-    def add(self, key: Key, request: Generate) -> None:
+    def add(self, key: Key, request: Generate, grammar: CompiledGrammar | None = None) -> None:
         """Queue an admitted request; one that cannot run is answered by the next step."""
         assert key not in self._groups
-        if not self._is_valid(request):
+        if not self._is_valid(request) or (request.grammar is None) != (grammar is None):
             self._pending.failed.append((key, Failed(request.wid, "engine_error")))
             return
         self._num_added += 1
         card = self.card
-        group = SequenceGroup(
-            Request(key, request, self._num_added, card.eos_token_ids, card.max_model_len)
-        )
+        ends, length = card.eos_token_ids, card.max_model_len
+        group = SequenceGroup(Request(key, request, self._num_added, ends, length, grammar))
         full = [sequence for sequence in group.sequences if sequence.is_finished]
         self._pending.chunks += [(key, _last_chunk(sequence)) for sequence in full]
         if group.is_finished:
@@ -152,8 +155,20 @@ class Engine:
         """Wait for a step's samples and say what they are."""
         for row, samples in step.read():
             num_taken = self._scheduler.update(row, [sample.token_id for sample in samples])
+            if row.sequence.has_failed:
+                self._fail(row.sequence, output)
+                continue
             for left, sample in zip(range(num_taken, 0, -1), samples, strict=False):
                 self._report(row.sequence, sample, left - 1, output)
+
+    def _fail(self, sequence: Sequence, output: StepOutput) -> None:
+        """End a request for one of whose choices no token can be found."""
+        assert sequence.grammar is not None
+        request, error = sequence.request, sequence.grammar.error
+        log.error("request %s failed: its grammar: %s", request.generate.request_id, error)
+        group = self._groups.pop(request.key)
+        self._scheduler.abort(group, request.generate.choices)
+        output.failed.append((request.key, Failed(request.generate.wid, "engine_error")))
 
     def _report(
         self, sequence: Sequence, sample: Sample, num_later: int, output: StepOutput

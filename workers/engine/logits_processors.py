@@ -70,7 +70,7 @@ def _add_bias(logits: Tensor, touched: Touched) -> None:
 def _forbid_stops(logits: Tensor, touched: Touched) -> None:
     cells = _Cells()
     for index, row in touched:
-        if row.num_output < row.params.min_tokens:
+        if row.forbids_stops:
             stops = _array(row.stop_ids, np.int64)
             cells.add(index, stops, np.full(len(stops), -np.inf))
     if found := cells.tensors(logits):

@@ -18,6 +18,7 @@ from workers.engine.block_manager import TRASH
 from workers.engine.sampler import Sample, TokenChoice, choose
 from workers.engine.sampling_rows import SamplingRow
 from workers.engine.sequence import Sequence
+from workers.engine.token_masks import TokenMasks
 from workers.model.attention.attention import AttentionPlan, DecodeGroup, PrefillSpan
 from workers.model.decoder import Decoder
 from workers.model.graphs import Graphs
@@ -46,9 +47,11 @@ class RunningStep:
     def tokens_of(self, sequences: Iterable[Sequence]) -> Tensor:
         """Return the tokens that these sequences' rows sample, on the device."""
         places: dict[Sequence, int] = {}
+        place = 0
         for row in self._rows:
             if row.num_samples:
-                places[row.sequence] = len(places)
+                places[row.sequence] = place
+                place += row.num_samples
         assert self._choice is not None
         tokens = self._choice.tokens
         chosen = torch.tensor([places[sequence] for sequence in sequences])
@@ -66,6 +69,7 @@ class ModelRunner:
         # As KVCache orders them: block b of head h is h * num_blocks + b.
         heads = torch.arange(decoder.cache_shape.num_kv_heads, device=decoder.device)
         self._head_offsets = heads[:, None] * decoder.num_blocks
+        self._masks = TokenMasks(torch.get_num_threads())
 
     def device_memory(self) -> dict[str, int]:
         """Return the bytes torch holds on the device, named as in EngineStats; none on a CPU."""
@@ -85,7 +89,8 @@ class ModelRunner:
         sampling = [_sampling_row(row, index) for row in rows for index in range(row.num_samples)]
         if not sampling:
             return RunningStep(rows, None)
-        return RunningStep(rows, choose(logits, sampling, by_kernels=self._for_kernels))
+        masks = self._masks.of(rows, logits)  # while a GPU computes these
+        return RunningStep(rows, choose(logits, sampling, masks, by_kernels=self._for_kernels))
 
     def _forward_by_kernels(self, rows: Rows, previous: RunningStep | None) -> tuple[Rows, Tensor]:
         """Compute by kernels; return the rows in the order of their logits, and these."""
@@ -214,4 +219,5 @@ def _sampling_row(row: Row, index: int) -> SamplingRow:
         stop_ids=request.stop_ids,
         prompt_set=request.prompt_set,
         output_counts=row.sequence.output_counts or {},
+        is_masked=row.sequence.grammar is not None,
     )

@@ -7,6 +7,7 @@ import numpy as np
 
 from workers.engine.sampling_rows import NO_TOKENS, Array
 from workers.engine_core import Key
+from workers.grammar.compiled_grammar import CompiledGrammar
 from workers.wire.protocol import Generate, SamplingParams
 
 
@@ -19,6 +20,7 @@ class Request:
     arrival: int
     eos_token_ids: tuple[int, ...]
     max_model_len: int
+    grammar: CompiledGrammar | None = None
 
     @property
     def params(self) -> SamplingParams:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from workers.engine.logits_processors import process
 from workers.engine.sampling_rows import SamplingRow, SamplingTensors
+from workers.engine.token_masks import MaskedRows
 from workers.engine.top_p_sampling_cpu import draw_free, draw_restricted
 from workers.engine.top_p_sampling_gpu import draw
 from workers.model.layout.device_copy import to_device
@@ -64,24 +65,33 @@ def sample(
 
 
 @torch.inference_mode()
-def choose(logits: Tensor, rows: Sequence[SamplingRow], *, by_kernels: bool = False) -> TokenChoice:
+def choose(
+    logits: Tensor,
+    rows: Sequence[SamplingRow],
+    masks: MaskedRows | None = None,
+    *,
+    by_kernels: bool = False,
+) -> TokenChoice:
     """Choose one token per row of logits `[rows, vocabulary]`, which may be overwritten.
 
-    Where kernels compute on a GPU, they choose as well.
+    Masks leave the log-probabilities that rows ask for as they are. Where kernels compute on a GPU,
+    they choose as well.
     """
     asking = {
         index: min(row.params.logprobs, MAX_LOGPROBS)
         for index, row in enumerate(rows)
         if row.params.logprobs is not None
     }
-    if not asking and all(row.is_greedy and not row.is_processed for row in rows):
-        return TokenChoice(_best(logits), {}, ())
-    if logits.device.type == "cpu" or any(row.is_processed for row in rows):
-        logits = logits.float()
     raw = None
     if asking:
         where = to_device(torch.tensor(list(asking)), logits.device)
         raw = logits[where].float().log_softmax(-1)
+    if masks is not None:
+        masks.apply(logits)
+    if not asking and all(row.is_greedy and not row.is_processed for row in rows):
+        return TokenChoice(_best(logits), {}, ())
+    if logits.device.type == "cpu" or any(row.is_processed for row in rows):
+        logits = logits.float()
     process(logits, rows)
     if logits.device.type == "cpu":
         tokens = choose_on_cpu(logits, rows)

@@ -23,7 +23,8 @@ class SamplingRow:
     """What the sampler knows of one row. `position` is the absolute index of the token to be drawn.
 
     `prompt_set` holds the prompt's distinct tokens as int64, `output_counts` how often each was
-    generated; both stay empty for rows without penalties.
+    generated; both stay empty for rows without penalties. A masked row's mask has a say about stops
+    already: see workers.grammar.masks.
     """
 
     params: SamplingParams
@@ -33,6 +34,7 @@ class SamplingRow:
     stop_ids: frozenset[int] = frozenset()
     prompt_set: Array = field(default_factory=lambda: NO_TOKENS)
     output_counts: dict[int, int] = field(default_factory=dict)
+    is_masked: bool = False
 
     @property
     def is_greedy(self) -> bool:
@@ -45,11 +47,14 @@ class SamplingRow:
         return self.params.top_k > 0 or self.params.top_p < 1.0
 
     @property
+    def forbids_stops(self) -> bool:
+        return self.num_output < self.params.min_tokens and not self.is_masked
+
+    @property
     def is_processed(self) -> bool:
         """Whether any processor changes this row."""
         params = self.params
-        is_too_short = self.num_output < params.min_tokens
-        return bool(params.logit_bias) or is_too_short or params.is_penalized
+        return bool(params.logit_bias) or self.forbids_stops or params.is_penalized
 
 
 class SamplingTensors(NamedTuple):

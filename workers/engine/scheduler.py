@@ -31,6 +31,8 @@ from workers.wire.protocol import Generate
 _WATERMARK = 0.01
 # Beyond, rows fill the processor by themselves, and wrong drafts would cost them.
 MAX_SPECULATING_ROWS = 8
+# Of the tokens a grammar forces, as many go through the model in one row.
+MAX_FORCED_TOKENS = 8
 
 
 class Scheduler:
@@ -113,12 +115,12 @@ class Scheduler:
         """Choose the rows of the next step, give them their blocks and count them as computed."""
         plan = _Plan(self._budget)
         before = self.num_preemptions
-        may_draft = self.speculates  # else a step may be under way, and sequences not known whole
+        may_guess = self.speculates  # else a step may be under way, and sequences not known whole
         self._continue_running(plan)
         started = self._admit(plan) if self.num_preemptions == before else []
-        may_draft = may_draft and self.speculates
+        may_guess = may_guess and self.speculates
         rows = tuple(
-            self._row(sequence, count, plan, may_draft) for sequence, count in plan.rows.items()
+            self._row(sequence, count, plan, may_guess) for sequence, count in plan.rows.items()
         )
         for row in rows:
             row.sequence.num_computed += row.num_tokens
@@ -139,15 +141,10 @@ class Scheduler:
         for token_id, draft in zip_longest(sampled, row.drafts):
             sequence.append(token_id)
             num_taken += 1
-            if sequence.finish_reason is not None or token_id != draft:
+            if sequence.finish_reason is not None or sequence.has_failed or token_id != draft:
                 break
         if row.drafts:
-            num_right = num_taken - 1
-            self.num_drafted += len(row.drafts)
-            self.num_accepted += num_right
-            sequence.num_computed -= len(row.drafts) - num_right
-            assert sequence.drafter is not None
-            sequence.drafter.learn(num_right)
+            self._judge_drafts(row, num_taken - 1)
         self._tenants.charge(generate.tenant, given=num_taken)
         self._blocks.publish(
             sequence.table, sequence.token_ids, sequence.num_computed, generate.cache_salt
@@ -159,6 +156,17 @@ class Scheduler:
             self._end(sequence)
             self._replace_leader(group)
         return num_taken
+
+    def _judge_drafts(self, row: Row, num_right: int) -> None:
+        """Take back what was computed for wrong drafts, and learn from those that were guesses."""
+        sequence = row.sequence
+        if sequence.status is SequenceStatus.RUNNING:  # not preempted while the step was under way
+            sequence.num_computed -= len(row.drafts) - num_right
+        if not row.is_forced:
+            self.num_drafted += len(row.drafts)
+            self.num_accepted += num_right
+            assert sequence.drafter is not None
+            sequence.drafter.learn(num_right)
 
     def check_integrity(self) -> None:
         """Raise AssertionError if sequences, rows and blocks do not add up."""
@@ -188,27 +196,38 @@ class Scheduler:
             ):
                 plan.add(sequence, num_tokens)
 
-    def _row(self, sequence: Sequence, num_tokens: int, plan: "_Plan", may_draft: bool) -> Row:
-        is_sampled = num_tokens == sequence.num_uncomputed
-        drafts = self._draft(sequence, plan) if is_sampled and may_draft else ()
-        num_samples = 1 + len(drafts) if is_sampled else 0
+    def _row(self, sequence: Sequence, num_tokens: int, plan: "_Plan", may_guess: bool) -> Row:
         start = sequence.num_computed
-        return Row(sequence, start, num_tokens + len(drafts), num_samples, drafts)
+        if num_tokens < sequence.num_uncomputed:
+            return Row(sequence, start, num_tokens, num_samples=0)
+        drafts, is_forced = self._draft(sequence, plan, may_guess)
+        return Row(sequence, start, num_tokens + len(drafts), 1 + len(drafts), drafts, is_forced)
 
-    def _draft(self, sequence: Sequence, plan: "_Plan") -> tuple[int, ...]:
-        """Return drafts that find room in the budget, the cache and the sequence's length."""
+    def _draft(
+        self, sequence: Sequence, plan: "_Plan", may_guess: bool
+    ) -> tuple[tuple[int, ...], bool]:
+        """Return drafts that find room in the budget, the cache and the sequence's length, and
+        whether they are forced by a grammar rather than guessed.
+        """
         num_tokens = len(sequence.token_ids)
-        room = sequence.request.max_len - num_tokens - 1
-        limit = min(self._num_speculative_tokens, plan.num_left, room)
-        if limit <= 0 or sequence.num_awaited or sequence.request.params.is_penalized:
-            return ()
+        room = min(plan.num_left, sequence.request.max_len - num_tokens - 1)
+        if room <= 0 or sequence.num_awaited or sequence.request.params.is_penalized:
+            return (), False
+        grammar = sequence.grammar
+        forced = grammar.forced(min(room, MAX_FORCED_TOKENS)) if grammar is not None else ()
+        drafts = forced or (self._guess(sequence, room) if may_guess else ())
+        if not drafts or not self._blocks.extend(sequence.table, num_tokens + len(drafts)):
+            return (), False
+        plan.num_left -= len(drafts)
+        return drafts, bool(forced)
+
+    def _guess(self, sequence: Sequence, room: int) -> tuple[int, ...]:
+        """Return drafts from the sequence's own text, as far as its grammar allows them."""
         if sequence.drafter is None:
             sequence.drafter = NgramDrafter()
+        limit = min(room, self._num_speculative_tokens)
         drafts = sequence.drafter.propose(sequence.token_ids, limit)
-        if not self._blocks.extend(sequence.table, num_tokens + len(drafts)):
-            return ()
-        plan.num_left -= len(drafts)
-        return drafts
+        return drafts if sequence.grammar is None else sequence.grammar.allowed(drafts)
 
     def _make_room(self, sequence: Sequence, num_tokens: int, plan: "_Plan") -> bool:
         """Extend a table, preempting from the end; return False if that hit the sequence itself."""
@@ -335,6 +354,7 @@ class Scheduler:
             self._waiting.remove(sequence)
         self._blocks.free(sequence.table)
         sequence.status = SequenceStatus.FINISHED
+        sequence.grammar = None
         self._num_promised_rows -= group.has_started
         if group.is_finished:
             generate = group.request.generate

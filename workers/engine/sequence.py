@@ -11,6 +11,7 @@ from enum import Enum
 from workers.engine.block_manager import BlockTable
 from workers.engine.ngram import NgramDrafter
 from workers.engine.request import Request
+from workers.grammar.state import GrammarState
 from workers.wire.protocol import FinishReason
 
 
@@ -41,8 +42,14 @@ class Sequence:
     stop_token_id: int | None = None
     output_counts: Counter[int] | None = None
     drafter: NgramDrafter | None = None
+    grammar: GrammarState | None = None
 
     def __post_init__(self) -> None:
+        request = self.request
+        if request.grammar is not None and request.generate.grammar is not None:
+            self.grammar = GrammarState(request.grammar, request.generate.grammar)
+            for token_id in self.token_ids[self.num_prompt_tokens :]:
+                self.grammar.consume(token_id)
         if self.request.params.is_penalized:
             self.output_counts = Counter(self.token_ids[self.num_prompt_tokens :])
 
@@ -69,7 +76,7 @@ class Sequence:
         if self.num_awaited == 0:
             return False
         is_last = len(self.token_ids) + self.num_awaited >= self.request.max_len
-        return is_last or self.request.params.is_penalized
+        return is_last or self.request.params.is_penalized or self.grammar is not None
 
     @property
     def is_finished(self) -> bool:
@@ -83,9 +90,19 @@ class Sequence:
         if token_id in self.request.stop_ids:
             self.stop_token_id = token_id
             self.finish_reason = "stop"
-        elif self.is_full:
-            self.finish_reason = "length"
+            return
+        if self.grammar is not None:
+            self.grammar.consume(token_id)
+        self.finish_reason = self.end
 
     @property
-    def is_full(self) -> bool:
-        return len(self.token_ids) >= self.request.max_len
+    def end(self) -> FinishReason | None:
+        """Why no token may follow those there are, if none may."""
+        if self.grammar is not None and self.grammar.is_finished:
+            return "stop"
+        return "length" if len(self.token_ids) >= self.request.max_len else None
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether no token can be found that its grammar allows."""
+        return self.grammar is not None and bool(self.grammar.error)

@@ -22,8 +22,8 @@ class SequenceGroup:
             for choice, ids in zip(generate.choices, resume, strict=True)
         ]
         for sequence in self.sequences:
-            if sequence.is_full:
-                sequence.finish_reason = "length"
+            sequence.finish_reason = sequence.end
+            if sequence.finish_reason is not None:
                 sequence.status = SequenceStatus.FINISHED
         self.leader: Sequence | None = None
         self.choose_leader()

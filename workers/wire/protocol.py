@@ -17,6 +17,8 @@ from typing import Literal
 
 import msgspec
 
+from workers.wire.grammar import Grammar
+
 PROTOCOL_VERSION = 1
 PROTOCOL_VERSION_MIN = 1
 MAX_CHOICES = 16
@@ -126,7 +128,8 @@ class Generate(Message, frozen=True, tag="generate", kw_only=True):
     produce: 0…n-1 for a new request, the unfinished ones for a replay, when `resume` holds the ids
     each of them already has. `group` is a set of requests that share `max_running` and
     `max_waiting` (0 = the engine's own limits). `cache_salt` separates prefix caches: blocks are
-    shared only between requests of equal salt. `queue_timeout` is in seconds.
+    shared only between requests of equal salt. `queue_timeout` is in seconds. Every choice keeps to
+    the `grammar`.
     """
 
     wid: int
@@ -142,6 +145,7 @@ class Generate(Message, frozen=True, tag="generate", kw_only=True):
     max_running: int = 0
     max_waiting: int = 0
     queue_timeout: float = 300.0
+    grammar: Grammar | None = None
 
     @property
     def epoch(self) -> int:
@@ -174,13 +178,17 @@ class Accepted(Message, frozen=True, tag="accepted"):
 
 
 class Rejected(Message, frozen=True, tag="rejected", kw_only=True):
-    """The request is refused before anything ran. `retry_after` is in seconds."""
+    """The request is refused before anything ran. `retry_after` is in seconds.
+
+    `message`, if there is one, tells the caller in a sentence what cannot be done.
+    """
 
     wid: int
     reason: RejectReason
     queue_size: int = 0
     max_queue_size: int = 0
     retry_after: int = 1
+    message: str = ""
 
 
 class TokenLogprob(msgspec.Struct, frozen=True, array_like=True, gc=False):

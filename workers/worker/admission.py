@@ -93,6 +93,7 @@ class Admission:
             and 1 <= len(request.choices) <= min(MAX_CHOICES, card.max_num_seqs)
             and request.params.max_tokens >= 1
             and self._is_resumable(request)
+            and self._is_thought_known(request)
         )
         return None if is_valid else self._rejected(request, "invalid")
 
@@ -104,6 +105,15 @@ class Admission:
         return len(request.resume) == len(request.choices) and (
             not ids or (min(ids) >= 0 and max(ids) < self._card.vocab_size)
         )
+
+    def _is_thought_known(self, request: Generate) -> bool:
+        """Return whether the tokens around a thought are the model's."""
+        grammar = request.grammar
+        if grammar is None:
+            return True
+        start = [] if grammar.thought_start_id is None else [grammar.thought_start_id]
+        ids = [*start, *grammar.thought_end_ids]
+        return all(0 <= token_id < self._card.vocab_size for token_id in ids)
 
     def _full(self, request: Generate) -> Rejected | None:
         max_running = request.max_running or self._card.max_num_seqs

@@ -17,6 +17,7 @@ from workers.config import EngineConfig
 from workers.engine_core import Key, StepOutput
 from workers.errors import ExitCode
 from workers.fairness import TenantCounters
+from workers.grammar.compiled_grammar import CompiledGrammar
 from workers.wire.engine_stats import EngineStats
 from workers.wire.protocol import (
     Chunk,
@@ -70,7 +71,8 @@ class StubEngine:
     def has_work(self) -> bool:
         return bool(self._waiting or self._running)
 
-    def add(self, key: Key, request: Generate) -> None:
+    def add(self, key: Key, request: Generate, grammar: CompiledGrammar | None = None) -> None:
+        """Queue a request; its grammar is not kept to."""
         self._waiting[key] = (request, time.monotonic())
         self._tenants.enter(request.tenant)
 

@@ -11,13 +11,17 @@ the interpreter lives.
 import logging
 import time
 from dataclasses import fields
+from pathlib import Path
 
 from workers.config import EngineConfig
 from workers.engine_core import EngineCore, StepOutput
+from workers.grammar.compiler import GrammarCompiler
+from workers.grammar.tokenizer_file import TokenizerFile
 from workers.wire.engine_stats import ENGINE_COUNTERS, EngineStats, Phase
 from workers.wire.protocol import Abort, Accepted, Generate, Hello, Message, Ping, Pong, StepUpdate
 from workers.wire.shared_memory import Slot
 from workers.worker.admission import Admission
+from workers.worker.grammar_gate import GrammarGate
 from workers.worker.inbox import Inbox
 from workers.worker.listener import EngineListener
 from workers.worker.worker_spec import WorkerSpec
@@ -52,6 +56,13 @@ class Worker:
         self._counted_before = {name: row[name] for name in OWN_COUNTERS}
         self._spec = spec
         self._listener = EngineListener(spec.socket_path, self._hello, self)
+        card = engine.card
+        tokenizer = Path(card.model_dir) / "tokenizer.json"
+        self._compiler = GrammarCompiler(
+            TokenizerFile(str(tokenizer), card.vocab_size, card.eos_token_ids)
+        )
+        send, forward = self._listener.send, self._inbox.put
+        self._gate = GrammarGate(self._compiler, self._admission, send, forward)
 
     def start(self) -> None:
         self._listener.start()
@@ -65,6 +76,7 @@ class Worker:
         while not (self._is_draining and not self._admission.num_admitted):
             self.tick()
         self._listener.close()
+        self._compiler.close()
 
     def tick(self) -> None:
         """Apply what has arrived and run at most one step."""
@@ -82,15 +94,21 @@ class Worker:
     def on_message(self, connection_id: int, message: Message) -> None:
         if isinstance(message, Generate):
             answer = self._admission.decide((connection_id, message.wid), message)
+            if answer is None and message.grammar is not None:
+                self._gate.enter(connection_id, message)
+                return
             # Accepted goes out before the loop can see the request, so it always precedes the first
             # StepUpdate.
             self._listener.send(connection_id, answer or Accepted(message.wid))
             if answer is not None:
                 log.info("request %s rejected: %s", message.request_id, answer.reason)
                 return
+        if isinstance(message, Abort) and self._gate.abort(connection_id, message):
+            return
         self._inbox.put(connection_id, message)
 
     def on_closed(self, connection_id: int) -> None:
+        self._gate.close(connection_id)
         self._inbox.put(connection_id, None)
 
     def _apply(self, connection_id: int, message: Message | None) -> None:
@@ -98,7 +116,8 @@ class Worker:
         match message:
             case Generate():
                 live.add(message.wid)
-                self._engine.add((connection_id, message.wid), message)
+                key = (connection_id, message.wid)
+                self._engine.add(key, message, self._gate.take(key))
             case Abort(wid=wid, choices=choices):
                 if self._engine.abort((connection_id, wid), choices):
                     self._forget(connection_id, wid)

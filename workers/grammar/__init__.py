@@ -1,0 +1,1 @@
+"""Grammars: from a caller's text to the tokens that may follow, by llguidance. Torch-free."""
