@@ -4,7 +4,7 @@ The class knows the status, OpenAI's `type` and `code`, and a fixed public sente
 say it more exactly, in our own words and never in an exception's. Knows nothing of Flask.
 
     ApiError 500
-    ├── BadRequest 400 ── ContextLengthExceeded
+    ├── BadRequest 400 ── ContextLengthExceeded · ToolsUnsupported
     ├── Unauthorized 401 · Forbidden 403 · RateLimited 429 · UnknownHost 400
     ├── NotFound 404 ── ModelNotFound
     ├── MethodNotAllowed 405 · LengthRequired 411 · PayloadTooLarge 413 · UnsupportedMediaType 415
@@ -87,6 +87,13 @@ class BadRequest(ApiError):
 class ContextLengthExceeded(BadRequest):
     code = "context_length_exceeded"
     sentence = "The prompt is longer than the model's context."
+
+
+class ToolsUnsupported(BadRequest):
+    """The model's chat template knows no tools."""
+
+    code = "tools_unsupported"
+    sentence = "This model's chat template has no place for tools, so it cannot call any."
 
 
 class Unauthorized(ApiError):

@@ -211,7 +211,7 @@ def expected_shapes(of: Dimensions, *, is_moe: bool) -> dict[str, Shape]:
 
 def _check_template(checkpoint: Checkpoint, tokenizer: Tokenizer) -> Check:
     try:
-        num_tokens = len(tokenizer.encode_chat(PROBE))
+        num_tokens = len(tokenizer.encode_chat(PROBE).ids)
     except TemplateError as error:
         return warning(
             "chat template",

@@ -28,6 +28,7 @@ from qwenapi.settings.queue_limits import QueueLimits
 from workers.errors import ConfigError, ProtocolError
 from workers.wire.connection import ConnectionEnded, connect
 from workers.wire.engine_stats import EngineRow
+from workers.wire.grammar import Grammar
 from workers.wire.protocol import (
     Accepted,
     FailReason,
@@ -140,6 +141,7 @@ class EngineClient:
         model_hash: str,
         limits: QueueLimits,
         mailbox: Mailbox,
+        grammar: Grammar | None = None,
     ) -> Generation:
         """Return the generation once an engine has accepted it; its events go to `mailbox`.
 
@@ -161,6 +163,7 @@ class EngineClient:
             max_running=limits.max_running,
             max_waiting=limits.max_waiting,
             queue_timeout=limits.queue_timeout,
+            grammar=grammar,
         )
         if request in self._replays.quarantine:
             raise RequestQuarantined

@@ -15,6 +15,7 @@ class Delta:
     text: str
     logprobs: tuple[TokenLogprob, ...] = ()
     finish_reason: str | None = None
+    num_tokens: int = 0
 
 
 def gather(batches: Iterable[Sequence[Delta]]) -> list[Delta]:

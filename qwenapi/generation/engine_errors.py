@@ -2,6 +2,7 @@
 
 from qwenapi.errors import (
     ApiError,
+    BadRequest,
     ContextLengthExceeded,
     EngineCrash,
     EngineFailed,
@@ -23,6 +24,8 @@ def refusal(rejected: Rejected) -> ApiError:
         return ContextLengthExceeded()
     if rejected.reason == "draining":
         return EngineUnavailable(retry_after=rejected.retry_after)
+    if rejected.reason == "invalid" and rejected.message:
+        return BadRequest(rejected.message)
     return InternalError()
 
 

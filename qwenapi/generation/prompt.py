@@ -26,7 +26,7 @@ def encode_chat(
     size = sum(len(text) for message in messages for text in message.values())
     try:
         return beside_others(
-            size, lambda: tokenizer.encode_chat(messages, enable_thinking=thinking)
+            size, lambda: tokenizer.encode_chat(messages, enable_thinking=thinking).ids
         )
     except TemplateError as error:
         raise BadRequest(str(error), param=param) from error

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from qwenapi.settings.queue_limits import QueueLimits
+from workers.wire.grammar import Grammar
 from workers.wire.protocol import SamplingParams
 
 
@@ -19,3 +20,5 @@ class GenerationRequest:
     stops: Sequence[str] = field(default=(), repr=False)
     skip_special_tokens: bool = True
     limits: QueueLimits = QueueLimits()
+    grammar: Grammar | None = None
+    by_token: bool = False  # one delta a token, for who has to count them

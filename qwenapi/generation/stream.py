@@ -9,6 +9,7 @@ import itertools
 import time
 from collections.abc import Iterator, Mapping
 from functools import partial
+from itertools import zip_longest
 from typing import Any
 
 from qwenapi.engines.client import EngineClient, NoEngine, Refused
@@ -47,6 +48,7 @@ class GenerationStream:
         self._streams: dict[tuple[Generation, int], tuple[int, TextStream]] = {}
         self._generations: list[Generation] = []
         self._finish_reason = ""
+        self._by_token = False
         self._is_whole = False
         # Nothing is written while queued and between tokens: only this sees a caller that leaves.
         self._watcher = ClientWatcher(environ, self._mailbox.cancel)
@@ -60,6 +62,7 @@ class GenerationStream:
             StopAutomaton(request.stops),
             skip_special_tokens=request.skip_special_tokens,
         )
+        self._by_token = request.by_token
         key = self._rate_limit.key
         num_tokens = sum(len(prompt_ids) for prompt_ids, _ in request.prompts)
         self._rate_limit.enter(num_tokens, request.limits.queue_timeout, self.check_caller)
@@ -75,6 +78,7 @@ class GenerationStream:
                     model_hash=request.model_hash,
                     limits=request.limits,
                     mailbox=self._mailbox,
+                    grammar=request.grammar,
                 )
                 self._generations.append(generation)
                 self._metrics.accept(len(prompt_ids))
@@ -175,7 +179,18 @@ class GenerationStream:
         ids, logprobs = chunk.token_ids, chunk.logprobs
         if chunk.stop_token_id is not None:
             ids, logprobs = ids[:-1], logprobs[:-1]
-        text, is_stopped = stream.push(ids)
+        deltas: list[Delta] = []
+        is_stopped = False
+        if self._by_token:
+            for id_, logprob in zip_longest(ids[:-1], logprobs[:-1]):
+                text, is_stopped = stream.push((id_,))
+                deltas.append(Delta(index, text, (logprob,) if logprob else (), num_tokens=1))
+                if is_stopped:
+                    break
+            ids, logprobs = ids[-1:], logprobs[-1:]
+        text = ""
+        if not is_stopped:
+            text, is_stopped = stream.push(ids)
         reason: str | None = chunk.finish_reason
         if reason is not None and not is_stopped:
             rest, is_stopped = stream.finish()
@@ -186,4 +201,6 @@ class GenerationStream:
             self._finish_reason = reason
             del self._streams[generation, chunk.choice]
             generation.close_choice(chunk.choice)
-        return [Delta(index, text, logprobs, reason)] if text or logprobs or reason else []
+        if text or logprobs or reason or (ids and self._by_token):
+            deltas.append(Delta(index, text, logprobs, reason, num_tokens=len(ids)))
+        return deltas

@@ -71,6 +71,20 @@ class StrictString(fields.String):
         )
 
 
+class OneOf(fields.Field[str]):
+    """One of a few strings."""
+
+    def __init__(self, *values: str, **kwargs: Any) -> None:
+        self._values = values
+        self.json_schema: dict[str, Any] = {"enum": list(values)}
+        super().__init__(**kwargs)
+
+    def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> str:
+        if isinstance(value, str) and value in self._values:
+            return value
+        raise ValidationError(f"must be one of {', '.join(self._values)}")
+
+
 class Neutral(fields.Field[Any]):
     """A field whose feature does not exist yet; only values that ask for nothing pass."""
 

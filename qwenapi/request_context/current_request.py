@@ -14,6 +14,7 @@ from qwenapi.metrics.store import RequestMetrics
 from qwenapi.request_context.services import services
 from qwenapi.settings.profile import Profile
 from qwenapi.text.tokenizer import Tokenizer
+from workers.wire.grammar import Grammar
 from workers.wire.protocol import ModelCard
 
 
@@ -47,7 +48,12 @@ def count_post() -> None:
 
 
 def generation_request(
-    ask: SamplingRequest, prompts: Sequence[list[int]], card: ModelCard
+    ask: SamplingRequest,
+    prompts: Sequence[list[int]],
+    card: ModelCard,
+    grammar: Grammar | None = None,
+    *,
+    by_token: bool = False,
 ) -> tuple[GenerationRequest, Clamped]:
     """Return what to ask of the engines for the current request, and what had to be cut for it."""
     profile = current_profile()
@@ -69,6 +75,8 @@ def generation_request(
         stops=ask.stop,
         skip_special_tokens=ask.skip_special_tokens,
         limits=profile.limits,
+        grammar=grammar,
+        by_token=by_token,
     )
     return wanted, cut
 

@@ -259,6 +259,30 @@ class Settings:
         minimum=0.01,
         maximum=2,
     )
+    tool_call_parser: str = _row(
+        "auto",
+        "format of tool calls; auto: the one the model's chat template shows",
+        scope="http",
+        choices=("auto", "hermes", "qwen3_coder", "qwen3_xml", "none"),
+    )
+    enable_auto_tool_choice: bool = _row(
+        True, "let the model decide whether to call a tool", scope="http"
+    )
+    reasoning_parser: str = _row(
+        "auto",
+        "whether thoughts are told from content; auto: where the chat template thinks",
+        scope="http",
+        choices=("auto", "qwen3", "none"),
+    )
+    reasoning_field: str = _row(
+        "both",
+        "name of the field that carries thoughts",
+        scope="http",
+        choices=("both", "reasoning_content", "reasoning"),
+    )
+    template_repair: bool = _row(
+        True, "make conversations fit for templates that refuse them as they are", scope="http"
+    )
     alerts_error_rate: float = _row(
         0.05,
         "share of failed requests in 5 minutes above which error_rate is up",

@@ -30,6 +30,7 @@ class ChatTemplate:
     """One compiled template; it sees `variables` (special tokens) beside each call's own."""
 
     def __init__(self, source: str, variables: Mapping[str, str]) -> None:
+        self.source = source
         self._variables = dict(variables)
         try:
             self._template = _environment().from_string(source)

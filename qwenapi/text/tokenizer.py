@@ -13,7 +13,7 @@ import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tokenizers import Tokenizer as Backend
 
@@ -23,8 +23,17 @@ from qwenapi.text.errors import TemplateError, TokenizerError
 
 Messages = Sequence[Mapping[str, Any]]
 
+OPENING = "<think>\n"
+
 _STAND_IN = re.compile(r"\[([0-9a-f]{16}):(\d+)\]")
 _NAMED_TOKENS = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
+
+
+class EncodedChat(NamedTuple):
+    """A conversation's prompt: its ids, and its text as the template wrote it."""
+
+    ids: list[int]
+    text: str
 
 
 class Tokenizer:
@@ -56,28 +65,38 @@ class Tokenizer:
         before, after = self._bounds if add_special_tokens else ([], [])
         return before + self._encode_pieces(self._control.split(text)) + after
 
-    def encode_chat(self, messages: Messages, *, enable_thinking: bool | None = None) -> list[int]:
-        """Return the ids of the prompt that asks for a conversation's next message."""
+    @property
+    def template_source(self) -> str:
+        """Return the chat template's own text, empty where the model has none."""
+        return "" if self._template is None else self._template.source
+
+    @cached_property
+    def added_tokens(self) -> dict[str, int]:
+        """Return the ids of the tokens that stand beside the vocabulary, by their text."""
+        added = self._backend.get_added_tokens_decoder()
+        return {token.content: id_ for id_, token in added.items()}
+
+    def encode_chat(
+        self, messages: Messages, *, prefill: str = "", **arguments: Any
+    ) -> EncodedChat:
+        """Return the prompt that asks for a conversation's next message.
+
+        `prefill` is how that message begins. `arguments` are the template's; None leaves one out.
+        """
         shield = _Shield(self._control)
-        text = self.render_chat(shield.cover(messages), enable_thinking=enable_thinking)
+        covered = {name: shield.cover(value) for name, value in arguments.items()}
+        text = self.render_chat(shield.cover(messages), **covered)
+        text += shield.cover(_continued(text, prefill))
         pieces = self._control.split(text)
         pieces[::2] = map(shield.uncover, pieces[::2])
-        return self._encode_pieces(pieces)
+        return EncodedChat(self._encode_pieces(pieces), text)
 
-    def render_chat(
-        self,
-        messages: Any,
-        *,
-        enable_thinking: bool | None = None,
-        add_generation_prompt: bool = True,
-    ) -> str:
-        """Return a conversation's prompt as text; None leaves thinking to the template."""
+    def render_chat(self, messages: Any, **arguments: Any) -> str:
+        """Return a conversation's prompt as text; an argument of None is left to the template."""
         if self._template is None:
             raise TemplateError("This model has no chat template; use the completions interface.")
-        chosen = {} if enable_thinking is None else {"enable_thinking": enable_thinking}
-        return self._template.render(
-            messages, add_generation_prompt=add_generation_prompt, **chosen
-        )
+        chosen = {name: value for name, value in arguments.items() if value is not None}
+        return self._template.render(messages, **{"add_generation_prompt": True, **chosen})
 
     def decode(self, ids: Iterable[int], skip_special_tokens: bool = True) -> str:
         """Return the text of all ids; invalid UTF-8 becomes U+FFFD, unknown ids nothing."""
@@ -104,6 +123,15 @@ class Tokenizer:
         return ids
 
 
+def _continued(prompt: str, prefill: str) -> str:
+    """Return what to add to a prompt that may have opened a thought, so that an answer begins."""
+    if not prefill or not prompt.endswith(OPENING):
+        return prefill
+    if prefill.startswith(OPENING):
+        return prefill.removeprefix(OPENING)
+    return "\n</think>\n\n" + prefill
+
+
 class _Shield:
     """Covers control tokens in a caller's strings while the template runs: only its own remain.
 
@@ -120,7 +148,7 @@ class _Shield:
         if isinstance(value, str):
             return self._control.sub(self._stand_in_for, value)
         if isinstance(value, Mapping):
-            return {key: self.cover(item) for key, item in value.items()}
+            return {self.cover(key): self.cover(item) for key, item in value.items()}
         if isinstance(value, list | tuple):
             return [self.cover(item) for item in value]
         return value

@@ -6,18 +6,28 @@ with a space, one event a line, a role-only first event, beats that are events w
 never a comment, an id or an event line.
 """
 
+import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import orjson
 
+from qwenapi.text.output.events import (
+    Arguments,
+    CallStarted,
+    Event,
+    ParsedOutput,
+    Reasoning,
+    Text,
+)
 from workers.wire.protocol import TokenLogprob
 
 DONE = b"data: [DONE]\n\n"
 LOWEST_LOGPROB = -9999.0  # JSON has no infinity; OpenAI's own stand-in
 
+ReasoningField = Literal["both", "reasoning_content", "reasoning"]
 TokenBytesOf = Callable[[int], bytes]
 
 
@@ -41,10 +51,23 @@ class ReplyChoice:
 
 
 @dataclass(frozen=True)
+class MessageChoice:
+    """One finished choice of a chat; `message` as `chat_message` made it."""
+
+    index: int
+    message: dict[str, Any]
+    finish_reason: str
+    logprobs: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
 class TokenUsage:
+    """Tokens of one request; `reasoning_tokens` None: thoughts were not told from content."""
+
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int = 0
+    reasoning_tokens: int | None = None
 
 
 class Chunks(ABC):
@@ -107,6 +130,12 @@ class ChatChunks(Chunks):
         delta = b'"delta":{"content":' + orjson.dumps(text) + b"}"
         return self._event(index, delta, orjson.dumps(logprobs))
 
+    def delta(
+        self, index: int, delta: dict[str, Any], logprobs: dict[str, Any] | None = None
+    ) -> bytes:
+        """Return an event of a delta of any keys."""
+        return self._event(index, b'"delta":' + orjson.dumps(delta), orjson.dumps(logprobs))
+
 
 class CompletionChunks(Chunks):
     """Events of a streamed raw completion, which has no role to name."""
@@ -131,12 +160,12 @@ def completion_id(hex32: str) -> str:
     return f"cmpl-{hex32}"
 
 
-def chat_body(reply: Reply, choices: Sequence[ReplyChoice], usage: TokenUsage) -> dict[str, Any]:
+def chat_body(reply: Reply, choices: Sequence[MessageChoice], usage: TokenUsage) -> dict[str, Any]:
     """Return a whole chat completion."""
     rendered = [
         {
             "index": choice.index,
-            "message": {"role": "assistant", "content": choice.text},
+            "message": choice.message,
             "logprobs": choice.logprobs,
             "finish_reason": choice.finish_reason,
         }
@@ -161,14 +190,54 @@ def completion_body(
     return _body(reply, "text_completion", rendered, usage)
 
 
+def chat_message(output: ParsedOutput, reasoning: Mapping[str, str]) -> dict[str, Any]:
+    """Return an assistant's message; `reasoning` as `reasoning_keys` made it."""
+    message: dict[str, Any] = {"role": "assistant", "content": output.content}
+    message |= reasoning
+    if output.calls:
+        message["content"] = output.content or None
+        message["tool_calls"] = [
+            _call(call_id(), call.name, call.arguments) for call in output.calls
+        ]
+    return message
+
+
+def reasoning_keys(text: str, field: ReasoningField) -> dict[str, str]:
+    """Return a thought under the names of the setting `reasoning_field`; nothing of nothing."""
+    names = ("reasoning_content", "reasoning") if field == "both" else (field,)
+    return {name: text for name in names} if text else {}
+
+
+def event_delta(event: Event, field: ReasoningField) -> dict[str, Any] | None:
+    """Return what a stream says of one event of the output, None where that is nothing."""
+    match event:
+        case Text(text):
+            return {"content": text}
+        case Reasoning(text):
+            return dict(reasoning_keys(text, field))
+        case CallStarted(index, name):
+            return {"tool_calls": [{"index": index} | _call(call_id(), name, "")]}
+        case Arguments(index, fragment):
+            return {"tool_calls": [{"index": index, "function": {"arguments": fragment}}]}
+    return None
+
+
+def call_id() -> str:
+    """Return a new id of a tool call."""
+    return f"call_{uuid.uuid4().hex[:24]}"
+
+
 def usage_body(usage: TokenUsage) -> dict[str, Any]:
     """Return OpenAI's count of tokens."""
-    return {
+    body: dict[str, Any] = {
         "prompt_tokens": usage.prompt_tokens,
         "completion_tokens": usage.completion_tokens,
         "total_tokens": usage.prompt_tokens + usage.completion_tokens,
         "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
     }
+    if usage.reasoning_tokens is not None:
+        body["completion_tokens_details"] = {"reasoning_tokens": usage.reasoning_tokens}
+    return body
 
 
 def error_event(body: dict[str, Any]) -> bytes:
@@ -181,7 +250,7 @@ def without_extras(body: dict[str, Any]) -> dict[str, Any]:
     choices = [
         {k: v for k, v in choice.items() if k != "logprobs" or v} for choice in body["choices"]
     ]
-    usage = {k: v for k, v in body["usage"].items() if k != "prompt_tokens_details"}
+    usage = {k: v for k, v in body["usage"].items() if not k.endswith("_details")}
     return body | {"choices": choices, "usage": usage}
 
 
@@ -250,6 +319,10 @@ def _body(
         "choices": choices,
         "usage": usage_body(usage),
     }
+
+
+def _call(id_: str, name: str, arguments: str) -> dict[str, Any]:
+    return {"id": id_, "type": "function", "function": {"name": name, "arguments": arguments}}
 
 
 def _token(token_id: int, logprob: float, bytes_of: TokenBytesOf) -> dict[str, Any]:

@@ -7,16 +7,32 @@ is checked in generation/sampling.py.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, NoReturn, cast
+from typing import Any, cast
 
+import orjson
 from marshmallow import ValidationError, fields, validates_schema
 
+from qwenapi.api.openai.messages import Messages
+from qwenapi.api.openai.structured_output import (
+    GUIDED,
+    Guided,
+    ResponseFormat,
+    StructuredOutputs,
+)
+from qwenapi.api.openai.tool_fields import ToolChoiceField, Tools, check_choice
+from qwenapi.generation.answer_format import AnswerFormat
 from qwenapi.generation.sampling import SamplingRequest
-from qwenapi.http.fields import Neutral, StrictBoolean, StrictFloat, StrictInteger, StrictString
+from qwenapi.generation.tools import Tool, ToolChoice
+from qwenapi.http.fields import (
+    Neutral,
+    OneOf,
+    StrictBoolean,
+    StrictFloat,
+    StrictInteger,
+    StrictString,
+)
 from qwenapi.http.schemas import RequestSchema, StrictSchema
 
-MAX_MESSAGES = 1024
-MAX_PARTS = 256
 MAX_PROMPTS = 16
 MAX_CHOICES = 8
 MAX_STOPS = 16
@@ -25,12 +41,17 @@ MAX_STOP_TOKENS = 128
 MAX_BIASES = 300
 MAX_TOP_LOGPROBS = 20
 MAX_METADATA = 16
+MAX_TEMPLATE_BYTES = 64 * 1024
 INT32 = 2**31 - 1
 INT64 = 2**63 - 1
 
-ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
+# Fields that say what an answer must look like; at most one of them.
+FORMATS = ("response_format", "structured_outputs", *GUIDED)
+EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh")
 TOKEN_IDS = {"type": "array", "items": {"type": "integer", "minimum": 0, "maximum": INT32}}
 TOKEN_IDS_CLAIM = f"must be a list of token ids, integers from 0 to {INT32}"
+
+_CONTINUE = "continue_final_message"
 
 Prompt = str | tuple[int, ...]
 
@@ -39,8 +60,16 @@ Prompt = str | tuple[int, ...]
 class ChatRequest(SamplingRequest):
     """A conversation to continue: messages as the chat template takes them, never in a repr."""
 
-    messages: tuple[Mapping[str, str], ...] = field(repr=False)
+    messages: tuple[Mapping[str, Any], ...] = field(repr=False)
+    tools: tuple[Tool, ...] = ()
+    tool_choice: ToolChoice = ToolChoice()
+    parallel_tool_calls: bool = True
     enable_thinking: bool | None = None
+    template_arguments: Mapping[str, Any] = field(default_factory=dict)
+    include_reasoning: bool = True
+    continue_final_message: bool = False
+    add_generation_prompt: bool = True
+    answer_format: AnswerFormat | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +77,7 @@ class CompletionRequest(SamplingRequest):
     """Raw prompts to continue, as text or as token ids."""
 
     prompts: tuple[Prompt, ...] = field(repr=False)
+    answer_format: AnswerFormat | None = None
 
 
 class Stops(fields.Field[tuple[str, ...]]):
@@ -113,62 +143,6 @@ class Metadata(fields.Field[dict[str, str]]):
         return value
 
 
-class Messages(fields.Field[tuple[Mapping[str, str], ...]]):
-    """A conversation. Text parts are joined by line breaks, as vLLM and llama.cpp join them."""
-
-    OPTIONAL = {"system": ("name",), "user": ("name",), "assistant": ("name", "reasoning_content")}
-    # Parts of OpenAI's assistant message that a client echoes back empty.
-    EMPTY = ("tool_calls", "function_call", "refusal", "audio", "annotations")
-    PART = {
-        "type": "object",
-        "properties": {"type": {"const": "text"}, "text": {"type": "string"}},
-        "required": ["type", "text"],
-        "additionalProperties": False,
-    }
-    PARTS = {"type": "array", "items": PART, "minItems": 1, "maxItems": MAX_PARTS}
-    MESSAGE = {
-        "type": "object",
-        "properties": {
-            "role": {"enum": list(ROLES)},
-            "content": {"anyOf": [{"type": "string"}, PARTS]},
-            "name": {"type": ["string", "null"]},
-        },
-        "required": ["role", "content"],
-    }
-    json_schema = {"type": "array", "items": MESSAGE, "minItems": 1, "maxItems": MAX_MESSAGES}
-
-    def _deserialize(
-        self, value: Any, attr: str | None, data: Any, **_: Any
-    ) -> tuple[Mapping[str, str], ...]:
-        if not isinstance(value, list) or not 1 <= len(value) <= MAX_MESSAGES:
-            raise ValidationError(f"must be a list of 1 to {MAX_MESSAGES} messages")
-        return tuple(self._message(i, message) for i, message in enumerate(value))
-
-    def _message(self, i: int, message: Any) -> Mapping[str, str]:
-        if not isinstance(message, dict):
-            _refuse((i,), "must be an object with a role and content")
-        if message.get("role") in ("tool", "function"):
-            _refuse((i, "role"), "asks for tools, which this server does not support")
-        if not isinstance(message.get("role"), str) or message["role"] not in ROLES:
-            _refuse((i, "role"), f"must be one of {', '.join(ROLES)}")
-        role = ROLES[message["role"]]
-        known = {"role": role, "content": _content(i, message.get("content"))}
-        for key, item in message.items():
-            if (
-                key in ("role", "content")
-                or item is None
-                and key in (*self.EMPTY, *self.OPTIONAL[role])
-            ):
-                continue
-            if key in self.OPTIONAL[role]:
-                known[key] = (
-                    item if isinstance(item, str) else _refuse((i, key), "must be a string")
-                )
-            elif item != [] or key not in self.EMPTY:
-                _refuse_key(i, key)
-        return known
-
-
 class Prompts(fields.Field[tuple[Prompt, ...]]):
     """A text, texts, token ids, or lists of token ids."""
 
@@ -205,10 +179,24 @@ class StreamOptionsSchema(StrictSchema):
     include_obfuscation = Neutral(False, feature="stream obfuscation")
 
 
-class TemplateArgumentsSchema(StrictSchema):
-    """The arguments of the chat template a caller may set; the others are the server's own."""
+class TemplateArguments(fields.Field[Mapping[str, Any]]):
+    """Arguments for the chat template, which says what they mean; some are the server's own."""
 
-    enable_thinking = StrictBoolean()
+    RESERVED = ("messages", "tools", "add_generation_prompt", "documents")
+    json_schema = {"type": "object", "properties": {"enable_thinking": {"type": "boolean"}}}
+
+    def _deserialize(self, value: Any, attr: str | None, data: Any, **_: Any) -> dict[str, Any]:
+        if not isinstance(value, dict):
+            raise ValidationError("must be an object")
+        for name in self.RESERVED:
+            if name in value:
+                raise ValidationError({name: ["is set by the server, not by template arguments"]})
+        thinking = value.get("enable_thinking")
+        if thinking is not None and not isinstance(thinking, bool):
+            raise ValidationError({"enable_thinking": ["must be true or false"]})
+        if len(orjson.dumps(value)) > MAX_TEMPLATE_BYTES:
+            raise ValidationError(f"must take at most {MAX_TEMPLATE_BYTES} bytes")
+        return {name: item for name, item in value.items() if item is not None}
 
 
 class SamplingSchema(RequestSchema):
@@ -240,7 +228,12 @@ class SamplingSchema(RequestSchema):
     metadata = Metadata()
     safety_identifier = StrictString(512)
     prompt_cache_key = StrictString(512)
-    response_format = Neutral({"type": "text"}, feature="structured output")
+    response_format = ResponseFormat()
+    structured_outputs = StructuredOutputs()
+    guided_json = Guided("json")
+    guided_regex = Guided("regex")
+    guided_choice = Guided("choice")
+    guided_grammar = Guided("grammar")
     service_tier = Neutral("auto", feature="service tiers")
     store = Neutral(False, feature="stored completions")
     best_of = Neutral(1, feature="best_of")
@@ -251,6 +244,8 @@ class SamplingSchema(RequestSchema):
         """Refuse fields that contradict each other; runs only when each is right by itself."""
         if "stream_options" in data and not data.get("stream"):
             raise ValidationError("needs 'stream' to be true", "stream_options")
+        if len(formats := [name for name in FORMATS if data.get(name)]) > 1:
+            raise ValidationError(f"and '{formats[0]}' exclude each other", formats[1])
         limit = _max_tokens(data)
         if limit is not None and data.get("min_tokens", 0) > limit:
             raise ValidationError(f"must be at most max_tokens, {limit}", "min_tokens")
@@ -259,6 +254,7 @@ class SamplingSchema(RequestSchema):
         return data | {
             "max_tokens": _max_tokens(data),
             "include_usage": data.get("stream_options", {}).get("include_usage", False),
+            "answer_format": next((data[name] for name in FORMATS if data.get(name)), None),
         }
 
 
@@ -271,21 +267,43 @@ class ChatSchema(SamplingSchema):
     max_completion_tokens = StrictInteger(1)
     logprobs = StrictBoolean()
     top_logprobs = StrictInteger(0, MAX_TOP_LOGPROBS)
-    chat_template_kwargs = fields.Nested(TemplateArgumentsSchema)
+    chat_template_kwargs = TemplateArguments()
+    enable_thinking = StrictBoolean()
+    reasoning_effort = OneOf(*EFFORTS)
+    include_reasoning = StrictBoolean()
 
-    tools = Neutral([], feature="tools")
-    tool_choice = Neutral("none", "auto", feature="tools")
+    tools = Tools()
+    tool_choice = ToolChoiceField()
     parallel_tool_calls = StrictBoolean()
+    continue_final_message = StrictBoolean()
+    add_generation_prompt = StrictBoolean()
 
     @validates_schema
     def check_logprobs(self, data: dict[str, Any], **_: Any) -> None:
         if "top_logprobs" in data and not data.get("logprobs"):
             raise ValidationError("needs 'logprobs' to be true", "top_logprobs")
 
+    @validates_schema
+    def check_tools(self, data: dict[str, Any], **_: Any) -> None:
+        check_choice(data.get("tools", ()), data.get("tool_choice", ToolChoice()))
+
+    @validates_schema
+    def check_prefill(self, data: dict[str, Any], **_: Any) -> None:
+        """A prefill is an assistant's message that is the last one."""
+        if not data.get("continue_final_message"):
+            return
+        if data["messages"][-1]["role"] != "assistant":
+            raise ValidationError("needs the last message to be an assistant's", _CONTINUE)
+        if data.get("add_generation_prompt"):
+            raise ValidationError("and 'add_generation_prompt' exclude each other", _CONTINUE)
+
     def shape(self, data: dict[str, Any]) -> dict[str, Any]:
         return super().shape(data) | {
             "logprobs": data.get("top_logprobs", 0) if data.get("logprobs") else None,
-            "enable_thinking": data.get("chat_template_kwargs", {}).get("enable_thinking"),
+            "enable_thinking": _thinking(data),
+            "template_arguments": data.get("chat_template_kwargs", {}),
+            "continue_final_message": data.get("continue_final_message", False)
+            or bool(data["messages"][-1].get("prefix")),
         }
 
 
@@ -304,39 +322,14 @@ def _max_tokens(data: dict[str, Any]) -> int | None:
     return cast("int | None", data.get("max_completion_tokens", data.get("max_tokens")))
 
 
-def _content(i: int, content: Any) -> str:
-    if isinstance(content, str):
-        return content
-    if not isinstance(content, list) or not 1 <= len(content) <= MAX_PARTS:
-        _refuse((i, "content"), f"must be a string or a list of 1 to {MAX_PARTS} text parts")
-    return "\n".join(_part(i, j, part) for j, part in enumerate(content))
-
-
-def _part(i: int, j: int, part: Any) -> str:
-    if not isinstance(part, dict):
-        _refuse((i, "content", j), "must be an object with a type and text")
-    if part.get("type") != "text":
-        _refuse(
-            (i, "content", j, "type"), "must be text; this server takes no images, audio or files"
-        )
-    if part.keys() != {"type", "text"} or not isinstance(part["text"], str):
-        _refuse(
-            (i, "content", j), "must hold a type and a text, which is a string, and nothing else"
-        )
-    return part["text"]
-
-
-def _refuse(path: tuple[str | int, ...], claim: str) -> NoReturn:
-    errors: Any = [claim]
-    for key in reversed(path):
-        errors = {key: errors}
-    raise ValidationError(errors)
-
-
-def _refuse_key(i: int, key: str) -> NoReturn:
-    if key in ("tool_calls", "function_call"):
-        _refuse((i, key), "asks for tools, which this server does not support")
-    _refuse((i, key), "is not a field of this message")
+def _thinking(data: dict[str, Any]) -> bool | None:
+    """Return whether to think: the template's argument, DashScope's switch, OpenAI's effort."""
+    if "enable_thinking" in data.get("chat_template_kwargs", {}):
+        return bool(data["chat_template_kwargs"]["enable_thinking"])
+    if "enable_thinking" in data:
+        return bool(data["enable_thinking"])
+    effort = data.get("reasoning_effort")
+    return None if effort is None else effort not in ("none", "minimal")
 
 
 def _is_stop(value: Any) -> bool:

@@ -1,10 +1,7 @@
 """Views of OpenAI's interface: chat completions and completions, whole or streamed, and models."""
 
-import time
-import uuid
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable
+from typing import Any, cast
 
 from flask import Blueprint, Response, g
 
@@ -17,10 +14,11 @@ from qwenapi.api.openai.schemas import (
     CompletionSchema,
     Prompt,
 )
-from qwenapi.engines.mailbox import Cancelled
-from qwenapi.errors import DIALECTS, ApiError, BadRequest, EngineUnavailable, Wording
-from qwenapi.generation.delta import Delta, gather
-from qwenapi.generation.prompt import beside_others, encode_chat
+from qwenapi.api.openai.writer import ChatWriter, CompletionWriter, Writer
+from qwenapi.errors import BadRequest, EngineUnavailable
+from qwenapi.generation.answer_format import grammar_for
+from qwenapi.generation.chat import ChatOptions, ChatPrompt, prepare_chat
+from qwenapi.generation.prompt import beside_others
 from qwenapi.generation.sampling import SamplingRequest, check_token_ids, clamped_header
 from qwenapi.generation.stream import GenerationStream
 from qwenapi.http import sse
@@ -35,34 +33,12 @@ from qwenapi.request_context.current_request import (
     use_profile,
 )
 from qwenapi.request_context.services import served_model, services
+from qwenapi.settings.profile import Profile
 from qwenapi.text.tokenizer import Tokenizer
-from workers.wire.protocol import ModelCard, TokenLogprob
+from workers.wire.grammar import Grammar
+from workers.wire.protocol import ModelCard
 
 blueprint = Blueprint("openai", __name__)
-
-
-@dataclass(frozen=True)
-class Form:
-    """What differs between the two interfaces once the prompts are known."""
-
-    make_id: Callable[[str], str]
-    chunks: type[render.Chunks]
-    body: Callable[[render.Reply, Sequence[render.ReplyChoice], render.TokenUsage], dict[str, Any]]
-    logprobs: Callable[[Sequence[TokenLogprob], render.TokenBytesOf, int], dict[str, Any]]
-
-
-CHAT = Form(
-    render.chat_id,
-    render.ChatChunks,
-    render.chat_body,
-    lambda entries, bytes_of, offset: render.chat_logprobs(entries, bytes_of),
-)
-COMPLETION = Form(
-    render.completion_id,
-    render.CompletionChunks,
-    render.completion_body,
-    render.completion_logprobs,
-)
 
 
 def _choose_profile(body: dict[str, Any]) -> None:
@@ -85,11 +61,50 @@ def _choose_profile(body: dict[str, Any]) -> None:
 @accepts(ChatSchema, before=_choose_profile)
 def chat_completions(ask: ChatRequest) -> Response:
     card, tokenizer = served_model()
-    thinking = ask.enable_thinking
-    if thinking is None:
-        thinking = current_profile().thinking
-    ids = encode_chat(tokenizer, ask.messages, thinking, param="messages")
-    return _respond(ask, [ids], CHAT, card, tokenizer)
+    profile = current_profile()
+    settings = profile.settings
+    options = ChatOptions(
+        tool_call_parser=settings.tool_call_parser,
+        splits_reasoning=settings.reasoning_parser != "none",
+        repairs=settings.template_repair,
+    )
+    chat = prepare_chat(tokenizer, _chat_prompt(ask, profile), options)
+
+    def write(stream: GenerationStream) -> Writer:
+        return ChatWriter(
+            stream,
+            ask,
+            profile,
+            tokenizer,
+            ask.n,
+            chat=chat,
+            reasoning_field=cast("render.ReasoningField", settings.reasoning_field),
+            shows_reasoning=ask.include_reasoning,
+        )
+
+    by_token = chat.thinking != "off"
+    return _respond(ask, [chat.ids], card, tokenizer, write, chat.grammar, by_token=by_token)
+
+
+def _chat_prompt(ask: ChatRequest, profile: Profile) -> ChatPrompt:
+    """Return what to ask of the template; raise BadRequest for a choice the settings exclude."""
+    is_free = ask.tool_choice.mode == "auto" and ask.tools
+    if is_free and not profile.settings.enable_auto_tool_choice:
+        raise BadRequest(
+            "tool_choice 'auto' is switched off on this server (--no-enable-auto-tool-choice).",
+            param="tool_choice",
+        )
+    thinking = profile.thinking if ask.enable_thinking is None else ask.enable_thinking
+    return ChatPrompt(
+        messages=ask.messages,
+        tools=ask.tools,
+        tool_choice=ask.tool_choice,
+        parallel_tool_calls=ask.parallel_tool_calls,
+        template_arguments={**ask.template_arguments, "enable_thinking": thinking},
+        continues=ask.continue_final_message,
+        add_generation_prompt=ask.add_generation_prompt,
+        answer_format=ask.answer_format,
+    )
 
 
 @blueprint.post("/v1/completions")
@@ -101,7 +116,13 @@ def completions(ask: CompletionRequest) -> Response:
             check_token_ids(prompt, card.vocab_size, "prompt")
     size = sum(len(prompt) for prompt in ask.prompts)
     prompts = beside_others(size, lambda: [_encode(tokenizer, prompt) for prompt in ask.prompts])
-    return _respond(ask, prompts, COMPLETION, card, tokenizer)
+
+    def write(stream: GenerationStream) -> Writer:
+        num_choices = len(prompts) * ask.n
+        return CompletionWriter(stream, ask, current_profile(), tokenizer, num_choices)
+
+    grammar = grammar_for(ask.answer_format, tokenizer)
+    return _respond(ask, prompts, card, tokenizer, write, grammar)
 
 
 @blueprint.get("/v1/models")
@@ -124,15 +145,18 @@ def _encode(tokenizer: Tokenizer, prompt: Prompt) -> list[int]:
 def _respond(
     ask: SamplingRequest,
     prompts: list[list[int]],
-    form: Form,
     card: ModelCard,
     tokenizer: Tokenizer,
+    write: Callable[[GenerationStream], Writer],
+    grammar: Grammar | None,
+    *,
+    by_token: bool = False,
 ) -> Response:
-    wanted, cut = generation_request(ask, prompts, card)
+    wanted, cut = generation_request(ask, prompts, card, grammar, by_token=by_token)
     stream = new_stream(tokenizer)
     try:
         stream.ask(wanted)
-        writer = Writer(stream, ask, form, tokenizer, len(prompts) * ask.n)
+        writer = write(stream)
         if ask.stream:
             response = sse.stream(writer.events(current_profile().wording(g.request_id)))
             response.call_on_close(stream.close)
@@ -145,84 +169,3 @@ def _respond(
         stream.close()
     response.headers.update(clamped_header(g.clamped | cut))
     return response
-
-
-class Writer:
-    """Puts one stream into words, at once or as it comes."""
-
-    def __init__(
-        self,
-        stream: GenerationStream,
-        ask: SamplingRequest,
-        form: Form,
-        tokenizer: Tokenizer,
-        num_choices: int,
-    ) -> None:
-        self._profile = current_profile()
-        self._stream = stream
-        self._ask = ask
-        self._form = form
-        self._bytes_of = tokenizer.token_bytes.__getitem__
-        self._num_choices = num_choices
-        self._text_offsets = [0] * num_choices
-        self._reply = render.Reply(
-            form.make_id(uuid.uuid4().hex), int(time.time()), self._profile.canonical
-        )
-
-    def body(self) -> dict[str, Any]:
-        """Return the whole answer."""
-        choices = [
-            render.ReplyChoice(
-                whole.index,
-                whole.text,
-                whole.finish_reason or "",
-                self._logprobs(whole.index, whole.logprobs),
-            )
-            for whole in gather(self._stream.deltas())
-        ]
-        body = self._form.body(self._reply, choices, self._usage())
-        return body if self._profile.logprobs_key else render.without_extras(body)
-
-    def events(self, wording: Wording) -> Iterator[bytes]:
-        """Yield the server-sent events; everything that waits goes out as one piece."""
-        chunks = self._form.chunks(self._reply, self._ask.include_usage, self._profile.logprobs_key)
-        # An empty piece still sends the headers: the request is accepted, and its status is final.
-        yield b"".join(chunks.opening(i) for i in range(self._num_choices))
-        try:
-            for deltas in self._stream.deltas():
-                yield b"".join(self._event(chunks, delta) for delta in deltas) or chunks.heartbeat()
-        except Cancelled:
-            return
-        except ApiError as error:
-            rendered = DIALECTS[self._profile.dialect](error, wording)
-            yield render.error_event(rendered.body)
-            return
-        except Exception:
-            self._stream.fail("internal_error")  # or closing would call it the caller's doing
-            raise
-        yield (chunks.usage(self._usage()) if self._ask.include_usage else b"") + render.DONE
-
-    def _event(self, chunks: render.Chunks, delta: Delta) -> bytes:
-        event = b""
-        if delta.text or delta.logprobs:
-            event = chunks.content(
-                delta.index, delta.text, self._logprobs(delta.index, delta.logprobs)
-            )
-        if delta.finish_reason:
-            event += chunks.finish(delta.index, delta.finish_reason)
-        return event
-
-    def _logprobs(self, index: int, entries: Sequence[TokenLogprob]) -> dict[str, Any] | None:
-        if self._ask.logprobs is None:
-            return None
-        rendered = self._form.logprobs(entries, self._bytes_of, self._text_offsets[index])
-        self._text_offsets[index] += sum(
-            render.num_characters(self._bytes_of(e.token_id)) for e in entries
-        )
-        return rendered
-
-    def _usage(self) -> render.TokenUsage:
-        stream = self._stream
-        return render.TokenUsage(
-            stream.prompt_tokens, stream.completion_tokens, stream.cached_tokens
-        )

@@ -1,0 +1,217 @@
+"""Writers: one generation in the words of chat completions or of completions, whole or streamed."""
+
+import time
+import uuid
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
+from typing import Any, ClassVar
+
+from qwenapi.api.openai import render
+from qwenapi.engines.mailbox import Cancelled
+from qwenapi.errors import DIALECTS, ApiError, Wording
+from qwenapi.generation.chat import PreparedChat
+from qwenapi.generation.chat_output import ChatDelta, ChatOutput, without_reasoning
+from qwenapi.generation.delta import Delta, gather
+from qwenapi.generation.sampling import SamplingRequest
+from qwenapi.generation.stream import GenerationStream
+from qwenapi.settings.profile import Profile
+from qwenapi.text.output.events import join_events
+from qwenapi.text.tokenizer import Tokenizer
+from workers.wire.protocol import TokenLogprob
+
+
+# A little less than the engines' client waits before it asks for a sign of life.
+BEAT_SECONDS = 10.0
+
+
+class Writer(ABC):
+    """Puts one stream into words, at once or as it comes."""
+
+    CHUNKS: ClassVar[type[render.Chunks]]
+
+    def __init__(
+        self,
+        stream: GenerationStream,
+        ask: SamplingRequest,
+        profile: Profile,
+        tokenizer: Tokenizer,
+        num_choices: int,
+    ) -> None:
+        self._profile = profile
+        self._stream = stream
+        self._ask = ask
+        self._bytes_of = tokenizer.token_bytes.__getitem__
+        self._num_choices = num_choices
+        id_ = self.make_id(uuid.uuid4().hex)
+        self._reply = render.Reply(id_, int(time.time()), profile.canonical)
+
+    @abstractmethod
+    def make_id(self, hex32: str) -> str:
+        """Return the answer's public id."""
+
+    @abstractmethod
+    def whole(self) -> dict[str, Any]:
+        """Return the whole answer's body."""
+
+    @abstractmethod
+    def pieces(self, chunks: Any) -> Iterator[bytes]:
+        """Yield the events of what has come since the last time, nothing where that is nothing."""
+
+    def body(self) -> dict[str, Any]:
+        """Return the whole answer."""
+        body = self.whole()
+        return body if self._profile.logprobs_key else render.without_extras(body)
+
+    def events(self, wording: Wording) -> Iterator[bytes]:
+        """Yield the server-sent events; everything that waits goes out as one piece."""
+        chunks = self.CHUNKS(self._reply, self._ask.include_usage, self._profile.logprobs_key)
+        # An empty piece still sends the headers: the request is accepted, and its status is final.
+        yield b"".join(chunks.opening(i) for i in range(self._num_choices))
+        said_at = time.monotonic()
+        try:
+            for piece in self.pieces(chunks):
+                # What may yet become markup is held back; that alone is no reason for a beat.
+                if piece or time.monotonic() - said_at >= BEAT_SECONDS:
+                    said_at = time.monotonic()
+                    yield piece or chunks.heartbeat()
+        except Cancelled:
+            return
+        except ApiError as error:
+            rendered = DIALECTS[self._profile.dialect](error, wording)
+            yield render.error_event(rendered.body)
+            return
+        except Exception:
+            self._stream.fail("internal_error")  # or closing would call it the caller's doing
+            raise
+        yield (chunks.usage(self.usage()) if self._ask.include_usage else b"") + render.DONE
+
+    def usage(self) -> render.TokenUsage:
+        """Return the tokens so far."""
+        stream = self._stream
+        return render.TokenUsage(
+            stream.prompt_tokens, stream.completion_tokens, stream.cached_tokens
+        )
+
+
+class CompletionWriter(Writer):
+    """Raw completions: text as it is."""
+
+    CHUNKS = render.CompletionChunks
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._text_offsets = [0] * self._num_choices
+
+    def make_id(self, hex32: str) -> str:
+        return render.completion_id(hex32)
+
+    def whole(self) -> dict[str, Any]:
+        choices = [
+            render.ReplyChoice(
+                whole.index,
+                whole.text,
+                whole.finish_reason or "",
+                self._logprobs(whole.index, whole.logprobs),
+            )
+            for whole in gather(self._stream.deltas())
+        ]
+        return render.completion_body(self._reply, choices, self.usage())
+
+    def pieces(self, chunks: render.CompletionChunks) -> Iterator[bytes]:
+        for deltas in self._stream.deltas():
+            yield b"".join(self._event(chunks, delta) for delta in deltas)
+
+    def _event(self, chunks: render.CompletionChunks, delta: Delta) -> bytes:
+        event = b""
+        if delta.text or delta.logprobs:
+            logprobs = self._logprobs(delta.index, delta.logprobs)
+            event = chunks.content(delta.index, delta.text, logprobs)
+        if delta.finish_reason:
+            event += chunks.finish(delta.index, delta.finish_reason)
+        return event
+
+    def _logprobs(self, index: int, entries: Sequence[TokenLogprob]) -> dict[str, Any] | None:
+        if self._ask.logprobs is None:
+            return None
+        rendered = render.completion_logprobs(entries, self._bytes_of, self._text_offsets[index])
+        self._text_offsets[index] += sum(
+            render.num_characters(self._bytes_of(e.token_id)) for e in entries
+        )
+        return rendered
+
+
+class ChatWriter(Writer):
+    """Chat completions: content, thoughts and tool calls."""
+
+    CHUNKS = render.ChatChunks
+
+    def __init__(
+        self,
+        *arguments: Any,
+        chat: PreparedChat,
+        reasoning_field: render.ReasoningField,
+        shows_reasoning: bool,
+    ) -> None:
+        super().__init__(*arguments)
+        self._output = ChatOutput(chat.new_parser)
+        self._counts_reasoning = chat.thinking != "off"
+        self._field = reasoning_field
+        self._shows_reasoning = shows_reasoning
+
+    def make_id(self, hex32: str) -> str:
+        return render.chat_id(hex32)
+
+    def whole(self) -> dict[str, Any]:
+        parts: dict[int, list[ChatDelta]] = {}
+        for delta in chain.from_iterable(self._deltas()):
+            parts.setdefault(delta.index, []).append(delta)
+        choices = [self._choice(index, deltas) for index, deltas in sorted(parts.items())]
+        return render.chat_body(self._reply, choices, self.usage())
+
+    def pieces(self, chunks: render.ChatChunks) -> Iterator[bytes]:
+        for deltas in self._deltas():
+            yield b"".join(chain.from_iterable(self._events_of(chunks, delta) for delta in deltas))
+
+    def usage(self) -> render.TokenUsage:
+        usage = super().usage()
+        if not self._counts_reasoning:
+            return usage
+        return render.TokenUsage(
+            usage.prompt_tokens,
+            usage.completion_tokens,
+            usage.cached_tokens,
+            self._output.reasoning_tokens,
+        )
+
+    def _deltas(self) -> Iterator[list[ChatDelta]]:
+        return self._output.read(self._stream.deltas())
+
+    def _choice(self, index: int, deltas: Sequence[ChatDelta]) -> render.MessageChoice:
+        output = join_events(chain.from_iterable(delta.events for delta in deltas))
+        thought = output.reasoning if self._shows_reasoning else ""
+        return render.MessageChoice(
+            index,
+            render.chat_message(output, render.reasoning_keys(thought, self._field)),
+            deltas[-1].finish_reason or "",
+            self._logprobs(tuple(chain.from_iterable(delta.logprobs for delta in deltas))),
+        )
+
+    def _events_of(self, chunks: render.ChatChunks, delta: ChatDelta) -> Iterable[bytes]:
+        events = delta.events if self._shows_reasoning else without_reasoning(delta.events)
+        rendered = [
+            said for event in events if (said := render.event_delta(event, self._field)) is not None
+        ]
+        logprobs = self._logprobs(delta.logprobs)
+        if delta.logprobs and not rendered:
+            rendered = [{"content": ""}]
+        for said in rendered:
+            yield chunks.delta(delta.index, said, logprobs)
+            logprobs = None  # they are of the tokens, and said once
+        if delta.finish_reason:
+            yield chunks.finish(delta.index, delta.finish_reason)
+
+    def _logprobs(self, entries: Sequence[TokenLogprob]) -> dict[str, Any] | None:
+        if self._ask.logprobs is None:
+            return None
+        return render.chat_logprobs(entries, self._bytes_of)
