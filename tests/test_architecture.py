@@ -60,7 +60,7 @@ ROOMS: dict[str, str] = {
     "qwenapi.conversations": "workers.errors",
     "qwenapi.web": "qwenapi.errors",
     "qwenapi.http": "qwenapi.errors qwenapi.text",
-    "qwenapi.settings": "qwenapi.errors workers.errors workers.config",
+    "qwenapi.settings": "qwenapi.errors workers.errors workers.checkpoint workers.config",
     "qwenapi.observability": "qwenapi.settings workers.errors",
     "qwenapi.keys": "qwenapi.errors qwenapi.settings workers.errors workers.wire",
     "qwenapi.metrics": "qwenapi.settings workers.errors workers.wire",

@@ -14,8 +14,9 @@ import psutil
 import pynvml
 
 from qwenapi.doctor.check import GIB, Check, failure, gib, ok, warning
-from qwenapi.doctor.model import Dimensions, Weights
 from qwenapi.settings.table import Settings
+from workers.checkpoint.model_config import ModelConfig
+from workers.checkpoint.weights import Weights
 
 CPU_CACHE_FRACTION = 0.25
 CPU_CACHE_BYTES = 4 * GIB
@@ -79,7 +80,7 @@ def find_room(settings: Settings, num_bytes: int) -> Room:
     return Room(f"{count} × {smallest.name}", True, smallest.total * count, smallest.free * count)
 
 
-def check_memory(settings: Settings, weights: Weights, of: Dimensions) -> Iterator[Check]:
+def check_memory(settings: Settings, weights: Weights, of: ModelConfig) -> Iterator[Check]:
     """Say what fits where; the first failure is the last check."""
     room = find_room(settings, _weight_bytes(settings, weights, 2, is_gpu=True))
     if settings.device == "cuda" and not room.is_gpu:
@@ -115,14 +116,16 @@ def check_memory(settings: Settings, weights: Weights, of: Dimensions) -> Iterat
     )
 
 
-def make_plan(settings: Settings, weights: Weights, of: Dimensions, room: Room) -> MemoryPlan:
+def make_plan(settings: Settings, weights: Weights, of: ModelConfig, room: Room) -> MemoryPlan:
     """Return what an engine would choose in a room; explicit settings stay as they are."""
     item = ITEM_BYTES[_dtype(settings, room)]
     budget = settings.max_num_batched_tokens or (8192 if room.is_gpu else 512)
     rows = min(settings.max_num_seqs, budget)
     block_size = settings.block_size or (64 if room.is_gpu else 32)
-    block_bytes = 2 * of.num_kv_heads * of.head_dim * item * of.num_layers * block_size
-    wanted = settings.max_model_len or of.context
+    block_bytes = (
+        2 * of.num_key_value_heads * of.head_dim * item * of.num_hidden_layers * block_size
+    )
+    wanted = settings.max_model_len or of.context_length
     weight_bytes = _weight_bytes(settings, weights, item, is_gpu=room.is_gpu)
     workspace = (
         (CUDA_BASE_BYTES if room.is_gpu else CPU_BASE_BYTES)
@@ -146,7 +149,7 @@ def _weight_bytes(settings: Settings, weights: Weights, item: int, *, is_gpu: bo
     """Return what loaded weights take, about: kernels leave packed linears as they are on disk, of
     which those of experts are an exception; fp8 halves what is not.
     """
-    if is_gpu and weights.is_packed and settings.attention_backend != "torch":
+    if is_gpu and weights.packed and settings.attention_backend != "torch":
         return weights.disk_bytes
     if settings.quantization == "fp8":
         return weights.num_parameters * item // 2
@@ -179,13 +182,13 @@ def machine_room() -> Room:
     return Room("memory", False, min(total, limit), max(0, min(free, limit - used)))
 
 
-def _check_length(settings: Settings, plan: MemoryPlan, of: Dimensions) -> Iterator[Check]:
-    if settings.max_model_len > of.context:
+def _check_length(settings: Settings, plan: MemoryPlan, of: ModelConfig) -> Iterator[Check]:
+    if settings.max_model_len > of.context_length:
         yield failure(
             "context",
             f"max_model_len = {settings.max_model_len}",
-            f"the model ends at {of.context}",
-            f"lower it to {of.context}",
+            f"the model ends at {of.context_length}",
+            f"lower it to {of.context_length}",
         )
     elif plan.num_tokens <= 0 or settings.max_model_len > plan.num_tokens:
         yield failure(

@@ -14,6 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
+from workers.checkpoint.folder import is_hub_name, model_name
 from workers.config import EngineConfig
 
 Scope = Literal["model", "http", "both"]
@@ -300,7 +301,7 @@ class Settings:
     @property
     def model_name(self) -> str:
         """Return the name of the model's directory, or of the embedded demo."""
-        return Path(self.model).name or DEMO_MODEL_NAME
+        return model_name(os.path.expanduser(self.model)) if self.model else DEMO_MODEL_NAME
 
     @property
     def served_names(self) -> tuple[str, ...]:
@@ -312,7 +313,7 @@ class Settings:
         names = {wanted.name for wanted in fields(EngineConfig)}
         given = {name: value for name, value in asdict(self).items() if name in names}
         chosen = os.path.expanduser(self.model) if self.model else etc_dir() / "models" / "demo"
-        given["model"] = os.path.abspath(chosen)
+        given["model"] = self.model if is_hub_name(self.model) else os.path.abspath(chosen)
         return EngineConfig(**given, max_waiting=self.limits_max_waiting)
 
 
