@@ -7,7 +7,7 @@ the two. The workspace is an estimate: what an engine takes beside weights and c
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import psutil
@@ -32,12 +32,13 @@ ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 @dataclass(frozen=True)
 class Room:
-    """Memory an engine may load into: of the machine, or of one or several GPUs."""
+    """Memory that engines load into: of the machine, or of one or several GPUs."""
 
     name: str
     is_gpu: bool
     total: int
     free: int
+    num_engines: int = 1
 
 
 @dataclass(frozen=True)
@@ -68,10 +69,21 @@ class MemoryPlan:
 
 
 def find_room(settings: Settings, num_bytes: int) -> Room:
-    """Return where engines would run, as `device` says; the machine's memory if there is no GPU."""
+    """Return where engines would run, as `device` says; the machine's memory if there is no GPU.
+
+    Several engines take turns on the GPUs, so of these the one that has least for each decides.
+    """
     gpus = [] if settings.device == "cpu" or settings.stub else visible_gpus()
+    num_engines = settings.data_parallel_size
     if not gpus:
-        return machine_room()
+        return replace(machine_room(), num_engines=num_engines)
+    if num_engines > 1:
+        engines = range(num_engines)
+        shared = [
+            replace(gpu, num_engines=len(engines[i :: len(gpus)]))
+            for i, gpu in enumerate(gpus[:num_engines])
+        ]
+        return min(shared, key=lambda gpu: gpu.free / gpu.num_engines)
     if len(gpus) == 1 or num_bytes <= SPREAD_FROM * gpus[0].free:
         return gpus[0]
     # Every layer has as many blocks, so the fullest GPU decides.
@@ -89,7 +101,7 @@ def check_memory(settings: Settings, weights: Weights, of: ModelConfig) -> Itera
         )
         return
     plan = make_plan(settings, weights, of, room)
-    count = settings.data_parallel_size
+    count = room.num_engines
     needed = count * plan.weights
     sizes = f"{gib(plan.weights)} of weights" + (f" for each of {count} engines" * (count > 1))
     if needed > room.free:
@@ -132,7 +144,7 @@ def make_plan(settings: Settings, weights: Weights, of: ModelConfig, room: Room)
         + budget * (4 * of.hidden_size + 3 * of.intermediate_size) * item
         + rows * of.vocab_size * 4 * LOGITS_COPIES
     )
-    free = max(0, room.free // settings.data_parallel_size - weight_bytes - workspace)
+    free = max(0, room.free // room.num_engines - weight_bytes - workspace)
     useful = rows * -(-wanted // block_size) + 1
     if settings.num_blocks or settings.kv_cache_gb:
         num_blocks = settings.num_blocks or int(settings.kv_cache_gb * GIB) // block_bytes

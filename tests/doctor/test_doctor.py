@@ -396,6 +396,28 @@ def test_a_length_that_the_cache_cannot_hold_is_a_failure(monkeypatch):
     assert found.outcome is Outcome.FAILURE and "8192" in found.remedy
 
 
+@pytest.mark.parametrize(
+    ("num_gpus", "num_engines", "fits"),
+    [(1, 1, True), (1, 2, False), (2, 2, True), (2, 3, False), (8, 8, True), (3, 2, True)],
+)
+def test_engines_take_turns_on_the_gpus(monkeypatch, num_gpus, num_engines, fits):
+    weights, dimensions = demo()
+    gpu = Room("GPU", True, 80 * GIB, int(3.5 * weights.num_parameters))  # 2 bytes each
+    monkeypatch.setattr(memory, "visible_gpus", lambda: [gpu] * num_gpus)
+    settings = replace(Settings(), dtype="bfloat16", data_parallel_size=num_engines)
+    (found,) = (c for c in check_memory(settings, weights, dimensions) if c.name != "context")
+    assert (" do not fit" not in found.what) == fits
+
+
+def test_of_several_gpus_the_fullest_decides(monkeypatch):
+    gpus = [Room("A", True, GIB, GIB), Room("B", True, GIB, GIB // 2), Room("C", True, GIB, 1)]
+    monkeypatch.setattr(memory, "visible_gpus", lambda: gpus)
+    rooms = [find_room(replace(Settings(), data_parallel_size=n), 0) for n in (2, 3, 4)]
+    assert [(room.name, room.num_engines) for room in rooms] == [("B", 1), ("C", 1), ("C", 1)]
+    crowded = find_room(replace(Settings(), data_parallel_size=8), 0)
+    assert (crowded.name, crowded.num_engines) == ("C", 2)
+
+
 def test_cuda_without_a_gpu_is_a_failure(monkeypatch):
     found = memory_checks(monkeypatch, Room("memory", False, GIB, GIB), device="cuda")["memory"]
     assert found.outcome is Outcome.FAILURE and "--device cpu" in found.remedy
