@@ -1,4 +1,4 @@
-"""`python -m qwenapi`. Guarded and light: every spawned engine imports this module again."""
+"""`python -m qwenapi`: runs the command line; guarded, as spawned engines import it again."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""The factory: assembles the Flask application of one HTTP process and does nothing else."""
+"""The factory of the Flask application: blueprints, request ids, error handling, request log."""
 
 import logging
 import re
@@ -9,7 +9,7 @@ from werkzeug.exceptions import HTTPException
 
 from qwenapi import openapi, web
 from qwenapi.api import coder, generate, openai, ops
-from qwenapi.engines.generation import Cancelled
+from qwenapi.engines.mailbox import Cancelled
 from qwenapi.errors import (
     DIALECTS,
     ApiError,
@@ -22,13 +22,8 @@ from qwenapi.errors import (
 from qwenapi.http.responses import json_response
 from qwenapi.observability.logs import RequestLog
 from qwenapi.request_context import auth, cors
-from qwenapi.request_context.services import (
-    EXTENSION,
-    Services,
-    count_failure,
-    current_profile,
-    services,
-)
+from qwenapi.request_context.current_request import count_failure, current_profile
+from qwenapi.request_context.services import EXTENSION, Services, services
 from qwenapi.settings.profile import Interface
 
 log = logging.getLogger(__name__)
@@ -76,7 +71,7 @@ def _begin() -> None:
     given = request.headers.get("X-Request-Id", "")
     g.request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
     route = request.url_rule.rule if request.url_rule else "none"
-    # Probes come every few seconds and say nothing; the page's files say no more.
+    # Probes come every few seconds and say nothing; the chat page's files say no more.
     g.is_quiet = request.blueprint in QUIET
     is_logged = services().settings.log_requests and not g.is_quiet
     g.log = RequestLog(is_logged, g.request_id, request.method, route)
@@ -84,14 +79,14 @@ def _begin() -> None:
 
 def _end(response: Response) -> Response:
     response.headers["X-Request-Id"] = g.request_id
-    line, status, entry = g.log, response.status_code, g.get("entry")
+    line, status, metrics = g.log, response.status_code, g.get("request_metrics")
     line.add(profile=current_profile().name)
     tracer = None if g.is_quiet else services().tracer
     parent, model = request.headers.get("traceparent", ""), current_profile().canonical
 
     def close() -> None:
-        if entry is not None:
-            line.add(**entry.facts)
+        if metrics is not None:
+            line.add(**metrics.facts)
         line.write(status)
         if tracer is not None:
             tracer.record(line, parent, model)

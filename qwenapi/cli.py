@@ -1,5 +1,6 @@
-"""The command line: parses, loads settings, and runs what the command names; imports only what that
-needs.
+"""The command line: parses flags, loads settings, and runs the command that is named.
+
+Imports only what that command needs.
 """
 
 import argparse
@@ -34,6 +35,15 @@ if TYPE_CHECKING:
     from workers.supervisor.supervised_process import Child
 
 DESCRIPTION = "Serve Qwen models behind the HTTP interfaces your callers already use."
+CONTROLS = {
+    "status": "Say how the processes of a running start are.",
+    "reload": "Read the settings of a running start anew and replace its processes, losing no"
+    " request.",
+    "drain": "Let a running start say that it is not ready, finish what it has, and end.",
+}
+KEYS = "Add, list and disable the keys that callers present."
+BENCH = "Measure a running server or, with --engine, an engine alone: tokens per second, waits."
+UNITS = "Put systemd's unit files in place, for this prefix and user."
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -109,31 +119,6 @@ def top(parsed: argparse.Namespace) -> int:
     return run_top(parsed)
 
 
-def status(parsed: argparse.Namespace) -> int:
-    """Say how the processes of a running start are."""
-    return control(parsed)
-
-
-def reload(parsed: argparse.Namespace) -> int:
-    """Read the settings of a running start anew and replace its processes, losing no request."""
-    return control(parsed)
-
-
-def drain(parsed: argparse.Namespace) -> int:
-    """Let a running start say that it is not ready, finish what it has, and end."""
-    return control(parsed)
-
-
-def keys(parsed: argparse.Namespace) -> int:
-    """Add, list and disable the keys that callers present."""
-    return run_keys(parsed)
-
-
-def bench(parsed: argparse.Namespace) -> int:
-    """Measure a running server or, with --engine, an engine alone: tokens per second, waits."""
-    return run_bench(parsed)
-
-
 def ask(parsed: argparse.Namespace) -> int:
     """Put one prompt to a running server and print the answer."""
     from qwenapi.commands.ask import main as run_ask
@@ -141,53 +126,38 @@ def ask(parsed: argparse.Namespace) -> int:
     return run_ask(parsed)
 
 
-def install_units(parsed: argparse.Namespace) -> int:
-    """Put systemd's unit files in place, for this prefix and user."""
-    return run_units(parsed)
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = FlagParser(prog="qwenapi", description=DESCRIPTION)
     parser.add_argument("--version", action="version", version=f"qwenapi {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for name, run in {"serve": serve, "http": http, "model": model, "check": check}.items():
-        command = commands.add_parser(
-            name, help=(run.__doc__ or "").strip(), description=run.__doc__
-        )
-        add_flags(command, name)
+
+    def add(name: str, run: Callable[[argparse.Namespace], int], what: str) -> FlagParser:
+        command: FlagParser = commands.add_parser(name, help=what, description=what)
         command.set_defaults(run=run)
-        if name == "check":
-            command.add_argument("--startup-config", default="", help=argparse.SUPPRESS)
-    for name, run in {"status": status, "reload": reload, "drain": drain}.items():
-        command = commands.add_parser(
-            name, help=(run.__doc__ or "").strip(), description=run.__doc__
-        )
+        return command
+
+    for run in (serve, http, model, check):
+        command = add(run.__name__, run, run.__doc__ or "")
+        add_flags(command, run.__name__)
+    command.add_argument("--startup-config", default="", help=argparse.SUPPRESS)  # of check
+    for name, what in CONTROLS.items():
+        command = add(name, control, what)
         add_control_arguments(command, name)
-        command.set_defaults(run=run, command=name)
-    examine = commands.add_parser("doctor", help=doctor.__doc__, description=doctor.__doc__)
-    add_flags(examine, "serve")
-    examine.add_argument("--json", action="store_true", dest="as_json", help="print JSON")
-    examine.set_defaults(run=doctor)
-    watch = commands.add_parser("top", help=top.__doc__, description=top.__doc__)
-    add_control_arguments(watch, "top")
-    watch.add_argument("--model-run-dir", dest="model_run_dir", default=argparse.SUPPRESS)
-    watch.add_argument("--once", action="store_true", help="show it once and end")
-    watch.add_argument("--json", action="store_true", dest="as_json", help="print it once as JSON")
-    watch.set_defaults(run=top)
-    ring = commands.add_parser("keys", help=keys.__doc__, description=keys.__doc__)
-    add_keys_arguments(ring)
-    ring.set_defaults(run=keys)
-    units = commands.add_parser(
-        "install-units", help=install_units.__doc__, description=install_units.__doc__
+        command.set_defaults(command=name)
+    command = add("doctor", doctor, doctor.__doc__ or "")
+    add_flags(command, "serve")
+    command.add_argument("--json", action="store_true", dest="as_json", help="print JSON")
+    command = add("top", top, top.__doc__ or "")
+    add_control_arguments(command, "top")
+    command.add_argument("--model-run-dir", dest="model_run_dir", default=argparse.SUPPRESS)
+    command.add_argument("--once", action="store_true", help="show it once and end")
+    command.add_argument(
+        "--json", action="store_true", dest="as_json", help="print it once as JSON"
     )
-    add_units_arguments(units)
-    units.set_defaults(run=install_units)
-    question = commands.add_parser("ask", help=ask.__doc__, description=ask.__doc__)
-    add_ask_arguments(question)
-    question.set_defaults(run=ask)
-    measure = commands.add_parser("bench", help=bench.__doc__, description=bench.__doc__)
-    add_bench_arguments(measure)
-    measure.set_defaults(run=bench)
+    add_keys_arguments(add("keys", run_keys, KEYS))
+    add_units_arguments(add("install-units", run_units, UNITS))
+    add_ask_arguments(add("ask", ask, ask.__doc__ or ""))
+    add_bench_arguments(add("bench", run_bench, BENCH))
     return parser
 
 
@@ -248,7 +218,7 @@ def _supervise(
     from workers import logs
     from workers.supervisor.notify import Notifier
     from workers.supervisor.supervisor import Supervisor
-    from workers.wire.shared_memory import remove_shared_memory
+    from workers.wire.shared_memory_files import remove_shared_memory
 
     logs.configure("supervisor", settings.log_level, settings.log_format)
     where = listener.url if listener else folder
@@ -289,9 +259,7 @@ def _say(line: str) -> None:
 
 
 def _progress() -> Callable[[str, str, float], None]:
-    """Return a reporter of loading: one growing line on a terminal, a line for each quarter
-    elsewhere.
-    """
+    """Return a reporter of loading: a growing line on a terminal, else a line a quarter."""
     seen: set[tuple[str, int]] = set()
 
     def report(name: str, what: str, fraction: float) -> None:

@@ -1,4 +1,4 @@
-"""What a caller may be told went wrong: one tree, one renderer per dialect.
+"""ApiError: what a caller may be told went wrong, one tree, and how each dialect says it.
 
 The class knows the status, OpenAI's `type` and `code`, and a fixed public sentence; an instance may
 say it more exactly, in our own words and never in an exception's. Knows nothing of Flask.
@@ -12,6 +12,10 @@ say it more exactly, in our own words and never in an exception's. Knows nothing
     ├── EngineUnavailable 503 ── QueueFull · ServerShutdown · ModelChanged
     ├── InsufficientStorage 507
     └── InternalError 500 ── EngineFailed ── EngineCrash
+
+Other errors become one of these where they meet a request: text/errors.py in http/body.py and
+generation/prompt.py, conversations/errors.py in api/coder/views.py, an engine's words in
+generation/engine_errors.py. workers/errors.py is for the operator: it ends a start.
 """
 
 import math
@@ -51,6 +55,11 @@ class ApiError(Exception):
         self.retry_after = retry_after
         self.extra_headers = dict(headers or {})
         super().__init__(self.message)
+
+    @property
+    def name(self) -> str:
+        """Return what the metrics call it."""
+        return self.code or self.type
 
     @property
     def headers(self) -> dict[str, str]:

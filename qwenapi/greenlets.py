@@ -1,13 +1,15 @@
-"""Greenlets that last as long as their process: what goes wrong in one is logged, and does not end
-it.
-"""
+"""Greenlets that last as long as their process, and work that would hold up all others."""
 
 import logging
 from collections.abc import Callable
+from typing import TypeVar
 
 import gevent
+from gevent import get_hub
 
 PAUSE_SECONDS = 1.0
+
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -24,3 +26,18 @@ def spawn_lasting(name: str, work: Callable[[], None]) -> None:
             gevent.sleep(PAUSE_SECONDS)
 
     gevent.spawn(run)
+
+
+def in_thread(work: Callable[[], T]) -> T:
+    """Do work in a thread while the other greenlets run."""
+
+    def outcome() -> tuple[list[T], Exception | None]:
+        try:
+            return [work()], None
+        except Exception as error:
+            return [], error  # raised in gevent's thread pool it would be printed there
+
+    done: tuple[list[T], Exception | None] = get_hub().threadpool.apply(outcome)
+    if done[1] is not None:
+        raise done[1]
+    return done[0][0]

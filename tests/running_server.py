@@ -18,7 +18,8 @@ import psutil
 import requests
 
 from workers.wire.engine_stats import ENGINE_LAYOUT
-from workers.wire.shared_memory import SharedMemory, shared_memory_path
+from workers.wire.shared_memory import SharedMemory
+from workers.wire.shared_memory_files import shared_memory_path
 
 READY = re.compile(r"^ready: (\S+)", re.MULTILINE)
 

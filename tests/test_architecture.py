@@ -25,7 +25,7 @@ PACKAGES = ("qwenapi", "workers")
 ROOMS: dict[str, str] = {
     "workers.errors": "",
     "workers.config": "",
-    "workers.cores": "",
+    "workers.cpu_cores": "",
     "workers.logs": "",
     "workers.fairness": "",
     "workers.parent_death": "",
@@ -47,8 +47,8 @@ ROOMS: dict[str, str] = {
         workers.model.quantization workers.model.linear workers.model.attention
         workers.model.layers""",
     "workers.engine": """
-        workers.errors workers.config workers.cores workers.checkpoint workers.fairness workers.wire
-        workers.engine_core workers.model workers.model.layout workers.model.kernels
+        workers.errors workers.config workers.cpu_cores workers.checkpoint workers.fairness
+        workers.wire workers.engine_core workers.model workers.model.layout workers.model.kernels
         workers.model.quantization workers.model.attention""",
     "workers.worker": """
         workers.errors workers.config workers.checkpoint workers.logs workers.fairness
@@ -67,8 +67,8 @@ ROOMS: dict[str, str] = {
     "qwenapi.engines": """
         qwenapi.errors qwenapi.greenlets qwenapi.settings workers.errors workers.wire""",
     "qwenapi.generation": """
-        qwenapi.errors qwenapi.settings qwenapi.text qwenapi.keys qwenapi.metrics qwenapi.engines
-        workers.errors workers.wire""",
+        qwenapi.errors qwenapi.greenlets qwenapi.settings qwenapi.text qwenapi.keys qwenapi.metrics
+        qwenapi.engines workers.errors workers.wire""",
     "qwenapi.request_context": """
         qwenapi.errors qwenapi.settings qwenapi.text qwenapi.keys qwenapi.metrics qwenapi.engines
         qwenapi.conversations qwenapi.observability qwenapi.generation workers.wire""",
@@ -87,7 +87,7 @@ ROOMS: dict[str, str] = {
     "qwenapi.serving": """
         qwenapi.settings qwenapi.greenlets qwenapi.observability qwenapi.keys qwenapi.metrics
         qwenapi.engines qwenapi.conversations qwenapi.generation qwenapi.request_context qwenapi.app
-        workers.errors workers.cores workers.parent_death workers.wire workers.worker
+        workers.errors workers.cpu_cores workers.parent_death workers.wire workers.worker
         workers.supervisor""",
     "qwenapi.commands": """
         qwenapi.settings qwenapi.metrics workers.errors workers.wire workers.worker""",

@@ -1,5 +1,6 @@
-"""Settings of one engine process, frozen. Where they come from (flags, environment, profile) is
-qwenapi.settings.sources's business.
+"""EngineConfig: every setting of one engine process, frozen.
+
+Where they come from (flags, environment, profile) is qwenapi.settings.sources's business.
 """
 
 from dataclasses import dataclass

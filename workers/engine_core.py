@@ -1,6 +1,6 @@
-"""The seam between a worker process and what generates tokens in it: the real engine, or the stub.
+"""EngineCore: the interface that a worker drives, of the real engine and of its stub.
 
-A core is driven by one thread, the engine loop. It knows keys, never connections; it is told of a
+It is driven by one thread, the engine loop. It knows keys, never connections; it is told of a
 request only after admission, and answers for each exactly once: with a Finished, a Failed, or
 nothing after `abort`.
 """
@@ -8,41 +8,21 @@ nothing after `abort`.
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from workers.wire.engine_stats import EngineStats
 from workers.wire.protocol import Chunk, Failed, Finished, Generate, ModelCard, Started
 
-# A connection's number and a wire id on it; to a core it is only a name.
+# A connection's number and a wire id on it; to an engine it is only a name.
 Key = tuple[int, int]
 
 
 @dataclass
 class StepOutput:
-    """What one step has to say, in the order: started, chunks, finished, failed."""
+    """What one step has to say, in this order, by the names of StepUpdate's fields."""
 
     started: list[tuple[Key, Started]] = field(default_factory=list)
     chunks: list[tuple[Key, Chunk]] = field(default_factory=list)
     finished: list[tuple[Key, Finished]] = field(default_factory=list)
     failed: list[tuple[Key, Failed]] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class EngineStats:
-    """Numbers of this moment (running, waiting: sequences; blocks; tokens) and counters since the
-    start.
-    """
-
-    running: int = 0
-    waiting: int = 0
-    free_blocks: int = 0
-    total_blocks: int = 0
-    prompt_tokens: int = 0
-    cached_tokens: int = 0
-    generated_tokens: int = 0
-    preemptions: int = 0
-    drafted_tokens: int = 0
-    accepted_tokens: int = 0
-    device_allocated: int = 0
-    device_reserved: int = 0
-    device_total: int = 0
 
 
 class EngineCore(Protocol):
@@ -65,9 +45,7 @@ class EngineCore(Protocol):
         """
 
     def step(self) -> StepOutput:
-        """Compute one batch, and return what is known by its end: of a step that overlaps the next,
-        that is nothing yet.
-        """
+        """Compute one batch; return what is known by then, which is less where steps overlap."""
 
     def stats(self) -> EngineStats:
         """Return the numbers to publish after a step."""

@@ -1,10 +1,10 @@
-"""Errors of the model server and the exit codes its processes end with.
+"""Errors of the model half, as one tree, and the exit codes its processes end with.
 
 WorkerError
 ├── ConfigError      the operator must change something   exit 78
 │   └── ModelError   the model directory cannot be served exit 78
 ├── ProtocolError    the peer broke the wire contract     closes one connection
-└── SharedMemoryError        the shared page cannot be used
+└── SharedMemoryError a file of shared memory cannot be used
 """
 
 from enum import IntEnum
@@ -44,4 +44,4 @@ class ProtocolError(WorkerError):
 
 
 class SharedMemoryError(WorkerError):
-    """A shared page that cannot be created, mapped or leased."""
+    """Shared memory that cannot be created, mapped or leased."""

@@ -1,10 +1,9 @@
-"""Whose turn it is among tenants that wait: of those with the most urgent request, the tenant that
-has been given least.
+"""Fair turns among tenants: token counters that say who has been given least.
 
 Virtual token counters, from Sheng et al., "Fairness in Serving Large Language Models" (OSDI 2024):
 each tenant is charged for what is computed for it, a token given weighing twice a token read, and
 whoever comes back from idle is lifted to the least of those present, so that absence saves nothing
-up. Knows neither rows nor blocks.
+up. The most urgent requests come first, whoever asks. Knows neither rows nor blocks.
 """
 
 from collections import Counter, deque

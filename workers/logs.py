@@ -1,4 +1,4 @@
-"""Log lines of supervisors and engines on stderr, console or JSON, each with its process's name."""
+"""Log lines of supervisors and engines on stderr, as console text or JSON."""
 
 import json
 import logging

@@ -1,6 +1,4 @@
-"""Tie a process's life to its supervisor's: when the supervisor has gone, however it went, this
-process ends.
-"""
+"""End a process when its parent has died, however the parent died."""
 
 import ctypes
 import os
@@ -24,7 +22,7 @@ def hold(fd: int) -> None:
     """
     die_with_parent()
 
-    def watch() -> None:
+    def wait_for_end() -> None:
         try:
             while os.read(fd, 4096):
                 pass
@@ -32,4 +30,4 @@ def hold(fd: int) -> None:
             pass
         os.kill(os.getpid(), signal.SIGKILL)
 
-    threading.Thread(target=watch, name="lifeline", daemon=True).start()
+    threading.Thread(target=wait_for_end, name="parent-death", daemon=True).start()

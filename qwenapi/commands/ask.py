@@ -8,7 +8,7 @@ TIMEOUT_SECONDS = 360
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Give the command its flags, as document 001 prints them."""
+    """Give the command its flags, as the qwen2 document prints them."""
     parser.add_argument("--prompt", default=DEFAULT_PROMPT, help="what to ask")
     parser.add_argument("--max-length", type=int, default=512, help="most tokens of an answer")
     parser.add_argument("--temperature", type=float, default=0.7)

@@ -1,8 +1,9 @@
-"""`qwenapi bench`: closed-loop load on any OpenAI-compatible server, and what its callers feel.
+"""`qwenapi bench`: load on any OpenAI-compatible server, and what its callers feel.
 
-A number of callers each send the next request when the last has ended. Threads and plain sockets:
-the client must not be what is measured. Knows nothing of the server but its HTTP. With `--engine`
-it only reads the flags and shows what `workers.worker.bench` measured: an engine in this process.
+Closed loop: a number of callers each send the next request when the last has ended. Threads and
+plain sockets: the client must not be what is measured. Knows nothing of the server but its HTTP.
+With `--engine` it only reads the flags and shows what `workers.worker.bench` measured: an engine in
+this process.
 """
 
 import argparse
@@ -120,9 +121,7 @@ def run(load: Load, concurrency: int, num_requests: int, first_seed: int = 0) ->
 
 
 def percentile(values: Sequence[float], share: float) -> float:
-    """Return the nearest-rank percentile: the value that `share` of the sorted values do not
-    exceed.
-    """
+    """Return the nearest-rank percentile: what `share` of the sorted values do not exceed."""
     ordered = sorted(values)
     return ordered[min(int(len(ordered) * share), len(ordered) - 1)] if ordered else 0.0
 

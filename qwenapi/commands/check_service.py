@@ -1,5 +1,4 @@
-"""Is the service well? Looks at it from outside, as `bin/check-service`, and says so in a page or
-in JSON.
+"""`bin/check-service`: looks at a service from outside, and prints how well it is.
 
 Imports the standard library only, so that it also runs where what it looks at is broken. The exit
 codes are those of monitoring plug-ins. It changes nothing; the generation is eight tokens long.

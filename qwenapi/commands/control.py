@@ -32,9 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser, command: str) -> None:
 
 
 def main(parsed: argparse.Namespace) -> int:
-    """Ask and print the answer; the exit code is 0 when all went well, and for status only while
-    everything is ready.
-    """
+    """Ask and print the answer; exit with 0 when all went well, and for status all is ready."""
     request = {"command": parsed.command} | (
         {"half": parsed.half} if parsed.command == "reload" else {}
     )

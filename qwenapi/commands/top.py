@@ -1,8 +1,8 @@
-"""`qwenapi top`: what a running start is doing, read from its shared memory; no request is made.
+"""`qwenapi top`: what a running start is doing, read from its shared memory.
 
-Rates are differences of two readings. Percentiles come from histograms over the page's whole life,
-so each is the upper bound of the bucket it lies in. Knows where a start keeps its pages; refuses to
-know how they are written.
+No request is made. Rates are differences of two readings. Percentiles come from histograms over
+the memory's whole life, so each is the upper bound of the bucket it lies in. Knows where a start
+keeps its shared memory; refuses to know how it is written.
 """
 
 import argparse
@@ -23,7 +23,8 @@ from qwenapi.settings.sources import load, load_profiles
 from qwenapi.settings.table import Settings, etc_dir
 from workers.errors import ConfigError, ExitCode, SharedMemoryError
 from workers.wire.engine_stats import ENGINE_COUNTERS, ENGINE_LAYOUT, EngineRow, Phase
-from workers.wire.shared_memory import SharedMemory, shared_memory_path
+from workers.wire.shared_memory import SharedMemory
+from workers.wire.shared_memory_files import shared_memory_path
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -45,7 +46,7 @@ PERCENTILES = (0.5, 0.95)
 
 @dataclass(frozen=True)
 class EngineReading:
-    """One slot of the model half's page; `beat_age` is in seconds."""
+    """One slot of the model half's memory; `beat_age` is in seconds."""
 
     row: EngineRow
     beat_age: float
@@ -53,9 +54,7 @@ class EngineReading:
 
 @dataclass(frozen=True)
 class TopReading:
-    """Both pages at one moment, `at` a time.monotonic(); without its page a half is None or
-    empty.
-    """
+    """Both halves at one moment, `at` a time.monotonic(); None or empty without shared memory."""
 
     at: float
     metrics_store: Snapshot | None
@@ -63,13 +62,13 @@ class TopReading:
 
     @property
     def is_alive(self) -> bool:
-        """Return whether any process writes a page; those killed with their supervisor leave it."""
+        """Return whether any process writes; those killed with their supervisor leave theirs."""
         num_processes = self.metrics_store.num_processes if self.metrics_store else 0
         return num_processes > 0 or any(engine.row.state != DOWN for engine in self.engines)
 
 
 class StatsSources:
-    """The pages of one start, opened anew for each reading: a reload may have made others."""
+    """The memory of one start, opened anew for each reading: a reload may have made other."""
 
     def __init__(self, folder: Path, model_folders: Sequence[Path], profiles: "Profiles") -> None:
         self.folder = folder
@@ -106,30 +105,28 @@ Profiles = Sequence[tuple[str, ...]]
 
 def main(parsed: argparse.Namespace) -> int:
     """Show the start that the flags mean, until interrupted."""
-    memories = find(vars(parsed))
-    before = memories.read()
+    sources = find(vars(parsed))
+    before = sources.read()
     if not before.is_alive:
-        raise ConfigError(_nothing_at(memories.folder))
-    if before.metrics_store is None and _has_pages(memories.folder, "http"):
-        raise ConfigError(
-            f"{memories.folder}: serves profiles that are not shipped; give --profile"
-        )
+        raise ConfigError(_nothing_at(sources.folder))
+    if before.metrics_store is None and _has_shared_memory(sources.folder, "http"):
+        raise ConfigError(f"{sources.folder}: serves profiles that are not shipped; give --profile")
     if parsed.as_json or parsed.once or not sys.stdout.isatty():
         time.sleep(INTERVAL_SECONDS)
-        _show_once(report(before, memories.read()), as_json=parsed.as_json)
+        _show_once(report(before, sources.read()), as_json=parsed.as_json)
         return ExitCode.OK
     with suppress(KeyboardInterrupt):
-        _show_live(memories, before)
+        _show_live(sources, before)
     return ExitCode.OK
 
 
 def find(flags: Mapping[str, Any], environ: Mapping[str, str] | None = None) -> StatsSources:
-    """Return the pages of the first folder where something runs that the flags can mean."""
+    """Return the sources of the first folder where something runs that the flags can mean."""
     settings = load(flags, environ)
     folders = list(
         dict.fromkeys(run_dir(settings, kind, environ) for kind in ("serve", "http", "model"))
     )
-    folder = next((place for place in folders if _has_pages(place)), None)
+    folder = next((place for place in folders if _has_shared_memory(place)), None)
     if folder is None:
         raise ConfigError(_nothing_at(*folders))
     halves = [folder, folder.parent / f"model-{settings.model_name}"]
@@ -162,9 +159,7 @@ def report(before: TopReading, after: TopReading) -> dict[str, Any]:
 
 
 def upper_bound(distribution: Distribution, share: float) -> float | None:
-    """Return the bound of the bucket a percentile lies in; None of no values, inf beyond the last
-    bound.
-    """
+    """Return the bound of the bucket a percentile lies in: None of no values, inf in the last."""
     if not distribution.count:
         return None
     rank = min(int(distribution.count * share), distribution.count - 1)
@@ -177,8 +172,8 @@ def upper_bound(distribution: Distribution, share: float) -> float | None:
     raise AssertionError("a rank lies within its counts")
 
 
-def _has_pages(folder: Path, *kinds: str) -> bool:
-    """Return whether a supervisor has made pages for this folder, wherever they lie."""
+def _has_shared_memory(folder: Path, *kinds: str) -> bool:
+    """Return whether a supervisor has made any for this folder, wherever it lies."""
     if not folder.is_dir():
         return False
     path = shared_memory_path(folder, ENGINE_LAYOUT)
@@ -190,7 +185,7 @@ def _has_pages(folder: Path, *kinds: str) -> bool:
 def _possible_profiles(
     settings: Settings, flags: Mapping[str, Any], environ: Mapping[str, str] | None
 ) -> Profiles:
-    """Return the lists of profiles a page may be of, the one of the flags first."""
+    """Return the lists of profiles metrics may be of, the one of the flags first."""
     shipped = sorted(file.stem for file in (etc_dir() / "profiles").glob("*.toml"))
     lists = [tuple(p.name for p in load_profiles(settings, flags, environ))]
     for name in shipped:
@@ -203,7 +198,9 @@ def _possible_profiles(
 def _nothing_at(*folders: Path) -> str:
     """Say where nothing runs, and where something does."""
     places = {folder.parent for folder in folders} | {SYSTEM_RUN_DIR}
-    beside = sorted(place for parent in places for place in parent.glob("*/") if _has_pages(place))
+    beside = sorted(
+        place for parent in places for place in parent.glob("*/") if _has_shared_memory(place)
+    )
     running = f"name one that runs with --run-dir: {', '.join(map(str, beside))}"
     remedy = running if beside else "start one with qwenapi serve, or name its --run-dir or --port"
     return f"no qwenapi runs at {', '.join(map(str, folders))}; {remedy}"
@@ -274,13 +271,13 @@ def _show_once(shown: Mapping[str, Any], *, as_json: bool) -> None:
     Console(width=None if sys.stdout.isatty() else FILE_COLUMNS).print(_screen(shown))
 
 
-def _show_live(memories: StatsSources, before: TopReading) -> None:
+def _show_live(sources: StatsSources, before: TopReading) -> None:
     from rich.live import Live
 
     with Live(_screen(report(before, before)), screen=True, auto_refresh=False) as live:
         while True:
             time.sleep(INTERVAL_SECONDS)
-            after = memories.read()
+            after = sources.read()
             live.update(_screen(report(before, after)), refresh=True)
             before = after
 

@@ -1,9 +1,8 @@
-"""`qwenapi install-units`: puts systemd's unit files, or thin wrappers under the documents' own
-names, where they belong, with this machine's prefix, user and groups in them.
+"""`qwenapi install-units`: writes systemd's unit files and wrappers, made to fit this machine.
 
-The shipped files are valid as they stand; rendering replaces their default values. Each written
-file ends with a line that seals it, so that a later run renews what it wrote and keeps what
-somebody changed.
+The shipped files are valid as they stand; rendering replaces their default prefix, user and groups.
+Each written file ends with a line that seals it, so that a later run renews what it wrote and keeps
+what somebody changed. A layout is wrappers under a document's own names (see api/__init__.py).
 """
 
 import argparse

@@ -1,7 +1,7 @@
-"""The seam between the store and where it keeps things: each method is one atomic step.
+"""Backend: the seam between the store and where it keeps things, SQLite or Redis.
 
-A backend knows tenants, claims, limits and time; it never waits for another turn and never renews a
-lease by itself. Every method may raise StorageUnavailable.
+Each method is one atomic step. A backend knows tenants, claims, limits and time; it never waits for
+another turn and never renews a lease by itself. Every method may raise StorageUnavailable.
 """
 
 from collections.abc import Collection
@@ -20,13 +20,13 @@ class Backend(Protocol):
         """Lease a conversation that will exist with its first turn."""
 
     def enter(self, claim: Claim) -> int:
-        """Join the line for a conversation and return how many are ahead; 0: it is leased.
+        """Join the queue for a conversation and return how many are ahead; 0: it is leased.
 
         Raises ConversationNotFound, StoreFull.
         """
 
     def advance(self, claim: Claim) -> int:
-        """Return what `enter` does, for a claim that is already in the line."""
+        """Return what `enter` does, for a claim that is already in the queue."""
 
     def leave(self, claim: Claim) -> None:
         """Give up the claim's place and its lease, whichever it has."""

@@ -39,9 +39,7 @@ class _Open(NamedTuple):
 
 
 class Database:
-    """A SQLite file. Every method raises StorageUnavailable, its cause saying why, and the next
-    call tries again.
-    """
+    """A SQLite file. Methods raise StorageUnavailable with its cause; the next call tries again."""
 
     def __init__(self, path: Path, migrate: Migrate, busy_seconds: float = 5.0) -> None:
         self._path = path

@@ -1,5 +1,4 @@
-"""What can go wrong with a stored conversation. The messages are fixed, say what to do, and may be
-shown to callers; the HTTP status beside each is what a view makes of it.
+"""Errors of the conversation store: one tree, with fixed messages that callers may see.
 
 ConversationError
 ├── ConversationNotFound      404  unknown, expired or another tenant's: not to be told apart

@@ -1,4 +1,4 @@
-"""LeaseKeeper: a thread that renews the leases of the turns that run here, and purges.
+"""LeaseKeeper: a thread that renews the leases of turns that run here, and purges.
 
 Under gevent it is a greenlet. Knows two callables and the claims it holds, no storage.
 """

@@ -1,6 +1,7 @@
-"""The schema of the conversation file, step by step: the file's `user_version` counts the steps.
+"""The schema of the conversations' SQLite file, as a list of migrations.
 
-A step that was released is never changed; a new one is added at the end of the list.
+The file's `user_version` counts the steps. A step that was released is never changed; a new one is
+added at the end of the list.
 """
 
 import sqlite3
@@ -60,7 +61,7 @@ def create_conversations(connection: sqlite3.Connection) -> None:
 
 
 def create_claims(connection: sqlite3.Connection) -> None:
-    """The line before each conversation, and the lease of the turn that runs.
+    """The queue before each conversation, and the lease of the turn that runs.
 
     `expires_at` is the machine's monotonic clock, which the processes on one machine share.
     """

@@ -1,8 +1,9 @@
-"""What Redis does in one step: each script is run whole or not at all.
+"""The RedisBackend's scripts in Lua: each is run whole or not at all.
 
 The keys of a conversation: `meta` (hash), `turns` (list of JSON), `lease` (token and tenant),
-`line` (list of tokens), `waits` (when each of them runs out). Those of a tenant: `expiries` (sorted
-set) and `sizes` (hash) by conversation, `total` (bytes). Times are Redis's own, in milliseconds.
+`line` (the turn queue: a list of tokens), `waits` (when each of them runs out). Those of a tenant:
+`expiries` (sorted set) and `sizes` (hash) by conversation, `total` (bytes). Times are Redis's own,
+in milliseconds.
 """
 
 NOT_FOUND = -1

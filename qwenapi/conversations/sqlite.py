@@ -1,7 +1,7 @@
 """SqliteBackend: conversations in one file of the state directory; the default.
 
-Each method is one transaction. Knows conversations and turns; Line knows whose turn it is, Database
-how to reach the file.
+Each method is one transaction. Knows conversations and turns; TurnQueue knows whose turn it is,
+Database how to reach the file.
 """
 
 import sqlite3
@@ -18,14 +18,8 @@ from qwenapi.conversations.errors import (
     StoreFull,
 )
 from qwenapi.conversations.migrations import migrate
-from qwenapi.conversations.sqlite_line import Line
-from qwenapi.conversations.values import (
-    ITEMS_PER_TURN,
-    Claim,
-    Conversation,
-    PastTurn,
-    StoreLimits,
-)
+from qwenapi.conversations.sqlite_turn_queue import TurnQueue
+from qwenapi.conversations.values import ITEMS_PER_TURN, Claim, Conversation, PastTurn, StoreLimits
 
 FILE_NAME = "conversations.db"
 PURGE_BATCH = 100
@@ -37,7 +31,7 @@ class SqliteBackend:
 
     def __init__(self, state_dir: Path, limits: StoreLimits, busy_seconds: float = 5.0) -> None:
         self._limits = limits
-        self._line = Line(limits.lease_seconds)
+        self._queue = TurnQueue(limits.lease_seconds)
         self._database = Database(state_dir / FILE_NAME, migrate, busy_seconds)
         self._must_empty_log = False
 
@@ -47,31 +41,31 @@ class SqliteBackend:
     def create(self, claim: Claim) -> None:
         def work(db: sqlite3.Connection) -> None:
             self._require_room(db, claim)
-            self._line.take(db, claim)
+            self._queue.take(db, claim)
 
         self._database.write(work, is_durable=False)
 
     def enter(self, claim: Claim) -> int:
         def work(db: sqlite3.Connection) -> int:
             self._require_known(db, claim.tenant, claim.conversation_id)
-            self._line.join(db, claim)
+            self._queue.join(db, claim)
             return self._advance(db, claim)
 
         return self._database.write(work, is_durable=False)
 
     def advance(self, claim: Claim) -> int:
-        # Most looks find others ahead, and only read.
-        num_ahead = self._database.read(lambda db: self._look(db, claim))
+        # Most calls find others ahead, and only read.
+        num_ahead = self._database.read(lambda db: self._num_ahead(db, claim))
         if num_ahead:
             return num_ahead
         return self._database.write(lambda db: self._advance(db, claim), is_durable=False)
 
     def leave(self, claim: Claim) -> None:
-        self._database.write(lambda db: self._line.leave(db, claim), is_durable=False)
+        self._database.write(lambda db: self._queue.leave(db, claim), is_durable=False)
 
     def renew(self, claims: Collection[Claim]) -> set[Claim]:
         def work(db: sqlite3.Connection) -> set[Claim]:
-            return {claim for claim in claims if not self._line.renew_lease(db, claim)}
+            return {claim for claim in claims if not self._queue.renew_lease(db, claim)}
 
         return self._database.write(work, is_durable=False)
 
@@ -91,11 +85,11 @@ class SqliteBackend:
 
     def commit(self, claim: Claim, turn: PastTurn) -> None:
         def work(db: sqlite3.Connection) -> None:
-            if not self._line.holds(db, claim):
+            if not self._queue.holds(db, claim):
                 raise LeaseLost()
             self._require_room(db, claim, turn.num_bytes)
             self._append(db, claim, turn)
-            self._line.leave(db, claim)
+            self._queue.leave(db, claim)
 
         self._database.write(work)
 
@@ -120,7 +114,7 @@ class SqliteBackend:
         def work(db: sqlite3.Connection) -> None:
             self._require_known(db, tenant, conversation_id)
             db.execute("DELETE FROM conversations WHERE id = ?", (conversation_id,))
-            self._line.dissolve(db, conversation_id)
+            self._queue.dissolve(db, conversation_id)
 
         self._database.write(work)
         self._empty_log()
@@ -146,7 +140,7 @@ class SqliteBackend:
             (conversation_id, tenant, self._oldest),
         ).fetchone()
         # A new conversation is known by its lease until its first turn is committed.
-        if known is None and not self._line.is_leased_to(db, tenant, conversation_id):
+        if known is None and not self._queue.is_leased_to(db, tenant, conversation_id):
             raise ConversationNotFound()
 
     def _require_room(self, db: sqlite3.Connection, claim: Claim, num_bytes: int = 1) -> None:
@@ -161,18 +155,18 @@ class SqliteBackend:
         if num_stored + num_bytes > self._limits.max_tenant_bytes:
             raise StoreFull()
 
-    def _look(self, db: sqlite3.Connection, claim: Claim) -> int:
+    def _num_ahead(self, db: sqlite3.Connection, claim: Claim) -> int:
         """Return how many are ahead, or 0 where there is something to write."""
-        return self._line.num_ahead(db, claim) if self._line.has_fresh_ticket(db, claim) else 0
+        return self._queue.num_ahead(db, claim) if self._queue.has_fresh_ticket(db, claim) else 0
 
     def _advance(self, db: sqlite3.Connection, claim: Claim) -> int:
         self._require_known(db, claim.tenant, claim.conversation_id)
-        if not self._line.renew_ticket(db, claim):
+        if not self._queue.renew_ticket(db, claim):
             raise ConversationBusy()  # this process stood still for longer than a lease
-        num_ahead = self._line.num_ahead(db, claim)
+        num_ahead = self._queue.num_ahead(db, claim)
         if num_ahead == 0:
             self._require_room(db, claim)
-            self._line.take(db, claim)
+            self._queue.take(db, claim)
             db.execute(
                 "UPDATE conversations SET used_at = ? WHERE id = ?",
                 (time.time(), claim.conversation_id),
@@ -189,21 +183,15 @@ class SqliteBackend:
         )
         db.execute(
             "INSERT INTO turns SELECT id, num_turns, ?, ?, ?, ? FROM conversations WHERE id = ?",
-            (
-                turn.user,
-                turn.assistant,
-                turn.finish_reason,
-                turn.created_at,
-                claim.conversation_id,
-            ),
+            (turn.user, turn.assistant, turn.finish_reason, turn.created_at, claim.conversation_id),
         )
 
     def _has_expired(self, db: sqlite3.Connection) -> bool:
         expired = db.execute("SELECT 1 FROM conversations WHERE used_at <= ?", (self._oldest,))
-        return expired.fetchone() is not None or self._line.has_dead(db)
+        return expired.fetchone() is not None or self._queue.has_dead(db)
 
     def _erase_expired(self, db: sqlite3.Connection) -> int:
-        self._line.sweep(db)
+        self._queue.sweep(db)
         erased = db.execute(
             "DELETE FROM conversations WHERE id IN (SELECT id FROM conversations WHERE used_at <= ?"
             " AND id NOT IN (SELECT conversation_id FROM leases) LIMIT ?)",
@@ -212,8 +200,6 @@ class SqliteBackend:
         return erased.rowcount
 
     def _empty_log(self) -> None:
-        """Empty the write-ahead log, which holds what was erased; if it is in use, the next purge
-        does.
-        """
+        """Empty the write-ahead log, which holds what was erased; in use, the next purge does."""
         self._must_empty_log = True
         self._must_empty_log = not self._database.empty_log()

@@ -1,14 +1,14 @@
 """ConversationStore: one turn at a time in each conversation, kept whole or not at all.
 
-Waits in line for a conversation, holds its lease while the turn runs, and commits. Knows a Backend;
-refuses to know HTTP, prompts and engines. `run` takes what would block; all other waiting is
-`time.sleep` and threads, which gevent makes greenlets.
+Waits in a conversation's turn queue, holds its lease while the turn runs, and commits. Knows a
+Backend; refuses to know HTTP, prompts and engines. `run` takes what would block; all other waiting
+is `time.sleep` and threads, which gevent makes greenlets.
 
     store = open_store("", state_dir, run=ThreadPool(4).apply)
     store.start()
     with store.begin_turn(tenant, None, "hello", owner="http-0", deadline=deadline) as turn:
-        answer = ask(turn.history)
-        turn.commit(answer, "stop")
+        text = generate(turn.history)
+        turn.commit(text, "stop")
 """
 
 import logging
@@ -28,9 +28,9 @@ from qwenapi.conversations.errors import (
 from qwenapi.conversations.lease_keeper import LeaseKeeper
 from qwenapi.conversations.values import Claim, Conversation, PastTurn, StoreLimits
 
-# Those far back in the line look seldom: 50 waiters cost as much as a few.
-LOOK_SECONDS = 0.02
-MAX_LOOK_SECONDS = 0.5
+# Those far back in the queue ask seldom: 50 waiters cost as much as a few.
+POLL_SECONDS = 0.02
+MAX_POLL_SECONDS = 0.5
 MAX_ID_CHARS = 64
 
 T = TypeVar("T")
@@ -69,7 +69,7 @@ class Turn:
         return self._is_open and not self._store.holds(self._claim)
 
     def commit(self, assistant: str, finish_reason: str) -> None:
-        """Store the user's text and this answer; durable when it returns.
+        """Store the user's text and the assistant's; durable when it returns.
 
         Raises LeaseLost, ItemTooLarge, StoreFull, StorageUnavailable; nothing was stored then.
         """
@@ -112,7 +112,7 @@ class ConversationStore:
         )
 
     def start(self) -> None:
-        """Look at the storage and begin to renew and purge; a storage that is unavailable is
+        """Open the storage and begin to renew and purge; a storage that is unavailable is
         logged, and tried again by each call.
         """
         try:
@@ -134,7 +134,7 @@ class ConversationStore:
         """Return a turn of this conversation, or with None of a new one, once it is its turn.
 
         Waits in order of arrival until `deadline` of `time.monotonic`. `pause` sleeps between two
-        looks; it may raise to leave the line, as when the caller has gone. Raises ItemTooLarge,
+        polls; it may raise to leave the queue, as when the caller has gone. Raises ItemTooLarge,
         ConversationNotFound, ConversationBusy, StoreFull, StorageUnavailable.
         """
         self._check_item(user)
@@ -143,10 +143,10 @@ class ConversationStore:
             if conversation_id is None:
                 self._call(lambda: self._backend.create(claim))
             else:
-                self._wait_in_line(claim, deadline, pause or time.sleep)
+                self._wait_for_turn(claim, deadline, pause or time.sleep)
             self._keeper.hold(claim)
             return Turn(self, claim, user, self._call(lambda: self._backend.history(claim)))
-        except BaseException:  # a greenlet may be killed here, and must not block the line
+        except BaseException:  # a greenlet may be killed here, and must not block the queue
             self.release(claim)
             raise
 
@@ -181,7 +181,7 @@ class ConversationStore:
         except StorageUnavailable as error:
             log.warning("a conversation stays leased until it runs out: %s", error.__cause__)
 
-    def _wait_in_line(
+    def _wait_for_turn(
         self, claim: Claim, deadline: float, pause: Callable[[float], object]
     ) -> None:
         num_ahead = self._call(lambda: self._backend.enter(claim))
@@ -189,7 +189,7 @@ class ConversationStore:
             left = deadline - time.monotonic()
             if left <= 0:
                 raise ConversationBusy()
-            pause(min(LOOK_SECONDS * num_ahead, MAX_LOOK_SECONDS, left))
+            pause(min(POLL_SECONDS * num_ahead, MAX_POLL_SECONDS, left))
             num_ahead = self._call(lambda: self._backend.advance(claim))
 
     def _check_item(self, text: str) -> None:

@@ -1,4 +1,4 @@
-"""Cut a history to what the context has room for. Pure: it counts with what it is given."""
+"""Cut a conversation's history to what the model's context has room for. Pure."""
 
 from collections.abc import Callable, Sequence
 

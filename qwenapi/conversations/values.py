@@ -1,4 +1,4 @@
-"""The frozen values of the conversation store. They know nothing of where they are kept."""
+"""The conversation store's frozen values: limits, turns, conversations, claims."""
 
 import uuid
 from collections.abc import Iterator
@@ -61,7 +61,7 @@ class StoreLimits:
 
 @dataclass(frozen=True)
 class Claim:
-    """One turn's claim to a conversation: its place in the line, then its lease.
+    """One turn's claim to a conversation: its place in the queue, then its lease.
 
     The token tells it from every other, of this process and of the dead; `owner` is for people.
     """

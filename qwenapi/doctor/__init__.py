@@ -1,3 +1,1 @@
-"""`qwenapi doctor`: would a start succeed, what would fit, what to change; said before anything is
-loaded. Never imports torch.
-"""
+"""`qwenapi doctor`: would a start succeed, what would fit, what to change. No torch."""

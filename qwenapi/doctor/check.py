@@ -1,4 +1,4 @@
-"""One thing that was looked at: how it is, and where it is not well, why and what to do."""
+"""Check: one thing that was looked at, how it is, and what to do where it is not well."""
 
 from dataclasses import dataclass
 from enum import StrEnum

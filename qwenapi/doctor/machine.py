@@ -1,4 +1,4 @@
-"""The machine around the model: address, folders, shared memory, descriptors, clock, libraries."""
+"""Checks of the machine: address, folders, shared memory, descriptors, clock, libraries."""
 
 import os
 import re
@@ -20,7 +20,8 @@ from qwenapi.settings.run_dir import MAX_SOCKET_PATH_BYTES, run_dir, state_dir
 from qwenapi.settings.table import Settings, etc_dir
 from workers.errors import ConfigError
 from workers.wire.engine_stats import ENGINE_LAYOUT
-from workers.wire.shared_memory import INT_BYTES, shared_memory_path
+from workers.wire.layout import INT_BYTES
+from workers.wire.shared_memory_files import shared_memory_path
 
 OLDEST_PYTHON, NEWEST_PYTHON = (3, 11), (3, 13)
 # One for each of gunicorn's worker_connections, and what a process needs for itself.
@@ -34,7 +35,7 @@ def check_machine(settings: Settings, profiles: Sequence[str]) -> Iterator[Check
     """Look at everything but the model, which `qwenapi serve` would need."""
     yield from check_address(settings)
     yield check_run_dir(settings)
-    yield check_pages(settings, profiles)
+    yield check_shared_memory(settings, profiles)
     yield check_state_dir(settings)
     yield check_descriptors()
     yield check_clock()
@@ -78,8 +79,8 @@ def check_run_dir(settings: Settings) -> Check:
     return ok("run folder", f"{folder} is writable, its socket paths are short enough")
 
 
-def check_pages(settings: Settings, profiles: Sequence[str]) -> Check:
-    """See that the shared memory have room where they will lie."""
+def check_shared_memory(settings: Settings, profiles: Sequence[str]) -> Check:
+    """See that shared memory has room where it will lie."""
     try:
         folder = _nearest(shared_memory_path(run_dir(settings, "serve"), ENGINE_LAYOUT).parent)
     except ConfigError as error:
@@ -91,7 +92,7 @@ def check_pages(settings: Settings, profiles: Sequence[str]) -> Check:
         return failure(
             "shared memory",
             f"{gib(free)} are free in {folder}",
-            f"the pages of the processes take {gib(needed)}",
+            f"the processes take {gib(needed)} of it",
             f"make room there, or mount it larger: mount -o remount,size=1G {folder}",
         )
     return ok("shared memory", f"{gib(free)} are free in {folder}, {gib(needed)} are needed")

@@ -1,4 +1,4 @@
-"""Whether weights, cache and workspace fit into free memory, and how many tokens that leaves.
+"""Checks of memory: whether weights, cache and workspace fit, and the tokens that leaves.
 
 Follows workers/model/capacity.py, which decides once the weights are in memory; a test compares
 the two. The workspace is an estimate: what an engine takes beside weights and cache.

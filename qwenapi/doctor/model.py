@@ -1,7 +1,7 @@
-"""A model directory before it is loaded, in the words of workers/checkpoint, which the engine reads
-too; and its tokenizer, which only the HTTP half reads.
+"""Checks of a model directory before it is loaded: config, headers of weights, tokenizer.
 
-Of the weights only headers are read, so a whole directory takes a moment.
+What is refused, and in which words, is workers/checkpoint's to say, which the engine reads too;
+only the tokenizer is read by the HTTP half alone. A whole directory takes a moment.
 """
 
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""All checks in one list, for a person or as JSON; and the part that every start begins with."""
+"""The doctor's report: all checks, for a person or as JSON; some of them before each start."""
 
 import argparse
 import json

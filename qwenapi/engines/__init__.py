@@ -1,1 +1,1 @@
-"""The HTTP half's side of the wire: finds engines, asks them, and asks again when one is lost."""
+"""The clients of the engines: connections, routing, and replay of what a lost engine had."""

@@ -1,5 +1,4 @@
-"""The HTTP half's side of the wire: finds engines, asks one of them for an answer, sees to it that
-what a lost engine owed goes on.
+"""EngineClient: finds the engines, asks one, and sees that a lost one's requests go on.
 
 Knows gevent: one greenlet reads each connection. Refuses to know text, HTTP, Flask.
 """
@@ -15,16 +14,16 @@ from pathlib import Path
 
 import gevent
 import msgspec
-from gevent import get_hub
 from gevent.event import Event
 
 from qwenapi.engines.engine_stats import EngineStatsReader
-from qwenapi.engines.generation import Beat, Generation, Mailbox
+from qwenapi.engines.generation import Beat, Generation
 from qwenapi.engines.link import PING_SECONDS, DeviceMemory, EngineLink
+from qwenapi.engines.mailbox import Mailbox
 from qwenapi.engines.replay import Replays
 from qwenapi.engines.routing import candidates
 from qwenapi.errors import RequestQuarantined
-from qwenapi.greenlets import spawn_lasting
+from qwenapi.greenlets import in_thread, spawn_lasting
 from qwenapi.settings.queue_limits import QueueLimits
 from workers.errors import ConfigError, ProtocolError
 from workers.wire.connection import ConnectionEnded, connect
@@ -50,7 +49,7 @@ UNUSABLE_SECONDS = 10.0
 EXPECTED_SECONDS = 60.0
 MAX_WAIT_SECONDS = 30.0
 # How soon a waiting request whose caller has gone is given up.
-LOOK_SECONDS = 0.25
+POLL_SECONDS = 0.25
 
 
 class EngineError(Exception):
@@ -73,9 +72,7 @@ class EngineClient:
     """All engines of one model half, found by the sockets in its run directory."""
 
     def __init__(self, run_dir: Path, name: str, prepare: Callable[[ModelCard], None]) -> None:
-        """`prepare` is called in a thread with the card of each engine before requests can reach
-        it.
-        """
+        """`prepare` is called in a thread with each engine's card, before requests can reach it."""
         self._run_dir = run_dir
         self._name = name
         self._prepare = prepare
@@ -94,7 +91,7 @@ class EngineClient:
 
     def start(self) -> None:
         """Begin to look for engines; call it in the process and hub that will use them."""
-        spawn_lasting("the look for engines", self._discover)
+        spawn_lasting("the discovery of engines", self._discover)
         spawn_lasting("the sending of beats", self._keep_time)
         spawn_lasting("replaying", self._replays.run)
 
@@ -190,23 +187,21 @@ class EngineClient:
             generation = Generation(msgspec.structs.replace(request, wid=wid), mailbox)
             link.submit(generation)
             try:
-                answer = mailbox.take_answer(generation)
+                reply = mailbox.take_reply(generation)
             except BaseException:
                 generation.close()
                 raise
-            if isinstance(answer, Accepted):
+            if isinstance(reply, Accepted):
                 return generation
-            if isinstance(answer, Rejected) and answer.reason != "draining":
-                refused = answer
+            if isinstance(reply, Rejected) and reply.reason != "draining":
+                refused = reply
         if refused is not None:
             raise Refused(refused)
         return None
 
     @contextmanager
     def _waiting_room(self, request: Generate) -> Iterator[None]:
-        """Count who waits for an engine to come back; raise Refused when a group's queue is full
-        of them.
-        """
+        """Count who waits for engines to come back; raise Refused when a group's queue is full."""
         waiting = self._num_waiting[request.group]
         if 0 < request.max_waiting <= waiting:
             raise Refused(
@@ -227,7 +222,7 @@ class EngineClient:
         """Return the engines to ask, best first; raise NoEngine when they serve another model than
         the one whose tokenizer made the prompt.
         """
-        if self._replays.is_probing or self._replays.owes_answers:
+        if self._replays.is_isolating or self._replays.has_interrupted:
             return []
         links = list(self._links.values())
         same = [link for link in links if link.hello.card.model_hash == model_hash]
@@ -236,13 +231,11 @@ class EngineClient:
         return candidates([link for link in same if link.is_alive()] or same, request)
 
     def _wait_for_engine(self, deadline: float, mailbox: Mailbox) -> None:
-        """Wait until something about the engines has changed; raise NoEngine if that takes too
-        long, or Cancelled.
-        """
+        """Wait for news of the engines; raise NoEngine if that takes too long, or Cancelled."""
         left = deadline - time.monotonic()
         if left <= 0 or self._is_ending or self.card is None:
             raise NoEngine
-        self._news.wait(min(left, LOOK_SECONDS))
+        self._news.wait(min(left, POLL_SECONDS))
         mailbox.check()
 
     def _tell_news(self) -> None:
@@ -268,7 +261,7 @@ class EngineClient:
         link = EngineLink(connection, hello, self._replays)
         try:
             self._memories.meet(hello)
-            self._prepare_in_thread(hello.card)
+            in_thread(lambda: self._prepare(hello.card))
             self._links[path], self._card = link, hello.card
             self._replays.wake()
             self._tell_news()
@@ -284,18 +277,6 @@ class EngineClient:
                 self._lost_at = time.monotonic()
             self._connecting.discard(path)
             link.end()
-
-    def _prepare_in_thread(self, card: ModelCard) -> None:
-        def work() -> ConfigError | None:
-            try:
-                self._prepare(card)
-            except ConfigError as error:
-                return error  # raised in gevent's thread pool it would be printed there
-            return None
-
-        error: ConfigError | None = get_hub().threadpool.apply(work)
-        if error is not None:
-            raise error
 
     def _keep_time(self) -> None:
         """Ping engines, and let callers who have got nothing for a while have a sign of life."""

@@ -1,7 +1,7 @@
-"""What engines publish of themselves in their pages, read also while they are down.
+"""EngineStatsReader: what engines publish in shared memory, read also while they are down.
 
-One row for every engine number ever met, of the page it was last met on. Knows pages and hellos;
-refuses to know connections.
+One row for every engine number ever met, of the memory it was last met with. Knows hellos; refuses
+to know connections.
 """
 
 import logging
@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 
 class EngineStatsReader:
-    """The pages of the engines met so far."""
+    """The shared memory of the engines met so far."""
 
     def __init__(self) -> None:
         self._met: dict[int, tuple[Hello, SharedMemory]] = {}
@@ -42,7 +42,7 @@ class EngineStatsReader:
 
 
 def open_shared_memory(hello: Hello) -> SharedMemory | None:
-    """Return the page of an engine, or None where there is none to read."""
+    """Return the memory an engine publishes in, or None where there is none to read."""
     try:
         return (
             SharedMemory.open(Path(hello.shared_memory_path), ENGINE_LAYOUT)

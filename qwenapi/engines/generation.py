@@ -1,15 +1,16 @@
-"""One request under way on an engine, and the mailbox of the greenlet that serves its caller.
+"""Generation: one request under way on the engines, its state, and every token it has got.
 
-A Generation keeps every id it was given and has received, so that a replay needs nothing but the
-Generation. Refuses to know connections: it speaks to its engine through a Link.
+All that a replay needs is here. Refuses to know connections and callers: it speaks to its engine
+through a Link, and to its caller through an EventSink.
 """
 
 import time
 from dataclasses import dataclass
+from enum import Enum, auto
 from typing import Protocol
 
 import msgspec
-from gevent import Greenlet, get_hub, getcurrent, spawn
+from gevent import spawn
 
 from workers.errors import ProtocolError
 from workers.wire.protocol import (
@@ -25,10 +26,6 @@ from workers.wire.protocol import (
     Started,
     wire_id,
 )
-
-
-class Cancelled(Exception):
-    """The caller has gone; the engine has been told."""
 
 
 @dataclass(frozen=True)
@@ -47,85 +44,50 @@ class Link(Protocol):
     def withdraw(self, generation: "Generation") -> None: ...
 
 
-class Mailbox:
-    """Events for the one greenlet that serves a caller, from all the generations it asked for."""
+class EventSink(Protocol):
+    """Where a generation's events go, on the way to its caller."""
 
-    def __init__(self) -> None:
-        self._events: list[tuple[Generation, Event]] = []
-        self._waiter: Greenlet | None = None
-        self._hub = get_hub()
-        self._is_cancelled = False
+    def put(self, generation: "Generation", event: Event) -> None: ...
 
-    def put(self, generation: "Generation", event: Event) -> None:
-        """Add an event and wake the greenlet that waits for one."""
-        self._events.append((generation, event))
-        self._wake()
 
-    def cancel(self) -> None:
-        """Let every `take`, now and later, raise Cancelled."""
-        self._is_cancelled = True
-        self._wake()
+class GenerationState(Enum):
+    """Where a request is; only the methods of Generation change it.
 
-    def check(self) -> None:
-        """Raise Cancelled if the caller has gone."""
-        if self._is_cancelled:
-            raise Cancelled
+    ASKED ─► QUEUED ─► RUNNING ─► ENDED       the usual way; from each state it may also just end
+    QUEUED ─► LOST ─► QUEUED                  its engine was lost before it ran,
+    RUNNING ─► LOST ─► RESUMING ─► RUNNING    or while it ran
+    """
 
-    def take(self) -> list[tuple["Generation", Event]]:
-        """Wait for at least one event and return all there are; raise Cancelled when the caller has
-        gone.
-        """
-        while not self._events and not self._is_cancelled:
-            self._waiter = getcurrent()
-            try:
-                self._hub.switch()
-            finally:
-                self._waiter = None
-        if self._is_cancelled:
-            raise Cancelled
-        events, self._events = self._events, []
-        return events
-
-    def take_answer(self, generation: "Generation") -> Accepted | Rejected | Failed:
-        """Wait for the engine's answer to a request; everything else stays for `take`."""
-        others: list[tuple[Generation, Event]] = []
-        while True:
-            events = self.take()
-            for index, (sender, event) in enumerate(events):
-                if sender is generation and isinstance(event, Accepted | Rejected | Failed):
-                    self._events[:0] = others + events[index + 1 :]
-                    return event
-                others.append((sender, event))
-
-    def _wake(self) -> None:
-        if self._waiter is not None:
-            waiter, self._waiter = self._waiter, None
-            # Not switched to at once: whatever else the reader has for this caller then arrives in
-            # the same batch.
-            self._hub.loop.run_callback(waiter.switch)
+    ASKED = auto()  # an engine is asked, and has not replied
+    QUEUED = auto()  # an engine has it, none has begun to compute it yet
+    RUNNING = auto()  # an engine computes it
+    LOST = auto()  # no engine has it: the one that had is gone, or it had to step back
+    RESUMING = auto()  # it was running when it was lost; another engine has it, still to begin
+    ENDED = auto()
 
 
 class Generation:
     """One request under way: what was asked and what has come so far.
 
     `request` is what was asked, `attempt` what is on the wire for it now: after a loss the next
-    epoch, for the choices still open, each with the ids it has. Whoever replays it keeps its
-    `num_losses`, its `crash count` (losses it may be to blame for) and how long it waited.
+    epoch, for the choices still open, each with the ids it has. `crash_count` are the losses it may
+    be to blame for.
     """
 
-    def __init__(self, request: Generate, mailbox: Mailbox) -> None:
+    def __init__(self, request: Generate, events: EventSink) -> None:
         self.request = self.attempt = request
         self.num_cached_tokens = 0
         self.token_ids: dict[int, list[int]] = {choice: [] for choice in request.choices}
         self.open_choices = set(request.choices)
-        self.is_accepted = self.has_started = self.is_over = False
         self.last_sign = time.monotonic()
+        self.state = GenerationState.ASKED
+        self.has_started = False  # on any engine
         self.link: Link | None = None
         self.model_hash = ""
         self.num_losses = self.crash_count = 0
+        self._state_since = self.last_sign
         self._seconds_waited = 0.0
-        self._waiting_since: float | None = None
-        self._mailbox = mailbox
+        self._events = events
 
     @property
     def wid(self) -> int:
@@ -143,16 +105,49 @@ class Generation:
             + len(self.request.choices) * self.request.params.max_tokens
         )
 
+    @property
+    def is_accepted(self) -> bool:
+        return self.state is not GenerationState.ASKED
+
+    @property
+    def is_over(self) -> bool:
+        return self.state is GenerationState.ENDED
+
+    @property
+    def is_waiting(self) -> bool:
+        """Return whether it waits for engines to come back, or to get as far as they were."""
+        return self.state in (GenerationState.LOST, GenerationState.RESUMING)
+
+    @property
+    def seconds_waited(self) -> float:
+        """Return how long it has waited so, all in all."""
+        return self._seconds_waited + self.is_waiting * (time.monotonic() - self._state_since)
+
     def put(self, event: Event) -> None:
-        self._mailbox.put(self, event)
+        self._events.put(self, event)
 
     def touch(self) -> None:
         """Note that the caller was sent something."""
         self.last_sign = time.monotonic()
 
+    def assign(self, link: Link, model_hash: str) -> None:
+        """Note which engine has the current attempt, and the model it serves."""
+        self.link, self.model_hash = link, model_hash
+
+    def accept(self, accepted: Accepted) -> None:
+        """Note that an engine has taken it; only the first time is news to the caller."""
+        if not self.is_accepted:
+            self._enter(GenerationState.QUEUED)
+            self.put(accepted)
+
+    def refuse(self, rejected: Rejected) -> None:
+        """End here: the first engine that was asked does not take it."""
+        self._enter(GenerationState.ENDED)
+        self.put(rejected)
+
     def start(self, started: Started) -> None:
         """Note that an engine computes; only the first time is news to the caller."""
-        self.stop_waiting()
+        self._enter(GenerationState.RUNNING)
         if not self.has_started:
             self.has_started = True
             self.num_cached_tokens = started.cached_tokens
@@ -170,7 +165,7 @@ class Generation:
 
     def end(self, ending: Finished | Failed) -> None:
         """Take the last event of all."""
-        self.is_over = True
+        self._enter(GenerationState.ENDED)
         if self.has_started and isinstance(ending, Failed) and ending.reason == "queue_timeout":
             # It had its turn, and lost it: to its caller no queue is to blame.
             ending = Failed(ending.wid, "engine_unavailable")
@@ -180,7 +175,7 @@ class Generation:
         """End here, whatever an engine would say; it frees the request within one step. The caller
         is told first, and does not wait for an engine that does not read.
         """
-        self.is_over = True
+        self._enter(GenerationState.ENDED)
         self.put(Failed(self.wid, reason))
         if self.link is not None:
             spawn(self.close)
@@ -196,34 +191,32 @@ class Generation:
 
     def close(self) -> None:
         """Be done with the request, whatever its state; tell the engine if it does not know yet."""
-        self.is_over = True
+        self._enter(GenerationState.ENDED)
         if self.link is not None:
             self.link.withdraw(self)
 
-    def lose(self) -> None:
-        """Note that the engine is gone; what it still owed has to be asked for again."""
-        self.link = None
+    def lose(self, *, is_planned: bool) -> None:
+        """Note that the engine is gone, by its own plan or it may be by this request's doing; what
+        it still owed has to be asked for again.
+        """
         self.num_losses += 1
+        self.crash_count += not is_planned
         self.wait()
 
     def wait(self) -> None:
-        """Note that no engine has this request from now on, or not yet its turn again."""
-        if self._waiting_since is None:
-            self._waiting_since = time.monotonic()
+        """Note that no engine has this request from now on."""
+        self.link = None
+        self._enter(GenerationState.LOST)
 
-    def stop_waiting(self) -> None:
-        """Note that an engine computes again, or has the request in the queue it was in before."""
-        self._seconds_waited, self._waiting_since = self.seconds_waited, None
+    def step_back(self) -> None:
+        """Leave the engine to others, and wait."""
+        assert self.link is not None
+        self.link.withdraw(self)
+        self.wait()
 
-    @property
-    def is_waiting(self) -> bool:
-        return self._waiting_since is not None
-
-    @property
-    def seconds_waited(self) -> float:
-        """Return how long it has waited for engines to come back, all in all."""
-        since = self._waiting_since
-        return self._seconds_waited + (0.0 if since is None else time.monotonic() - since)
+    def acquit(self) -> None:
+        """Blame it for none of its losses."""
+        self.crash_count = 0
 
     def prepare_attempt(self, queue_timeout: float) -> None:
         """Ask anew for what is still open, behind the tokens that have come."""
@@ -235,3 +228,10 @@ class Generation:
             resume=tuple(tuple(self.token_ids[choice]) for choice in choices),
             queue_timeout=queue_timeout,
         )
+        # What never ran waits in an engine's queue as before, which does not count as waiting.
+        self._enter(GenerationState.RESUMING if self.has_started else GenerationState.QUEUED)
+
+    def _enter(self, state: GenerationState) -> None:
+        if not self.is_over:
+            self._seconds_waited = self.seconds_waited
+            self.state, self._state_since = state, time.monotonic()

@@ -1,7 +1,8 @@
-"""One HTTP process at a time may try a suspect, while none asks anything else of the engines.
+"""IsolationLock: one HTTP process at a time may have an engine to itself.
 
-A lock on the model half's run directory itself: the kernel releases it on any death, and no right
-to write there is needed. Knows processes, never requests.
+It tries a suspect there, a request that may crash engines (see replay.py), while none asks anything
+else of them. A lock on the model half's run directory itself: the kernel releases it on any death,
+and no right to write there is needed. Knows processes, never requests.
 """
 
 import fcntl

@@ -1,7 +1,7 @@
-"""The connection to one engine, after its hello, and the generations it works on.
+"""EngineLink: the connection to one engine, and the generations under way on it.
 
 Knows how what arrives reaches its generation. Refuses to know other engines, and what becomes of
-generations whose engine is lost, or refuses to go on with them: that an ReplayHandler decides.
+generations whose engine is lost, or refuses to go on with them: that a ReplayHandler decides.
 """
 
 import time
@@ -72,9 +72,7 @@ class EngineLink:
             gevent.spawn(self._ask_if_wanted, generation)
 
     def withdraw(self, generation: Generation) -> None:
-        """Give up a generation's attempt here; unless it has ended by itself, its engine frees it
-        within one step.
-        """
+        """Give up a generation's attempt; unless it has ended, its engine frees it in one step."""
         if self._drop(generation):
             self.send(Abort(generation.wid))
 
@@ -94,9 +92,7 @@ class EngineLink:
                 self._is_pinging = False
 
     def read(self) -> None:
-        """Deliver what arrives until the connection ends; raise ConnectionEnded or ProtocolError
-        then.
-        """
+        """Deliver what arrives until the connection ends: ConnectionEnded or ProtocolError."""
         while True:
             for message in self._connection.receive():
                 self._deliver(message)
@@ -152,8 +148,7 @@ class EngineLink:
         if self._is_ended:
             self._replay_handler.on_lost([generation], is_planned=True)
             return False
-        generation.link = self
-        generation.model_hash = self.hello.card.model_hash
+        generation.assign(self, self.hello.card.model_hash)
         self._generations[generation.wid] = generation
         self.num_tokens_in_flight += generation.weight
         return True
@@ -173,7 +168,7 @@ class EngineLink:
         if isinstance(message, StepUpdate):
             self._deliver_step(message)
         elif isinstance(message, Accepted | Rejected):
-            self._deliver_answer(message)
+            self._deliver_reply(message)
         elif isinstance(message, Ping):
             self.send(Pong(message.nonce))
         elif isinstance(message, Pong):
@@ -197,20 +192,18 @@ class EngineLink:
                 self._drop(generation)
                 generation.end(ending)
 
-    def _deliver_answer(self, answer: Accepted | Rejected) -> None:
-        generation = self._generations.get(answer.wid)
+    def _deliver_reply(self, reply: Accepted | Rejected) -> None:
+        generation = self._generations.get(reply.wid)
         if generation is None:
             return
-        if isinstance(answer, Rejected):
-            self._drop(generation)
-            if generation.is_accepted:
-                self._replay_handler.on_refused(generation, answer)
-            else:
-                generation.is_over = True
-                generation.put(answer)
-        elif not generation.is_accepted:
-            generation.is_accepted = True
-            generation.put(answer)
+        if isinstance(reply, Accepted):
+            generation.accept(reply)
+            return
+        self._drop(generation)
+        if generation.is_accepted:
+            self._replay_handler.on_refused(generation, reply)
+        else:
+            generation.refuse(reply)
 
     def _drop(self, generation: Generation) -> bool:
         if self._generations.pop(generation.wid, None) is None:

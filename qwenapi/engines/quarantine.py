@@ -1,4 +1,4 @@
-"""Requests that were found to kill engines, and are refused for a while.
+"""Quarantine: requests that were found to crash engines, refused for a while.
 
 Knows fingerprints, never content: a keyed hash of the prompt and of what was asked for, the seed
 left out, as a caller that names none gets another each time. Each HTTP process has its own.

@@ -1,16 +1,16 @@
-"""What becomes of requests whose engine is lost: they go on elsewhere, or on its successor.
+"""Replays: requests whose engine is lost go on in another, or in its successor.
 
     lost ─► waiting ─► asked again, with the ids so far, 16 first, then 32, …
               │
-              └ lost twice ─► probation: alone, until 16 tokens more or its end ─► acquitted
-                                └ lost once more ─► guilty: failed and quarantined
+              └ lost twice: a suspect ─► isolated: alone on an engine, for 16 tokens or to its end
+                                            ├ still running ─► acquitted, goes on like any other
+                                            └ lost once more ─► guilty: failed and quarantined
 
-A request is failed after MAX_REPLAYS replays, or MAX_WAIT_SECONDS without an engine in all. While
+A suspect is a request that was on two engines when they crashed, and so may be what kills them. A
+request is failed after MAX_REPLAYS replays, or MAX_WAIT_SECONDS without an engine in all. While
 suspects are left nothing else is asked of the engines, by this HTTP process and, as far as the
 IsolationLock reaches, by others. What others had already asked can still be in an engine beside a
 suspect: an engine that is idle is waited for, within the same limit.
-
-Knows generations and links. Refuses to know how engines are found.
 """
 
 import logging
@@ -31,8 +31,8 @@ log = logging.getLogger(__name__)
 
 MAX_REPLAYS = 3
 MAX_WAIT_SECONDS = 60.0
-SUSPECT_STRIKES = 2
-PROBATION_TOKENS = 16
+SUSPECT_CRASHES = 2
+ISOLATION_TOKENS = 16
 FIRST_WAVE = 16
 # A wave is followed by the next when all of it is computed, or after so long.
 WAVE_SECONDS = 1.0
@@ -59,13 +59,13 @@ class Replays:
         self._changed = Event()
 
     @property
-    def is_probing(self) -> bool:
+    def is_isolating(self) -> bool:
         """Return whether nothing new may be asked of the engines, to leave a suspect alone."""
         return self._lock.is_mine or self._has_suspects or self._lock.is_elsewhere()
 
     @property
-    def owes_answers(self) -> bool:
-        """Return whether an answer under way still waits to be asked again, before anything new."""
+    def has_interrupted(self) -> bool:
+        """Return whether one that had begun waits to be asked again, which comes before all new."""
         return any(generation.has_started for generation in self.waiting)
 
     def run(self) -> None:
@@ -81,6 +81,8 @@ class Replays:
         self._wave_size, self._wave = FIRST_WAVE, []
         before = self.num_replays
         for generation in generations:
+            if generation.is_over:
+                continue  # failed here, which its engine was about to be told
             if not generation.is_accepted:
                 generation.fail("engine_lost")  # it was never told so: whoever asks, asks elsewhere
             elif not generation.open_choices:
@@ -97,13 +99,13 @@ class Replays:
         if rejected.reason in ("invalid", "too_long"):
             generation.fail("model_changed")
             return
-        generation.link = None
         if generation is self._suspect:
             self._suspect = None
-        self._wait(generation)
+        generation.wait()
+        self.waiting.append(generation)
 
     def wake(self) -> None:
-        """Look again at once, as an engine has come."""
+        """Tick at once, as an engine has come."""
         self._changed.set()
 
     def tick(self) -> None:
@@ -111,7 +113,7 @@ class Replays:
         self._drop_ended()
         if self._has_suspects:
             if self._lock.acquire():
-                self._probe()
+                self._isolate()
             return
         if self._lock.is_mine:
             self._lock.release()
@@ -125,7 +127,7 @@ class Replays:
 
     def _take_over(self, generation: Generation, is_planned: bool) -> None:
         was_alone = generation is self._suspect
-        generation.lose()
+        generation.lose(is_planned=is_planned)
         if was_alone:
             self._suspect = None
         if was_alone and not is_planned:
@@ -137,47 +139,37 @@ class Replays:
         elif generation.num_losses > MAX_REPLAYS:
             generation.fail("engine_unavailable")
         else:
-            generation.crash_count += not is_planned
             self.num_replays += 1
-            self._wait(generation)
-
-    def _wait(self, generation: Generation) -> None:
-        generation.wait()
-        self.waiting.append(generation)
+            self.waiting.append(generation)
 
     def _drop_ended(self) -> None:
         hashes = {link.hello.card.model_hash for link in self._links()}
-        # While suspects are tried the others wait for them and not for an engine.
-        is_probing = bool(hashes) and self._has_suspects
+        # While suspects are isolated the others wait for them and not for an engine.
+        is_isolating = bool(hashes) and self._has_suspects
         for generation in self.waiting:
             if generation.is_over:
                 continue  # its caller has gone, or has enough
-            if generation.seconds_waited > MAX_WAIT_SECONDS and not is_probing:
+            if generation.seconds_waited > MAX_WAIT_SECONDS and not is_isolating:
                 generation.fail("engine_unavailable")
             elif hashes and generation.model_hash not in hashes:
                 generation.fail("model_changed")
         self.waiting = [generation for generation in self.waiting if not generation.is_over]
 
-    def _probe(self) -> None:
+    def _isolate(self) -> None:
         """Let the suspects run, one by one, each alone."""
         suspect = self._suspect
         others = [generation for generation in self.waiting if _is_suspect(generation)]
         if suspect is not None:
             if not suspect.is_over:
-                if suspect.num_tokens - self._suspect_tokens < PROBATION_TOKENS:
+                if suspect.num_tokens - self._suspect_tokens < ISOLATION_TOKENS:
                     return
-                suspect.crash_count = 0
+                suspect.acquit()
                 if others:
-                    self._pause(suspect)
+                    suspect.step_back()
+                    self.waiting.append(suspect)
             self._suspect = None
         if others:
             self._send_suspect(others[0])
-
-    def _pause(self, generation: Generation) -> None:
-        assert generation.link is not None
-        generation.link.withdraw(generation)
-        generation.link = None
-        self._wait(generation)
 
     def _send_suspect(self, suspect: Generation) -> None:
         links = [link for link in self._usable(suspect) if link.is_idle()]
@@ -191,7 +183,7 @@ class Replays:
         if not is_done and time.monotonic() - self._wave_sent < WAVE_SECONDS:
             return
         wave = []
-        # Those in the middle of their answer first.
+        # Those that had begun first.
         for generation in sorted(self.waiting, key=lambda g: not g.has_started)[: self._wave_size]:
             if links := candidates(self._usable(generation), generation.request):
                 self._send(generation, links[0])
@@ -209,14 +201,11 @@ class Replays:
 
     def _send(self, generation: Generation, link: EngineLink) -> None:
         self.waiting.remove(generation)
-        if generation.has_started:
-            left = max(1.0, MAX_WAIT_SECONDS - generation.seconds_waited)
-            generation.prepare_attempt(queue_timeout=left)
-        else:
-            generation.stop_waiting()
-            generation.prepare_attempt(generation.request.queue_timeout)
+        left = max(1.0, MAX_WAIT_SECONDS - generation.seconds_waited)
+        has_queue_time = not generation.has_started
+        generation.prepare_attempt(generation.request.queue_timeout if has_queue_time else left)
         link.adopt(generation)
 
 
 def _is_suspect(generation: Generation) -> bool:
-    return generation.crash_count >= SUSPECT_STRIKES and not generation.is_over
+    return generation.crash_count >= SUSPECT_CRASHES and not generation.is_over

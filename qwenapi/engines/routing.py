@@ -1,4 +1,4 @@
-"""Which engine a request goes to. Pure."""
+"""Which engine a request goes to, by load and by what its cache may hold. Pure."""
 
 import hashlib
 from collections.abc import Sequence
@@ -13,9 +13,7 @@ AFFINITY_PREFIX_TOKENS = 256
 
 
 def candidates(links: Sequence[EngineLink], request: Generate) -> list[EngineLink]:
-    """Return the engines to try, best first: a limited group has one, others prefer the one that
-    knows the prefix.
-    """
+    """Return the engines to try, best first: of a limited group one, else by prefix and load."""
     if len(links) < 2:
         return list(links)
     if request.max_running:
@@ -29,7 +27,5 @@ def candidates(links: Sequence[EngineLink], request: Generate) -> list[EngineLin
 
 
 def _rank(key: str, link: EngineLink) -> bytes:
-    """Rendezvous hashing: the engine with the highest rank for a key stays the same when others
-    come and go.
-    """
+    """Rendezvous hashing: a key's highest engine stays the same when others come and go."""
     return hashlib.blake2b(f"{link.hello.engine_index} {key}".encode(), digest_size=8).digest()

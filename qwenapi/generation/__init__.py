@@ -1,1 +1,1 @@
-"""One caller's generation: sampling parameters, tokens in, text out, and callers who leave."""
+"""One caller's generation: prompt and parameters in, text out, and callers who leave."""

@@ -1,4 +1,4 @@
-"""Notice a caller who has gone, at once: while queued, between tokens, before any byte was sent.
+"""ClientWatcher: notices at once a caller who has gone, also while nothing is sent.
 
 A WSGI application learns of a closed connection only at its next write. A greenlet that waits for
 the socket to become readable learns of it within a millisecond, also through nginx.
@@ -14,7 +14,7 @@ from gevent.monkey import get_original
 from gevent.socket import wait_read
 
 # How often a socket is looked at on which bytes wait: they hide the end of the stream behind them.
-LOOK_SECONDS = 0.05
+POLL_SECONDS = 0.05
 
 
 class ClientWatcher:
@@ -44,4 +44,4 @@ class ClientWatcher:
         poll = get_original("select", "poll")()
         poll.register(fd, select.POLLRDHUP)
         while not poll.poll(0):
-            gevent.sleep(LOOK_SECONDS)
+            gevent.sleep(POLL_SECONDS)

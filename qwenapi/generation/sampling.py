@@ -1,8 +1,8 @@
-"""A request, the profile's defaults and the model's card → what the engine is asked.
+"""Sampling parameters: the request's, else the profile's, else the model's; checked.
 
 Pure. A field's value is the request's, else the profile's, else generation_config.json's, else
 neutral. Lengths the model cannot give are cut and reported; a prompt that does not fit, or an id
-outside the vocabulary, is refused.
+outside the vocabulary, is refused. A model card is what an engine says of its model at its hello.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -117,9 +117,10 @@ def check_token_ids(ids: Sequence[int], vocab_size: int, param: str) -> None:
         )
 
 
-def clamped_header(clamped: Clamped) -> str:
-    """Return the value of `X-Clamped`: `max_tokens=512, temperature=1.0`."""
-    return ", ".join(f"{name}={value}" for name, value in clamped.items())
+def clamped_header(clamped: Clamped) -> dict[str, str]:
+    """Return `X-Clamped` where something was cut: `max_tokens=512, temperature=1.0`."""
+    value = ", ".join(f"{name}={value}" for name, value in clamped.items())
+    return {"X-Clamped": value} if value else {}
 
 
 def _room(prompt_tokens: int, card: ModelCard) -> int:

@@ -1,4 +1,4 @@
-"""The tokenizers of what the engines serve, each loaded once."""
+"""Tokenizers: a Tokenizer (text/tokenizer.py) for each model the engines serve."""
 
 import time
 from pathlib import Path

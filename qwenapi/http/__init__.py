@@ -1,1 +1,1 @@
-"""The border of HTTP: request bodies in, JSON answers and event streams out."""
+"""The border of HTTP: request bodies in; JSON responses and streams out."""

@@ -1,4 +1,17 @@
-"""Whole JSON answers, encoded by orjson."""
+"""JSON responses, and X-Ignored; where else response headers are set.
+
+What may change a response header:
+
+    here                      Content-Type; X-Ignored: fields that an older interface left out
+    sse.py                    Cache-Control and X-Accel-Buffering of streams
+    views in api/             X-Clamped: values that were cut; Retry-After, no-store in api/ops/
+    errors.py                 Retry-After and retry-after-ms, Allow, WWW-Authenticate of refusals
+    request_context/auth.py   x-ratelimit-*, made in keys/rate_limit.py
+    request_context/cors.py   Access-Control-*, Vary
+    app.py                    X-Request-Id
+    web/, openapi/views.py    Content-Security-Policy, ETag and caching of web pages
+    serving/fast_worker.py    all headers of answers to what is no HTTP
+"""
 
 import re
 from collections.abc import Container, Mapping

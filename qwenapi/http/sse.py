@@ -1,4 +1,4 @@
-"""A response whose body is a stream of server-sent events, unbuffered all the way to the client."""
+"""Streamed responses, unbuffered to the client: events, and the coder interface's plain text."""
 
 from collections.abc import Iterable
 

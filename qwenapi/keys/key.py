@@ -1,4 +1,4 @@
-"""One key as its file holds it: whose it is, what it opens, how much. Never the secret: its hash.
+"""Key: whose it is, what it opens, how much it may use; the secret's hash, not the secret.
 
 qk_<id, 8 letters and digits>_<secret, 256 bits as 43 base64url characters>
 """
@@ -26,9 +26,7 @@ Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
 
 
 class KeyLimits(Struct, frozen=True, forbid_unknown_fields=True):
-    """How much a key may ask for; 0: any amount. `queued`: requests that wait where `concurrent`
-    run.
-    """
+    """How much a key may ask for; 0: any amount. `queued`: how many wait where `concurrent` run."""
 
     requests_per_minute: Count = 0
     tokens_per_minute: Count = 0

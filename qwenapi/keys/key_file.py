@@ -14,7 +14,7 @@ import msgspec
 from qwenapi.keys.key import Key
 from workers.errors import ConfigError
 
-# A page of usage has room for twice as many.
+# The memory of usage.py has room for twice as many.
 MAX_KEYS = 512
 MAX_FILE_BYTES = 1024 * 1024
 OTHERS_MAY_WRITE = 0o022

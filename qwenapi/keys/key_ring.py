@@ -1,4 +1,4 @@
-"""The keys in force: those of a file, read anew when it changes, and the one of --api-key.
+"""KeyRing: the keys in force, of --api-key and of a file that is read anew when it changes.
 
 A file that cannot be read, or is no longer there, leaves the last keys in force and one line in the
 log. Which of the reasons a key is refused for, nobody is told.
@@ -15,7 +15,7 @@ from workers.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
-LOOK_SECONDS = 1.0
+POLL_SECONDS = 1.0
 # What an unknown key is compared with, so that this takes as long as for a known one.
 _NOBODYS = digest("")
 
@@ -61,7 +61,7 @@ class KeyRing:
         now = time.monotonic()
         if self._path is None or now < self._look_at:
             return
-        self._look_at = now + LOOK_SECONDS
+        self._look_at = now + POLL_SECONDS
         seen = _identity(self._path)
         if seen == self._seen:
             return

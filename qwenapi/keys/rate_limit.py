@@ -1,9 +1,9 @@
-"""One request against the limits of its key.
+"""RateLimit: one request against the limits of its key, and the queue of those that wait.
 
     count_request ── once its profile is known, before anything is computed for it
     enter         ── before it goes to an engine: its prompt is charged, and it takes a place among
-                     the key's running requests, or waits in line for one
-    leave         ── at its end: its answer is charged, and the place is free
+                     the key's running requests, or waits in the queue for one
+    leave         ── at its end: its tokens are charged, and the place is free
 
 Refusals are the caller's own doing: 429, with the time after which it may try again.
 """
@@ -16,22 +16,22 @@ from qwenapi.errors import RateLimited
 from qwenapi.keys.key import Key
 from qwenapi.keys.usage import KeyUsage, Rate
 
-LOOK_SECONDS = 0.02
+POLL_SECONDS = 0.02
 # What a caller is told to wait where only other requests' ends can tell.
 BUSY_SECONDS = 1.0
 
-# Who waits in this process, by key: the arrivals of its requests, oldest first.
-Line = deque[int]
+# Who waits in this process for one key: the arrivals of its requests, oldest first.
+KeyQueue = deque[int]
 
 
 class RateLimit:
     """`leave` may be called twice, and without `enter`."""
 
-    def __init__(self, usage: KeyUsage, key: Key, lines: dict[str, Line]) -> None:
-        """`lines` are those of this process."""
+    def __init__(self, usage: KeyUsage, key: Key, queues: dict[str, KeyQueue]) -> None:
+        """`queues` are those of this process, by key."""
         self.key = key
         self._usage = usage
-        self._lines = lines
+        self._queues = queues
         self._limits = key.limits
         self._charged = 0
         self._column = -1  # where it runs; −1: it does not
@@ -47,16 +47,14 @@ class RateLimit:
             raise _limited(f"{limit} requests per minute", wait)
 
     def enter(self, prompt_tokens: int, timeout: float, check: Callable[[], None]) -> None:
-        """Return once the request may run; raise RateLimited, or what `check` raises while it
-        waits.
-        """
+        """Return once the request may run; raise RateLimited, or what `check` raises meanwhile."""
         if not self._limits.concurrent and not self._limits.tokens_per_minute:
             return
         arrival = time.monotonic_ns()
         with self._usage.locked():
             column = self._usage.column(self.key.id)
             has_place = self._has_place(column, arrival)
-            if not has_place and self._is_line_full(column):
+            if not has_place and self._is_queue_full(column):
                 raise _limited(f"{self._limits.concurrent} requests at a time", BUSY_SECONDS)
             self._charge_prompt(column, prompt_tokens)
             if has_place:
@@ -72,7 +70,7 @@ class RateLimit:
             self._step_out(column, arrival)
 
     def leave(self, completion_tokens: int, *, was_read: bool = True) -> None:
-        """Free the place, charge what was answered, and give back a prompt that nobody read."""
+        """Free the place, charge what was generated, and give back a prompt that nobody read."""
         if self._column >= 0:
             self._usage.add(self._column, "running", -1)
             self._column = -1
@@ -129,7 +127,7 @@ class RateLimit:
         is_next = all(first >= arrival for first in self._usage.in_all(column, "first_ns"))
         return is_next and sum(self._usage.in_all(column, "running")) < limit
 
-    def _is_line_full(self, column: int) -> bool:
+    def _is_queue_full(self, column: int) -> bool:
         return sum(self._usage.in_all(column, "queued")) >= self._limits.queued
 
     def _run(self, column: int) -> None:
@@ -137,26 +135,26 @@ class RateLimit:
         self._column = column
 
     def _join(self, column: int, arrival: int) -> None:
-        line = self._lines.setdefault(self.key.id, deque())
-        line.append(arrival)
+        queue = self._queues.setdefault(self.key.id, deque())
+        queue.append(arrival)
         self._usage.add(column, "queued", 1)
-        self._usage.set_first(column, line[0])
+        self._usage.set_first(column, queue[0])
 
     def _step_out(self, column: int, arrival: int) -> None:
-        line = self._lines[self.key.id]
-        line.remove(arrival)
+        queue = self._queues[self.key.id]
+        queue.remove(arrival)
         self._usage.add(column, "queued", -1)
-        self._usage.set_first(column, line[0] if line else 0)
-        if not line:
-            del self._lines[self.key.id]
+        self._usage.set_first(column, queue[0] if queue else 0)
+        if not queue:
+            del self._queues[self.key.id]
 
     def _wait(self, column: int, arrival: int, timeout: float, check: Callable[[], None]) -> None:
         deadline = time.monotonic() + timeout
         while True:
-            time.sleep(LOOK_SECONDS)
+            time.sleep(POLL_SECONDS)
             check()
-            # Others of this process need not look: it is not their turn.
-            if self._lines[self.key.id][0] == arrival:
+            # Others of this process need not try: it is not their turn.
+            if self._queues[self.key.id][0] == arrival:
                 with self._usage.locked():
                     if self._has_place(column, arrival):
                         self._run(column)

@@ -1,4 +1,4 @@
-"""What each key uses, in a page that all HTTP processes of a half share.
+"""KeyUsage: what each key uses, in memory that all HTTP processes of a half share.
 
     slot 0   per key: its id, and until when its minute's requests and tokens are used up
     slot 1…  one per process, per key: requests that run, that wait, and since when the first waits
@@ -18,7 +18,9 @@ from typing import Literal
 
 from qwenapi.keys.key_file import MAX_KEYS
 from workers.errors import SharedMemoryError
-from workers.wire.shared_memory import Layout, SharedMemory, shared_memory_path
+from workers.wire.layout import Layout
+from workers.wire.shared_memory import SharedMemory
+from workers.wire.shared_memory_files import shared_memory_path
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +43,7 @@ Load = Literal["running", "queued", "first_ns"]
 
 
 def create_usage_memory(run_dir: Path) -> Path | None:
-    """Make the page, or find the one its last processes left; None: no room."""
+    """Make the shared memory, or find what its last processes left; None: no room."""
     path = shared_memory_path(run_dir, LAYOUT)
     try:
         SharedMemory.create(path, LAYOUT, 1 + NUM_PROCESSES).close()
@@ -52,10 +54,10 @@ def create_usage_memory(run_dir: Path) -> Path | None:
 
 
 class KeyUsage:
-    """The page and this process's slot of it. A column is what `column` returns, under the lock."""
+    """The memory and this process's slot; a column is what `column` returns, under the lock."""
 
     def __init__(self, memory: SharedMemory | None) -> None:
-        """Without a page it is this process's own."""
+        """Without shared memory it is this process's own."""
         self._memory = memory
         if memory is None:
             self._ints, self._mine = memoryview(bytearray(8 * LAYOUT.start(2))).cast("q"), 1
@@ -70,7 +72,7 @@ class KeyUsage:
 
     @classmethod
     def lease(cls, path: str) -> "KeyUsage":
-        """Take a free slot of the page; where there is none, this process counts by itself."""
+        """Take a free slot; where there is none, this process counts by itself."""
         try:
             return cls(SharedMemory.open(Path(path), LAYOUT) if path else None)
         except SharedMemoryError as failure:

@@ -1,6 +1,6 @@
-"""Alerts: rules over the metrics store and the engines' rows, looked at once a second.
+"""Alerts: rules over the metrics and the engines' statistics, checked once a second.
 
-Every HTTP process looks by itself and writes into its slot since when an alert is up; what is
+Every HTTP process checks by itself and writes into its slot since when an alert is up; what is
 reported is the union of all slots, so all processes report the same. Each rule's memory lasts as
 long as its window and begins with the process.
 """
@@ -20,7 +20,7 @@ from workers.wire.engine_stats import EngineRow
 
 log = logging.getLogger(__name__)
 
-LOOK_SECONDS = 1.0
+CHECK_SECONDS = 1.0
 WINDOW_SECONDS = 300.0
 RESTARTS_SECONDS = 600.0
 FULL_SECONDS = 30.0
@@ -53,7 +53,7 @@ class Rules:
         self._restarts: deque[float] = deque()
         self._full_since: float | None = None
 
-    def look(self, snapshot: Snapshot, engines: Sequence[EngineRow], now: float) -> set[str]:
+    def check(self, snapshot: Snapshot, engines: Sequence[EngineRow], now: float) -> set[str]:
         """Return the names of the alerts whose condition holds; `now` is wall clock seconds."""
         holds = {
             "error_rate": self._fails_often(snapshot.total, now),
@@ -106,7 +106,7 @@ class Rules:
 
 
 class AlertMonitor:
-    """Looks at the rules for one process, and keeps its slot of the metrics store up to date."""
+    """Checks the rules in one process, and keeps its slot of the metrics store up to date."""
 
     def __init__(
         self,
@@ -123,12 +123,12 @@ class AlertMonitor:
         self._since_ns: dict[str, int] = {}
 
     def tick(self) -> None:
-        """Look once."""
+        """Check once."""
         now = self._clock()
         metrics_store = self._metrics_store
         metrics_store.slot["replays"] = self._replays_before + self._engines.num_replays
         snapshot = take_snapshot(metrics_store.memory, metrics_store.profiles)
-        up = self._rules.look(snapshot, self._engines.engine_rows(), now)
+        up = self._rules.check(snapshot, self._engines.engine_rows(), now)
         for name in up - self._since_ns.keys():
             log.warning("alert %s is up", name)
         for name in self._since_ns.keys() - up:

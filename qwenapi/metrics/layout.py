@@ -1,7 +1,8 @@
-"""What a slot of the HTTP half's page holds: counters and histograms of each profile, and a ring of
-the last successful requests. Durations are nanoseconds. Knows no process and writes nothing.
+"""Layout of the metrics store: a slot's counters, its histograms, its ring of records.
 
-Of a request only five things are counted; total, waiting and running follow from them:
+One slot a process, in memory that all HTTP processes share. Counters and histograms are of each
+profile, records of the last successful requests; durations are nanoseconds. Of a request only five
+things are counted; total, waiting and running follow from them:
 
     accepted ── the engines took it, or refused it for want of room
     started  ── it left the queue, to run or to end
@@ -12,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 
-from workers.wire.shared_memory import Layout
+from workers.wire.layout import Layout
 
 NANO = 1_000_000_000
 NUM_SLOTS = 64
@@ -63,37 +64,18 @@ class Histogram:
 
     @property
     def stored_bounds(self) -> list[int]:
-        """Return the bounds in the unit the page holds."""
+        """Return the bounds in the unit the store holds."""
         return [round(bound * (NANO if self.is_duration else 1)) for bound in self.bounds]
 
 
-_FIRST_TOKEN = (
-    0.01,
-    0.02,
-    0.04,
-    0.06,
-    0.08,
-    0.1,
-    0.25,
-    0.5,
-    0.75,
-    1,
-    2.5,
-    5,
-    7.5,
-    10,
-    20,
-    40,
-    80,
-    160,
-)
+_FIRST = (0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80, 160)
 _BETWEEN = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1, 2.5, 5, 10, 40)
 _WHOLE = (0.1, 0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 60, 120, 240, 480, 960)
 _COUNTS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000, 50_000, 100_000)
 
 # Of successful requests, but for the gaps between tokens and the first tokens: of all.
 HISTOGRAMS = (
-    Histogram("ttft", _FIRST_TOKEN),
+    Histogram("ttft", _FIRST),
     Histogram("inter_token", _BETWEEN),
     Histogram("latency", _WHOLE),
     Histogram("queue", _WHOLE),
@@ -114,7 +96,7 @@ OFFSETS = {field: i for i, field in enumerate(PROFILE)}
 
 @cache
 def metrics_layout(profiles: tuple[str, ...]) -> Layout:
-    """Return the layout for these profiles; others make another page, and count from 0."""
+    """Return the layout for these profiles; others make other memory, and count from 0."""
     fields = (f"{profile}.{field}" for profile in profiles for field in PROFILE)
     return Layout("http", (*SLOT, *fields), RECORD, NUM_RECORDS)
 

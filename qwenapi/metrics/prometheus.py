@@ -1,4 +1,4 @@
-"""The same numbers for Prometheus: document 004's four gauges, then ours, then vLLM's names.
+"""Metrics as Prometheus reads them: the news document's four gauges, ours, vLLM's names.
 
 A collector over one MetricsReading; it keeps nothing between two scrapes. What vLLM counts for an
 engine has its label `engine`; what is only known of the whole HTTP half has `model_name` alone.
@@ -205,7 +205,7 @@ class MetricsCollector:
 
 
 def _documented(reading: MetricsReading) -> Iterator[Metric]:
-    """Yield document 004's gauges, with its words."""
+    """Yield the news document's gauges, with its words."""
     total, records = reading.snapshot.total, reading.snapshot.records
     p95, decoding = time_to_first_token(records)["p95"], throughput(records)["decoding_mean"]
     for name, text, value in (

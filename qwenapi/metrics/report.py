@@ -1,4 +1,4 @@
-"""The JSON reports of document 004, its keys in its order, rounded as it prints them. Pure.
+"""Metrics as the JSON reports of the news document: its keys, order and rounding. Pure.
 
 Every number is there and is a number, also before the first request. Percentiles, means and
 throughput are of the last successful requests, `sample_size` of them; the rest is of all.
@@ -28,9 +28,7 @@ LAST_BUCKET = ">10s"
 
 
 class Gpu(NamedTuple):
-    """What its driver says of an engine's device; `utilization` is the share of time it was
-    busy.
-    """
+    """What its driver says of an engine's device; `utilization`: the share of time it was busy."""
 
     name: str
     utilization: float
@@ -88,13 +86,7 @@ def stats_body(reading: MetricsReading) -> dict[str, Any]:
 
 def time_to_first_token(records: Sequence[Record]) -> dict[str, Any]:
     values = sorted(record.ttft for record in records)
-    return {
-        "mean": _mean(values),
-        "p50": round(percentile(values, 0.50), 4),
-        "p95": round(percentile(values, 0.95), 4),
-        "p99": round(percentile(values, 0.99), 4),
-        "unit": "seconds",
-    }
+    return _percentiles(values) | {"unit": "seconds"}
 
 
 def throughput(records: Sequence[Record]) -> dict[str, Any]:
@@ -152,15 +144,9 @@ def _slo(records: Sequence[Record]) -> dict[str, Any]:
 
 def _latency(records: Sequence[Record]) -> dict[str, Any]:
     values = sorted(record.latency for record in records)
-    return {
-        "mean": _mean(values),
-        "p50": round(percentile(values, 0.50), 4),
-        "p95": round(percentile(values, 0.95), 4),
-        "p99": round(percentile(values, 0.99), 4),
-        "min": round(percentile(values, 0.0), 4),
-        "max": round(percentile(values, 1.0), 4),
-        "unit": "seconds",
-    }
+    ends = {"min": percentile(values, 0.0), "max": percentile(values, 1.0)}
+    rounded = {name: round(value, 4) for name, value in ends.items()}
+    return _percentiles(values) | rounded | {"unit": "seconds"}
 
 
 def _latency_histogram(total: Counts) -> dict[str, int]:
@@ -173,9 +159,7 @@ def _latency_histogram(total: Counts) -> dict[str, int]:
 
 
 def _gpu(reading: MetricsReading) -> dict[str, Any]:
-    """Return the memory of all engines' devices together; the percentage is of memory, as the
-    document has it.
-    """
+    """Return the memory of all engines' devices; the percentage is of memory, as documented."""
     allocated = sum(row.values["device_allocated"] for row in reading.engines)
     total = sum(row.values["device_total"] for row in reading.engines)
     has_gpu = any(row.has_gpu for row in reading.engines)
@@ -199,8 +183,10 @@ def _failures(total: Counts) -> dict[str, int]:
     return total.failures | cancelled
 
 
-def _mean(values: Sequence[float]) -> float:
-    return round(_ratio(sum(values), len(values)), 4)
+def _percentiles(values: Sequence[float]) -> dict[str, Any]:
+    shares = {"p50": 0.50, "p95": 0.95, "p99": 0.99}
+    mean = {"mean": round(_ratio(sum(values), len(values)), 4)}
+    return mean | {name: round(percentile(values, share), 4) for name, share in shares.items()}
 
 
 def _ratio(part: float, whole: float) -> float:

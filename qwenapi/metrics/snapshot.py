@@ -1,4 +1,4 @@
-"""The metrics store as everybody reads it: all slots of a page added up at one moment.
+"""Snapshot: the metrics of all HTTP processes, added up at one moment.
 
 A slot whose owner has died is read as its next owner will find it: nothing in flight.
 """
@@ -127,7 +127,7 @@ def percentile(values: Sequence[float], share: float) -> float:
 
 
 def take_snapshot(memory: SharedMemory, profiles: Sequence[str]) -> Snapshot:
-    """Add up a page; a slot nobody ever used costs nothing."""
+    """Add up the slots; one nobody ever used costs nothing."""
     sums = [[0] * len(PROFILE) for _ in profiles]
     slots: list[dict[str, int]] = []
     records: list[Record] = []

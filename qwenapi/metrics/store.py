@@ -1,8 +1,8 @@
-"""MetricsStore: what an HTTP process counts, in its leased slot; RequestMetrics: one request.
+"""MetricsStore: the slot of the metrics that this process writes; RequestMetrics: one request.
 
 No locks: each slot has one writer. A process that dies leaves its counters to the next owner of
-its slot; what it had in flight counts as failed. Where no page can be shared, the same numbers are
-kept for this process alone, and `is_shared` says so. Knows nothing of Flask or of engines.
+its slot; what it had in flight counts as failed. Where no memory can be shared, the same numbers
+are kept for this process alone, and `is_shared` says so. Knows nothing of Flask or of engines.
 """
 
 import fcntl
@@ -30,7 +30,8 @@ from qwenapi.metrics.layout import (
     starts,
 )
 from workers.errors import SharedMemoryError
-from workers.wire.shared_memory import SharedMemory, Slot, shared_memory_path
+from workers.wire.shared_memory import SharedMemory, Slot
+from workers.wire.shared_memory_files import shared_memory_path
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +53,7 @@ class Named(Protocol):
 
 
 def create_metrics_memory(run_dir: Path, profiles: Sequence[Named]) -> Path | None:
-    """Make the page of an HTTP half, or find the one its last processes left; None: no room."""
+    """Make the memory of an HTTP half, or find what its last processes left; None: no room."""
     layout = metrics_layout(tuple(profile.name for profile in profiles))
     try:
         path = shared_memory_path(run_dir, layout)
@@ -64,7 +65,7 @@ def create_metrics_memory(run_dir: Path, profiles: Sequence[Named]) -> Path | No
 
 
 class MetricsStore:
-    """The page of one HTTP half, and the slot this process writes."""
+    """The shared memory of one HTTP half, and the slot this process writes."""
 
     def __init__(self, memory: SharedMemory, slot: Slot, profiles: Sequence[str]) -> None:
         self.memory = memory
@@ -79,7 +80,7 @@ class MetricsStore:
 
     @classmethod
     def lease(cls, path: str, profiles: Sequence[str]) -> "MetricsStore":
-        """Take a free slot of the page; slots whose owners have died are put in order first."""
+        """Take a free slot of the memory; slots whose owners have died are put in order first."""
         layout = metrics_layout(tuple(profiles))
         try:
             memory = SharedMemory.open(Path(path), layout) if path else SharedMemory.private(layout)
@@ -94,7 +95,7 @@ class MetricsStore:
         return cls(memory, slot, profiles)
 
     def begin(self, profile: str, arrival: float) -> "RequestMetrics":
-        """Return the entry of a request that arrived at `arrival`, a time.monotonic()."""
+        """Return the metrics of a request that arrived at `arrival`, a time.monotonic()."""
         return RequestMetrics(self, self._starts[profile], self.profiles.index(profile), arrival)
 
     def note_running(self, change: int) -> None:
@@ -181,7 +182,7 @@ class RequestMetrics:
         last[choice] = now
 
     def succeed(self, finish_reason: str, cached_tokens: int) -> None:
-        """Note that the answer was given whole, and how much of the prompt a cache had."""
+        """Note that all of it was sent, and how much of the prompt a cache had."""
         if self._end("successful"):
             self._cached = cached_tokens
             self._add("cached_tokens", cached_tokens)
@@ -190,7 +191,7 @@ class RequestMetrics:
             self._measure(time.monotonic())
 
     def fail(self, failure: str) -> None:
-        """Note why no answer, or not all of it, could be given."""
+        """Note why nothing, or not all of it, could be sent."""
         if self._end("failed"):
             self.failure = failure
             failure = _NAMES.get(failure, failure)
@@ -239,7 +240,7 @@ class RequestMetrics:
 
 @contextmanager
 def _one_at_a_time(path: str) -> Iterator[None]:
-    """Keep others from leasing slots of a page meanwhile."""
+    """Keep others from leasing slots meanwhile."""
     if not path:
         yield
         return

@@ -1,4 +1,4 @@
-"""Log lines of the HTTP half: console or JSON, one line for each request, never content.
+"""Log lines of the HTTP half: console or JSON, one for each request, never content.
 
 A line says where an exception came from and not its words, which may hold a caller's text. Whatever
 else a caller sent (there is little) cannot end a line, colour a terminal, or make a line longer
@@ -58,9 +58,7 @@ def configure(settings: Settings) -> None:
 
 
 class RequestLog:
-    """What is known of a request at its end; views add to it, `write` is called once, whatever the
-    ending.
-    """
+    """What is known of a request at its end: views add to it, `write` is called once."""
 
     def __init__(self, is_on: bool, request_id: str, method: str, route: str) -> None:
         self._is_on = is_on

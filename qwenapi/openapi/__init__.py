@@ -1,4 +1,4 @@
-"""The reference: every operation of a running server in OpenAPI 3.1, and a page to read it."""
+"""The API reference: an OpenAPI 3.1 document of a running server, and a web page to read it."""
 
 from qwenapi.openapi.views import blueprint
 

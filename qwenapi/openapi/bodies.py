@@ -1,5 +1,6 @@
-"""JSON Schemas of what the server answers. Pure data: what renders the bodies is beside each
-interface, and the tests hold both against each other.
+"""JSON Schemas of response bodies, for the OpenAPI document. Pure data.
+
+What renders the bodies is beside each interface, and the tests hold both against each other.
 """
 
 from collections.abc import Mapping
@@ -32,16 +33,7 @@ def _ref(name: str) -> JsonSchema:
 _HEAD = {"id": TEXT, "object": TEXT, "created": WHOLE, "model": TEXT}
 _TOKEN = _object({"token": TEXT, "logprob": NUMBER, "bytes": _list(WHOLE)})
 _CHAT_LOGPROBS = _object(
-    {
-        "content": _list(
-            {
-                "allOf": [
-                    _TOKEN,
-                    _object({"top_logprobs": _list(_TOKEN)}),
-                ]
-            }
-        )
-    }
+    {"content": _list({"allOf": [_TOKEN, _object({"top_logprobs": _list(_TOKEN)})]})}
 )
 _COMPLETION_LOGPROBS = _object(
     {

@@ -1,4 +1,4 @@
-"""What each address takes and gives: the table behind the reference. Pure data."""
+"""The operations of the OpenAPI document: what each address takes and gives. Pure data."""
 
 from dataclasses import dataclass
 
@@ -50,11 +50,7 @@ OPERATIONS: dict[str, Operation] = {
         tag="generate", schema=GenerateSchema, body="GeneratedTexts", errors=_GENERATES
     ),
     "POST /v1/code/generate": Operation(
-        tag="coder",
-        schema=CodeSchema,
-        takes=(FORM, JSON),
-        body="GeneratedCode",
-        errors=_GENERATES,
+        tag="coder", schema=CodeSchema, takes=(FORM, JSON), body="GeneratedCode", errors=_GENERATES
     ),
     "POST /v1/code/chat_stream": Operation(
         tag="coder",

@@ -1,5 +1,6 @@
-"""The OpenAPI document of a running server: request bodies from the marshmallow schemas that check
-them, the rest from tables. Knows what is served, nothing of Flask's request.
+"""Build the OpenAPI document of a running server, of marshmallow schemas and of tables.
+
+Knows what is served, nothing of Flask's request.
 """
 
 import re
@@ -14,7 +15,7 @@ from apispec.ext.marshmallow.common import resolve_schema_cls
 from marshmallow import Schema, fields
 
 from qwenapi import __version__
-from qwenapi.http.validation import LenientSchema
+from qwenapi.http.schemas import LenientSchema
 from qwenapi.openapi.bodies import BODIES, ERROR_BODIES, JsonSchema
 from qwenapi.openapi.operations import ALIASES, EVENTS, JSON, KEY_ERRORS, OPERATIONS, Operation
 from qwenapi.settings.profile import Profiles

@@ -1,4 +1,4 @@
-"""`/openapi.json`, and `/docs/`, a page that shows it without any other server's help."""
+"""Views of `/openapi.json`, and of `/docs/`, a web page that shows it."""
 
 from flask import Blueprint, Response, current_app
 
@@ -10,7 +10,7 @@ from qwenapi.web.views import page
 
 EXTENSION = "qwenapi.openapi"
 
-blueprint = Blueprint("reference", __name__)
+blueprint = Blueprint("openapi", __name__)
 
 # The viewer sets styles on its elements; scripts still come from here alone.
 POLICY = (

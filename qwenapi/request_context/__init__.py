@@ -1,1 +1,1 @@
-"""What a request runs in: the process's services, its caller, keys, allowed origins, its prompt."""
+"""What a request runs in: shared services, its key and profile, allowed origins."""

@@ -1,9 +1,10 @@
-"""Who may have a request answered: everybody where no keys are asked for, else the holder of a key
-whose scopes name what is asked.
+"""Who is let in: host, API key, scopes and rate limit of each request; rate-limit headers out.
 
+Everybody is where no keys are asked for, else the holder of a key whose scopes name what is asked.
 Nothing is answered without a key but what PUBLIC lists, wrong addresses and methods included; a
-route whose scope nobody has written down needs `admin`. Knows Flask, headers and routes; the keys
-themselves are in keys/.
+route whose scope nobody has written down needs `admin`. Also chooses the profile of an address,
+and with it the words (the error dialect) in which any refusal is put. The keys themselves are in
+keys/.
 """
 
 from functools import cache
@@ -14,7 +15,8 @@ from werkzeug.datastructures import Headers
 from qwenapi.errors import Forbidden, Unauthorized, UnknownHost
 from qwenapi.keys import ANYONE, Key, RateLimit
 from qwenapi.keys.key import MAX_PRESENTED_BYTES, Scope
-from qwenapi.request_context.services import services, use_profile
+from qwenapi.request_context.current_request import use_profile
+from qwenapi.request_context.services import services
 
 # Rules as the routing has them, so that no spelling of an address passes for another.
 PUBLIC = frozenset(
@@ -55,9 +57,7 @@ def scope_of(rule: str) -> Scope:
 
 
 def presented_key(headers: Headers) -> str:
-    """Return the one key that a request presents, empty if it presents none, several, or what can
-    be no key.
-    """
+    """Return the key that a request presents; empty for none, several, or what can be no key."""
     found = [value.strip() for value in headers.getlist("X-Api-Key")]
     for value in headers.getlist("Authorization"):
         scheme, _, credentials = value.partition(" ")
@@ -69,7 +69,7 @@ def presented_key(headers: Headers) -> str:
 def _admit() -> None:
     rule = request.url_rule.rule if request.url_rule else ""
     g.key = ANYONE
-    _speak()
+    _choose_profile()
     if rule not in PROBES:
         _check_host()
     if not services().keys.is_open and not is_public(rule):
@@ -78,7 +78,7 @@ def _admit() -> None:
         if rule and not g.key.opens(scope := scope_of(rule)):
             raise Forbidden(scope)
     shared = services()
-    g.rate_limit = RateLimit(shared.usage, g.key, shared.lines)
+    g.rate_limit = RateLimit(shared.usage, g.key, shared.key_queues)
 
 
 def _authenticate() -> Key:
@@ -98,11 +98,10 @@ def _check_host() -> None:
         raise UnknownHost
 
 
-def _speak() -> None:
-    """Let a refusal be in the words of those who call at this address."""
-    if request.blueprint in ("coder", "generate"):
-        profile = services().profiles.of_interface(request.blueprint)  # type: ignore[arg-type]
-        assert profile is not None  # otherwise the blueprint is not registered
+def _choose_profile() -> None:
+    """Let a refusal be in the words of those who call at this address; OpenAI's go by model."""
+    profile = services().profiles.of_interface(request.blueprint)
+    if request.blueprint != "openai" and profile is not None:
         use_profile(profile)
 
 

@@ -1,8 +1,12 @@
-"""Pages of other origins: who may call, and what their scripts may read. No credentials, ever."""
+"""CORS: which web pages of other origins may call, and what their scripts may read.
+
+No credentials, ever.
+"""
 
 from flask import Flask, Response, request
 
-from qwenapi.request_context.services import current_profile, services
+from qwenapi.request_context.current_request import current_profile
+from qwenapi.request_context.services import services
 
 EXPOSED = "X-Request-Id, X-Clamped, Retry-After"
 MAX_AGE_SECONDS = 600
@@ -14,7 +18,7 @@ def register(app: Flask) -> None:
 
 
 def _preflight() -> Response | None:
-    """Answer a browser's question before the request itself, whose model is not yet known."""
+    """Answer what a browser asks before the request itself, whose model is not yet known."""
     if request.method != "OPTIONS" or "Access-Control-Request-Method" not in request.headers:
         return None
     origin = request.headers.get("Origin", "")

@@ -1,4 +1,4 @@
-"""Settings read anew for a reload, by a process of their own.
+"""ConfigReload: settings read anew for a reload, by a process of their own.
 
 It runs the code that lies on disk at that moment, as the server it is for will; and the supervisor
 never waits for a tokenizer to load.
@@ -46,9 +46,7 @@ class ConfigReload(Generic[Child]):
         )
 
     def poll(self) -> Sequence[Child] | None:
-        """Return the new children, or None while it goes on; raise ConfigError saying what is
-        wrong.
-        """
+        """Return the new children, or None while it goes on; raise ConfigError if it failed."""
         code = self._process.poll()
         if code is None:
             if time.monotonic() < self._give_up_at:

@@ -1,6 +1,4 @@
-"""gunicorn's gevent worker, made to stream tokens cheaply, to answer garbage as JSON and to
-end well.
-"""
+"""FastWorker: gunicorn's gevent worker that streams cheaply, refuses in JSON and ends well."""
 
 import errno
 import logging
@@ -136,9 +134,7 @@ def _linger(sock: Any) -> None:
 
 
 def _stop_reading(sock: Any) -> None:
-    """Let the next read find the end of the stream; a request that has already arrived is still
-    read.
-    """
+    """Let the next read find the stream's end; a request that has arrived is still read."""
     try:
         # The plain socket's: gevent's shutdown would make a waiting reader fail with EBADF.
         sock._sock.shutdown(socket.SHUT_RD)

@@ -1,9 +1,9 @@
-"""The HTTP server as its supervisor sees it: a gunicorn arbiter on a socket that the supervisor
-owns.
+"""HttpChild: the HTTP server, a gunicorn arbiter, as its supervisor sees it.
 
-The socket outlives every arbiter, so a restart refuses nobody: callers wait in its backlog. What
-the server needs travels as one JSON line over the pipe that also ties its life to the supervisor's;
-over a second pipe it reports, one JSON line each: `beat`, `up` of each worker, `failed`.
+The supervisor owns the socket, which outlives every arbiter, so a restart refuses nobody: callers
+wait in its backlog. What the server needs travels as one JSON line over the pipe that also ties its
+life to the supervisor's; over a second pipe it reports, one JSON line each: `beat`, `up` of each
+worker, `failed`.
 """
 
 import os
@@ -49,7 +49,7 @@ class HttpChild:
         self._listener = listener
         self._predecessor = predecessor
         self._process: subprocess.Popen[bytes] | None = None
-        self._lifeline = self._report = -1
+        self._parent_pipe = self._report = -1
         self._heard = b""
         self._last_beat = 0.0
         self._workers_up: set[int] = set()
@@ -62,17 +62,17 @@ class HttpChild:
         self._workers_up.clear()
         self._last_beat = time.monotonic() + START_SECONDS
         self._probe = Probe(self._listener, FIRST_PROBE_SECONDS)
-        their_lifeline, self._lifeline = os.pipe()
+        their_end, self._parent_pipe = os.pipe()
         self._report, their_report = os.pipe()
         os.set_blocking(self._report, False)
-        descriptors = (self._listener.sock.fileno(), their_lifeline, their_report)
+        descriptors = (self._listener.sock.fileno(), their_end, their_report)
         self._process = subprocess.Popen(
             [sys.executable, "-m", "qwenapi.serving.server", *map(str, descriptors)],
             pass_fds=descriptors,
             stdin=subprocess.DEVNULL,
             start_new_session=True,
         )
-        os.close(their_lifeline)
+        os.close(their_end)
         os.close(their_report)
         facts = {
             "run_dir": str(self._run_dir),
@@ -83,7 +83,7 @@ class HttpChild:
             facts | {"startup_config": orjson.Fragment(self.startup_config.to_json())}
         )
         try:
-            os.write(self._lifeline, line + b"\n")
+            os.write(self._parent_pipe, line + b"\n")
         except BrokenPipeError:
             pass  # it has ended already, as poll() will tell
 
@@ -103,16 +103,14 @@ class HttpChild:
             self._probe.stop()
             self._close_pipes()
         elif self._was_ready:
-            self._probe.look()
+            self._probe.tick()
         return code
 
     def is_ready(self) -> bool:
-        """Return whether a request would be served now; once true, it is not asked again for this
-        process.
-        """
+        """Return whether a request would be served now; once true, it is not asked again."""
         if not self._was_ready and len(self._workers_up) >= self._num_workers:
             if self._predecessor is None:
-                self._probe.look()
+                self._probe.tick()
             self._was_ready = self._predecessor is not None or self._probe.is_ready
             if self._was_ready:
                 self._predecessor = None  # when it starts again, it will be alone
@@ -198,7 +196,7 @@ class HttpChild:
                 self.failure = event["message"]
 
     def _close_pipes(self) -> None:
-        for fd in (self._lifeline, self._report):
+        for fd in (self._parent_pipe, self._report):
             if fd >= 0:
                 os.close(fd)
-        self._lifeline = self._report = -1
+        self._parent_pipe = self._report = -1

@@ -1,7 +1,7 @@
-"""The socket callers connect to: handed over by systemd, or a Unix socket, or host and port.
+"""HttpListener: the socket callers connect to, from systemd, a Unix path, or host and port.
 
-The supervisor owns it for its whole life and hands a duplicate to each gunicorn it starts. Knows
-systemd's protocol for handed-over sockets (LISTEN_FDS, LISTEN_PID; they start at descriptor 3).
+The supervisor owns it for its whole life and gives a duplicate to each gunicorn it starts. Knows
+how systemd passes sockets on (LISTEN_FDS, LISTEN_PID; they start at descriptor 3).
 """
 
 import os
@@ -71,7 +71,7 @@ class HttpListener:
 def listen(settings: Settings, environ: MutableMapping[str, str] | None = None) -> HttpListener:
     """Return the socket of this start; raise ConfigError saying why it cannot be had.
 
-    A handed-over socket wins over the settings; its variables are taken out of `environ`, so that
+    A socket of systemd wins over the settings; its variables are taken out of `environ`, so that
     no child takes them for its own.
     """
     environ = os.environ if environ is None else environ

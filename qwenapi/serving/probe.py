@@ -1,4 +1,4 @@
-"""Ask a server whether it is ready, without ever waiting for it: one look at a time."""
+"""Probe: asks a server whether it is ready, without ever waiting for it."""
 
 import select
 import socket
@@ -23,7 +23,7 @@ class Probe:
         self._next_at = 0.0
         self._answer = b""
 
-    def look(self, now: float | None = None) -> None:
+    def tick(self, now: float | None = None) -> None:
         """Go on with the request under way, or begin the next one when it is time."""
         now = time.monotonic() if now is None else now
         if self._sock is None:

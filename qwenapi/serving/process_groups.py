@@ -1,6 +1,4 @@
-"""The two halves of the service as a supervisor runs them: their processes, and how those are
-reloaded.
-"""
+"""HttpHalf and ModelHalf: the processes of each half, and how they are reloaded."""
 
 import argparse
 from collections.abc import Callable
@@ -13,12 +11,13 @@ from qwenapi.serving.http_child import HttpChild
 from qwenapi.serving.listener import listen
 from qwenapi.serving.startup_config import StartupConfig
 from qwenapi.settings.table import Settings
-from workers.cores import physical_cores
+from workers.cpu_cores import physical_cores
 from workers.supervisor.launcher import EngineChild
 from workers.supervisor.reload import Reloader
 from workers.wire.engine_stats import ENGINE_LAYOUT
-from workers.wire.shared_memory import SharedMemory, shared_memory_path
-from workers.worker.report import WorkerSpec
+from workers.wire.shared_memory import SharedMemory
+from workers.wire.shared_memory_files import shared_memory_path
+from workers.worker.worker_spec import WorkerSpec
 
 Progress = Callable[[str, str, float], None]
 
@@ -43,9 +42,9 @@ class HttpHalf:
 
     def reloader(self, group: int) -> Reloader:
         """Return how the half is reloaded: a new server starts beside the old one."""
-        return Reloader(group, lambda: self._reread(), overlaps=True)
+        return Reloader(group, lambda: self._config_reload(), overlaps=True)
 
-    def _reread(self) -> ConfigReload[HttpChild]:
+    def _config_reload(self) -> ConfigReload[HttpChild]:
         return ConfigReload("http", self._flags, self._settings, self._successors)
 
     def _successors(self, startup_config: StartupConfig) -> list[HttpChild]:
@@ -66,7 +65,7 @@ class HttpHalf:
 
 
 class ModelHalf:
-    """The engine processes, and the page they share."""
+    """The engine processes, and the memory they share."""
 
     def __init__(
         self, parsed: argparse.Namespace, settings: Settings, folder: Path, progress: Progress
@@ -83,9 +82,9 @@ class ModelHalf:
 
     def reloader(self, group: int) -> Reloader:
         """Return how the half is reloaded: one engine after the other, each in its own place."""
-        return Reloader(group, lambda: self._reread(), overlaps=False)
+        return Reloader(group, lambda: self._config_reload(), overlaps=False)
 
-    def _reread(self) -> ConfigReload[EngineChild]:
+    def _config_reload(self) -> ConfigReload[EngineChild]:
         return ConfigReload(
             "model", self._flags, self._settings, lambda new: self._new(new.settings)
         )

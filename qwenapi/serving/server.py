@@ -1,6 +1,6 @@
 """The HTTP server process: gunicorn with gevent workers around the Flask application.
 
-Started as `python -m qwenapi.serving.server LISTEN_FD LIFELINE_FD REPORT_FD`, by http_child. The
+Started as `python -m qwenapi.serving.server LISTEN_FD PARENT_FD REPORT_FD`, by http_child. The
 application is loaded after the fork: each worker imports it when gevent has patched it, and has its
 own EngineClient.
 """
@@ -56,7 +56,7 @@ class HttpServer(BaseApplication):
         *,
         needs_engine: bool,
     ) -> None:
-        """`metrics store`, `usage`: the paths of the pages, empty where none could be made.
+        """`metrics_store`, `usage`: the paths of shared memory, empty where none could be made.
         `needs_engine`: the first workers are of no use without one.
         """
         self._settings = startup_config.settings
@@ -165,7 +165,7 @@ class HttpServer(BaseApplication):
         metrics_store = MetricsStore.lease(
             self._metrics_store, [profile.name for profile in profiles]
         )
-        spawn_lasting("the look for alerts", partial(self._watch, metrics_store, engine))
+        spawn_lasting("the alert monitor", partial(self._monitor, metrics_store, engine))
         store = self._open_store() if profiles.of_interface("coder") else None
         tracer = open_tracer(self._settings.otel_endpoint)
         keys = self._settings.auth_keys
@@ -183,14 +183,14 @@ class HttpServer(BaseApplication):
             )
         )
 
-    def _watch(self, metrics_store: Any, engine: Any) -> None:
-        from qwenapi.metrics.alerts import LOOK_SECONDS, AlertMonitor, Rules
+    def _monitor(self, metrics_store: Any, engine: Any) -> None:
+        from qwenapi.metrics.alerts import CHECK_SECONDS, AlertMonitor, Rules
 
         max_waiting = {p.name: p.settings.limits_max_waiting for p in self._profiles}
-        watch = AlertMonitor(metrics_store, Rules(self._settings, max_waiting), engine)
+        monitor = AlertMonitor(metrics_store, Rules(self._settings, max_waiting), engine)
         while True:
-            watch.tick()
-            gevent.sleep(LOOK_SECONDS)
+            monitor.tick()
+            gevent.sleep(CHECK_SECONDS)
 
     def _open_store(self) -> Any:
         from gevent.threadpool import ThreadPool
@@ -207,9 +207,9 @@ class HttpServer(BaseApplication):
 
 def main() -> None:
     """Take over the listening socket and run until told to stop."""
-    listen_fd, lifeline_fd, report_fd = (_move_up(int(fd)) for fd in sys.argv[1:4])
-    facts = orjson.loads(_read_line(lifeline_fd))
-    parent_death.hold(lifeline_fd)
+    listen_fd, parent_fd, report_fd = (_move_up(int(fd)) for fd in sys.argv[1:4])
+    facts = orjson.loads(_read_line(parent_fd))
+    parent_death.hold(parent_fd)
     os.set_blocking(report_fd, False)
     os.dup2(listen_fd, FIRST_LISTEN_FD)
     os.close(listen_fd)
@@ -234,7 +234,7 @@ def main() -> None:
 
 
 def _move_up(fd: int) -> int:
-    """Return the descriptor's duplicate above those that the hand-over will overwrite."""
+    """Return the descriptor's duplicate above those that gunicorn's will overwrite."""
     moved = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 10)
     os.close(fd)
     return moved

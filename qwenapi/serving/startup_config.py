@@ -1,4 +1,4 @@
-"""What a supervisor hands to an HTTP server that it starts: settings and profiles, as JSON.
+"""StartupConfig: the settings and profiles that a server is started with, as JSON.
 
 Both are read from their files by the code that lies on disk at that moment, which after an upgrade
 is newer than the supervisor's; so what a reader does not know is left out, and what it misses has

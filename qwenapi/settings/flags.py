@@ -1,6 +1,6 @@
 """Command-line flags made from the table of settings.
 
-Knows argparse. Refuses to know what a value means (config.py): all of them are taken as text.
+Knows argparse. Refuses to know what a value means (sources.py): all of them are taken as text.
 """
 
 import argparse

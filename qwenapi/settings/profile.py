@@ -1,4 +1,4 @@
-"""A profile: how one kind of caller wants to be served, as data of a TOML file's table `[api]`.
+"""Profile: how one kind of caller wants to be served, data of a TOML file's table `[api]`.
 
 Knows names, dialect, ranges and constants; limits and defaults are settings like any others.
 Refuses to know views. Several profiles may share one port: by path first, then by the model asked
@@ -81,7 +81,7 @@ class Profile:
 
     @property
     def description(self) -> dict[str, str]:
-        """Return what document 001's service says of itself."""
+        """Return what the qwen2 document's service says of itself."""
         return {
             "name": self.title,
             "version": self.version,
@@ -121,7 +121,7 @@ class Profiles:
     def __iter__(self) -> Iterator[Profile]:
         return iter(self._all)
 
-    def of_interface(self, interface: Interface) -> Profile | None:
+    def of_interface(self, interface: str | None) -> Profile | None:
         return next((p for p in self._all if p.interface == interface), None)
 
     @property

@@ -1,12 +1,12 @@
-"""How many requests may run and wait together: what the engine is told of a group."""
+"""QueueLimits: how many requests of one profile may run and wait together."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, kw_only=True)
 class QueueLimits:
-    """How many requests of one group may run and wait together (0 running: the engine's limit), and
-    for how long (s).
+    """How many may run (0: the engine's limit) and wait, and for how long (s). `group` is the
+    profile's name: an engine counts those of a group together.
     """
 
     group: str = ""

@@ -1,4 +1,4 @@
-"""Where a start keeps its sockets and pages.
+"""Run directories: where a start keeps its sockets and shared memory.
 
 Knows the order of the candidates and that a socket path has a limit.
 
@@ -22,11 +22,7 @@ MAX_SOCKET_PATH_BYTES = 107
 _LONGEST_SOCKET_NAME = "engine-000.sock"
 
 
-def run_dir(
-    settings: Settings,
-    command: Command,
-    environ: Mapping[str, str] | None = None,
-) -> Path:
+def run_dir(settings: Settings, command: Command, environ: Mapping[str, str] | None = None) -> Path:
     """Return the absolute run folder of a command.
 
     With port 0 its name holds the caller's process id, so ask once and pass it on.

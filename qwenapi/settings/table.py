@@ -1,8 +1,8 @@
-"""Every setting of qwenapi, in ONE table: the fields of `Settings`.
+"""Every setting of qwenapi, in one table: the fields of Settings.
 
 From each field come its flag, its QWENAPI_* variable, its key in a TOML file, its line of `--help`
 and its row in the README. Knows names, types, bounds and defaults. Refuses to know: where values
-come from (config.py) and what they do.
+come from (sources.py) and what they do.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""Token ids of one choice → text, as they arrive.
+"""Detokenizer: token ids of one choice to text, as they arrive.
 
 Exact for byte-level BPE: the bytes of the ids go through an incremental UTF-8 decoder, so a
 character cut between two tokens waits for its rest, and U+FFFD appears only where the model's bytes

@@ -1,4 +1,4 @@
-"""Errors of the text rooms. Every message is fit for the eyes of whoever caused it.
+"""Errors of the text room; each message is fit for the eyes of whoever caused it.
 
 TextError
 ├── JsonError        a body or argument that is not the JSON we accept    the caller's to mend

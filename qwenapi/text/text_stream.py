@@ -1,4 +1,4 @@
-"""Token ids of one choice → the text its caller may see: detokenizer and stop strings in one."""
+"""TextStream: token ids of one choice to the text its caller may see, stop strings applied."""
 
 from collections.abc import Sequence
 from typing import NamedTuple

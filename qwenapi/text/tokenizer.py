@@ -1,4 +1,4 @@
-"""One model's tokenizer and chat template, read from its directory. Thread safe once made.
+"""Tokenizer: one model's vocabulary and chat template, read from its directory.
 
 Knows byte-level BPE, which every Qwen model uses, and refuses anything else at start. Text of a
 conversation never becomes a control token: `<|im_start|>` written by a user is encoded as the

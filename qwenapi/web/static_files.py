@@ -1,4 +1,4 @@
-"""The files of the page, read once: name, bytes, type, tag. Knows nothing of Flask or requests."""
+"""The files of the chat page, read once: name, bytes, type, tag."""
 
 import hashlib
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ CONTENT_TYPES: Mapping[str, str] = {
 
 
 @dataclass(frozen=True)
-class Page:
+class StaticFile:
     """One file as it is sent."""
 
     content: bytes
@@ -29,11 +29,13 @@ class Page:
         return hashlib.sha256(self.content).hexdigest()[:32]
 
 
-def load_pages(folder: Path = STATIC) -> dict[str, Page]:
-    """Return every page of the folder by its name under `/ui/`; symbolic links are not followed."""
+def load_static_files(folder: Path = STATIC) -> dict[str, StaticFile]:
+    """Return every file of the folder by its name under `/ui/`; symbolic links are not followed."""
     files = (file for file in folder.rglob("*") if file.suffix in CONTENT_TYPES)
     return {
-        file.relative_to(folder).as_posix(): Page(file.read_bytes(), CONTENT_TYPES[file.suffix])
+        file.relative_to(folder).as_posix(): StaticFile(
+            file.read_bytes(), CONTENT_TYPES[file.suffix]
+        )
         for file in files
         if file.is_file() and not file.is_symlink()
     }

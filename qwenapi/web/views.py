@@ -1,11 +1,11 @@
-"""`/ui/` and its files, with the headers that keep a page from becoming somebody else's program."""
+"""Views of the chat page's files, with headers that keep it from becoming another's program."""
 
 from typing import Any
 
 from flask import Blueprint, Request, Response, current_app, request
 
 from qwenapi.errors import NotFound
-from qwenapi.web.static_files import load_pages
+from qwenapi.web.static_files import load_static_files
 
 EXTENSION = "qwenapi.web"
 HEADERS = {
@@ -45,15 +45,13 @@ def page(name: str) -> Response:
 
 
 def wants_page(asked: Request) -> bool:
-    """Return whether a browser asks, one that would rather have HTML than JSON; `*/*` is no such
-    wish.
-    """
+    """Return whether a browser asks, which prefers HTML to JSON; `*/*` is no such wish."""
     kinds = ["application/json", "text/html"]
     return asked.method == "GET" and asked.accept_mimetypes.best_match(kinds) == "text/html"
 
 
 def _load(state: Any) -> None:
-    state.app.extensions[EXTENSION] = load_pages()
+    state.app.extensions[EXTENSION] = load_static_files()
 
 
 blueprint.record(_load)

@@ -15,7 +15,7 @@ from qwenapi.api.openai.schemas import (
     CompletionSchema,
 )
 from qwenapi.errors import BadRequest
-from qwenapi.http.validation import load_request
+from qwenapi.http.schemas import load_request
 
 HELLO = [{"role": "user", "content": "hi"}]
 

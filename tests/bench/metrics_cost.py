@@ -1,4 +1,4 @@
-"""`python -m tests.bench.ledger_cost`: what writing the metrics store costs, and reading it.
+"""`python -m tests.bench.metrics_cost`: what writing the metrics store costs, and reading it.
 
 Each figure is the least of many rounds: what the code takes when nobody else takes the core.
 """

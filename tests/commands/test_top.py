@@ -1,4 +1,4 @@
-"""What `qwenapi top` shows is what the pages of a running start hold."""
+"""What `qwenapi top` shows is what the shared memory of a running start holds."""
 
 import json
 import subprocess
@@ -13,7 +13,8 @@ from qwenapi.metrics.layout import HISTOGRAMS, metrics_layout
 from qwenapi.metrics.snapshot import Distribution, take_snapshot
 from tests.running_server import RunningServer, wait_for
 from workers.errors import ConfigError
-from workers.wire.shared_memory import SharedMemory, shared_memory_path
+from workers.wire.shared_memory import SharedMemory
+from workers.wire.shared_memory_files import shared_memory_path
 
 
 def top(*flags: str) -> "subprocess.CompletedProcess[str]":

@@ -88,7 +88,7 @@ def test_a_killed_turn_leaves_what_was_acknowledged(make_store, begin, say, chil
     assert len(store.export("", conversation_id).turns) == 3
 
 
-def test_a_killed_waiter_blocks_the_line_no_longer_than_a_lease(make_store, begin, say, child):
+def test_a_killed_waiter_blocks_the_queue_no_longer_than_a_lease(make_store, begin, say, child):
     store = make_store(lease_seconds=1.5)
     conversation_id = say(store)
     with begin(store, conversation_id):

@@ -107,7 +107,7 @@ def test_who_waits_for_a_first_turn_that_fails_is_told_there_is_nothing(store, b
         begin(store, first.conversation_id, pause=lambda seconds: first.rollback())
 
 
-def test_who_cannot_wait_longer_is_told_so_and_leaves_the_line(store, begin, say):
+def test_who_cannot_wait_longer_is_told_so_and_leaves_the_queue(store, begin, say):
     conversation_id = say(store)
     with begin(store, conversation_id):
         started = time.monotonic()
@@ -117,7 +117,7 @@ def test_who_cannot_wait_longer_is_told_so_and_leaves_the_line(store, begin, say
     begin(store, conversation_id, seconds=0).rollback()
 
 
-def test_a_caller_who_goes_leaves_the_line(store, begin, say):
+def test_a_caller_who_goes_leaves_the_queue(store, begin, say):
     def go(seconds):
         raise EOFError
 

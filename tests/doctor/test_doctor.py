@@ -463,10 +463,10 @@ def test_folders_that_cannot_be_used_are_failures(tmp_path):
 
 def test_too_little_shared_memory_is_a_failure(tmp_path, monkeypatch):
     settings = replace(Settings(), run_dir=str(tmp_path))
-    assert machine.check_pages(settings, ["openai"]).outcome is Outcome.OK
+    assert machine.check_shared_memory(settings, ["openai"]).outcome is Outcome.OK
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(machine.shutil, "disk_usage", lambda _: usage._replace(free=1 << 20))
-    found = machine.check_pages(settings, ["openai"])
+    found = machine.check_shared_memory(settings, ["openai"])
     assert found.outcome is Outcome.FAILURE and found.remedy
 
 

@@ -1,6 +1,6 @@
 """What proves each promise: for every conflict between the documents (C1-C26) and every bug of
-their own code (1-22) the tests that fail if it is broken, or the README's sentence where it is met
-by design. This table is checked against the files it names.
+their own code (1-22) the tests that fail if it is broken, or the sentence of the page on the
+documents where it is met by design. This table is checked against the files it names.
 """
 
 import ast
@@ -15,8 +15,8 @@ CONFLICTS = {
         "documents/test_all.py::test_the_model_chooses_the_document",
         "documents/test_profiles.py::test_the_defaults_and_the_port_are_the_documents",
         "documents/test_halves.py::test_each_half_answers_and_refuses_in_its_own_dialect",
-        "README: only a `guide` on a port of its own insists on a model",
-        "README: errors have OpenAI's shape",
+        "docs: only a `guide` on a port of its own insists on a model",
+        "docs: errors have OpenAI's shape",
     ],
     "C2 bodies of /health": [
         "documents/test_golden.py::test_an_answer_is_the_one_on_file",
@@ -40,8 +40,8 @@ CONFLICTS = {
         "engine/test_sampler.py::test_temperature_0_is_the_best_token",
     ],
     "C6 top_p, top_k and generation_config": [
-        "api/test_sampling.py::test_the_request_wins_over_the_profile_and_the_profile_over_the_model",
-        "README: A documented default wins over the model's `generation_config.json`",
+        "generation/test_sampling.py::test_the_request_wins_over_the_profile_and_the_profile_over_the_model",
+        "docs: A documented default wins over the model's `generation_config.json`",
     ],
     "C7 names of models": [
         "documents/test_all.py::test_the_browsers_two_names_and_three_addresses_are_one",
@@ -93,12 +93,12 @@ CONFLICTS = {
         "documents/test_profiles.py::test_no_document_waits_for_a_thought",
     ],
     "C18 names of the figures": [
-        "ledger/test_prometheus.py::test_the_documents_four_gauges_come_first_with_its_words",
-        "ledger/test_prometheus.py::test_the_names_are_the_ones_dashboards_and_rules_are_built_on",
+        "metrics/test_prometheus.py::test_the_documents_four_gauges_come_first_with_its_words",
+        "metrics/test_prometheus.py::test_the_names_are_the_ones_dashboards_and_rules_are_built_on",
     ],
     "C19 names and versions": [
         "documents/test_generate.py::test_the_service_describes_itself",
-        "README: Names and versions in these answers are the documents', not this package's.",
+        "docs: Names and versions in these answers are the documents', not this package's.",
     ],
     "C20 limits of each document over one engine": [
         "documents/test_profiles.py::test_only_the_news_are_limited_in_how_many_run",
@@ -128,8 +128,8 @@ CONFLICTS = {
         "test_compose_serves_the_demo_model_on_this_machine_alone_unless_told_otherwise",
     ],
     "C26 utilization is of memory": [
-        "ledger/test_report.py::test_the_memory_of_several_gpus_is_added_up_and_each_name_said_once",
-        "ledger/test_report.py::test_the_documents_sample_comes_out_field_by_field",
+        "metrics/test_report.py::test_the_memory_of_several_gpus_is_added_up_and_each_name_said_once",
+        "metrics/test_report.py::test_the_documents_sample_comes_out_field_by_field",
     ],
 }
 
@@ -165,8 +165,8 @@ BUGS = {
     "7 history without bounds": [
         "documents/test_conversations.py::"
         "test_a_history_longer_than_the_model_is_kept_whole_and_told_in_part",
-        "store/test_limits.py::test_conversations_expire_and_are_purged_with_their_bytes",
-        "store/test_limits.py::test_a_conversation_takes_so_many_items_and_no_more",
+        "conversations/test_limits.py::test_conversations_expire_and_are_purged_with_their_bytes",
+        "conversations/test_limits.py::test_a_conversation_takes_so_many_items_and_no_more",
     ],
     "8 bad input is a 500 that leaks": [
         "documents/test_coder.py::test_a_prompt_that_does_not_fit_is_a_422_list",
@@ -174,7 +174,7 @@ BUGS = {
     ],
     "9 two threads in one model": [
         "engine/test_batching.py::test_a_seeded_request_is_independent_of_its_neighbours",
-        "process/test_admission.py::"
+        "worker/test_admission.py::"
         "test_a_group_of_three_running_and_ten_waiting_takes_exactly_thirteen",
     ],
     "10 text cut inside a character": [
@@ -184,7 +184,7 @@ BUGS = {
     "11 prompts in the log, remote code, open to all": [
         "e2e/test_http_on_stub.py::test_one_log_line_a_request_without_its_text",
         "test_architecture.py::test_nothing_unsafe_is_imported_or_called",
-        "test_config.py::test_every_shipped_profile_is_valid_and_local",
+        "settings/test_settings.py::test_every_shipped_profile_is_valid_and_local",
     ],
     "12 a preface in pieces": [
         "documents/test_coder.py::test_a_session_of_two_turns_knows_its_first"
@@ -236,7 +236,7 @@ BUGS = {
         "documents/test_news.py::test_health_is_the_documents",
         "documents/test_printed.py::"
         "test_004_the_client_classifies_reads_the_metrics_and_finds_the_service_healthy",
-        "README: `status` in `/health` is the documented word and nothing richer",
+        "docs: `status` in `/health` is the documented word and nothing richer",
     ],
 }
 
@@ -252,9 +252,9 @@ def test_every_row_has_its_place():
 def test_what_is_named_exists(row):
     assert ROWS[row]
     for proof in ROWS[row]:
-        if proof.startswith("README: "):
-            readme = (TESTS.parent / "README.md").read_text(encoding="utf-8")
-            assert proof.removeprefix("README: ") in readme
+        if proof.startswith("docs: "):
+            page = (TESTS.parent / "docs/documents.md").read_text(encoding="utf-8")
+            assert proof.removeprefix("docs: ") in page
         else:
             file, name = proof.split("::")
             assert name in functions_of(TESTS / file), proof

@@ -145,6 +145,22 @@ def test_the_page_shows_the_reference_and_asks_nobody_else(server, browser):
         pass  # what goes wrong in a page fails its closing
 
 
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_the_page_has_the_chat_pages_colours_in_either_theme(server, browser, theme):
+    body = "document.body"
+    with browser.open(server.url + "/ui/", ready="#composer", theme=theme) as page:
+        chat = ground(page, body)
+    with browser.open(server.url + "/docs/", ready="rapi-doc main", theme=theme) as page:
+        viewer = "document.querySelector('rapi-doc')"
+        assert ground(page, body) == ground(page, viewer) == chat
+        page.click("#theme-btn")
+        assert ground(page, body) == ground(page, viewer) != chat
+
+
+def ground(page, element):
+    return page.evaluate(f"getComputedStyle({element}).backgroundColor")
+
+
 def test_without_the_last_slash_the_page_is_found_too(server):
     answer = requests.get(server.url + "/docs", timeout=30)
     assert answer.status_code == 200 and answer.url == server.url + "/docs/"

@@ -7,8 +7,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from workers.engine.gumbel_noise import MAX_GUMBEL, gumbel, row_key
-from workers.engine.logits_processors import SamplingRow
 from workers.engine.sampler import sample
+from workers.engine.sampling_rows import SamplingRow
 from workers.wire.protocol import SamplingParams
 
 RESTRICTIONS = [

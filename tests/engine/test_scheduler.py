@@ -7,6 +7,7 @@ import pytest
 from workers.engine.block_manager import BlockManager
 from workers.engine.request import Request
 from workers.engine.scheduler import Scheduler
+from workers.engine.sequence_group import SequenceGroup
 from workers.wire.protocol import Generate, SamplingParams
 
 BLOCK = 4
@@ -21,9 +22,10 @@ class Bench:
         self.scheduler = Scheduler(self.blocks, rows, budget)
         self.now = 0.0
         self.arrivals = 0
+        self.groups: dict[int, SequenceGroup] = {}
         self.ended: list[int] = []
 
-    def add(self, key: int, num_tokens: int = 4, max_tokens: int = 3, **fields) -> Request:
+    def add(self, key: int, num_tokens: int = 4, max_tokens: int = 3, **fields) -> SequenceGroup:
         self.arrivals += 1
         generate = Generate(
             wid=key,
@@ -32,9 +34,10 @@ class Bench:
             params=SamplingParams(max_tokens=max_tokens),
             **fields,
         )
-        request = Request(key, generate, self.arrivals, (), 10_000)
-        self.scheduler.add(request, self.now)
-        return request
+        group = SequenceGroup(Request(key, generate, self.arrivals, (), 10_000))
+        self.groups[key] = group
+        self.scheduler.add(group, self.now)
+        return group
 
     def step(self) -> list[tuple[int, int]]:
         """Run one step; return (key, tokens) of its rows."""
@@ -43,8 +46,9 @@ class Bench:
         assert all(row.num_tokens > 0 for row in batch.rows)
         for row in batch.rows:
             self.scheduler.update(row, [1] * row.num_samples)
-            if row.sequence.is_finished and row.sequence.request.is_finished:
-                self.ended.append(row.sequence.request.key)
+            key = row.sequence.request.key
+            if row.sequence.is_finished and self.groups[key].is_finished:
+                self.ended.append(key)
         self.scheduler.check_integrity()
         return [(row.sequence.request.key, row.num_tokens) for row in batch.rows]
 
@@ -135,13 +139,13 @@ def test_more_choices_than_rows_run_one_after_another():
 
 def test_an_aborted_leader_hands_over_to_a_sibling():
     bench = Bench(budget=8)
-    request = bench.add(1, num_tokens=20, choices=(0, 1, 2))
+    group = bench.add(1, num_tokens=20, choices=(0, 1, 2))
     bench.step()
-    bench.scheduler.abort(request, (0,))
+    bench.scheduler.abort(group, (0,))
     bench.scheduler.check_integrity()
     bench.run()
     assert bench.ended == [1]
-    assert [sequence.num_output_tokens for sequence in request.sequences] == [0, 3, 3]
+    assert [sequence.num_output_tokens for sequence in group.sequences] == [0, 3, 3]
 
 
 @pytest.mark.parametrize("seed", range(8))

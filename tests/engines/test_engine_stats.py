@@ -37,9 +37,9 @@ def lease(path, engine=0, **fields):
     return slot
 
 
-def test_an_engine_is_described_by_what_its_page_says(meet, tmp_path):
-    slot = lease(tmp_path / "page")
-    (row,) = meet(tmp_path / "page").rows({0})
+def test_an_engine_is_described_by_what_it_publishes(meet, tmp_path):
+    slot = lease(tmp_path / "engines.shm")
+    (row,) = meet(tmp_path / "engines.shm").rows({0})
     assert (row.engine, row.device, row.state, row.is_up) == (0, "stub", "ready", True)
     assert (row.kv_cache_usage, row.num_restarts, row.values["running"]) == (0.75, 1, 3)
     assert slot["running"] == 3
@@ -55,17 +55,17 @@ def test_an_engine_is_described_by_what_its_page_says(meet, tmp_path):
     ],
 )
 def test_one_that_takes_no_requests_has_a_reason(meet, tmp_path, fields, state):
-    slot = lease(tmp_path / "page", **fields)
-    (row,) = meet(tmp_path / "page").rows(set())
+    slot = lease(tmp_path / "engines.shm", **fields)
+    (row,) = meet(tmp_path / "engines.shm").rows(set())
     assert row.state.startswith(state) and not row.is_up
     assert slot["running"] == 3
 
 
 def test_of_a_process_that_is_gone_only_counters_are_left(meet, tmp_path):
-    memory = SharedMemory.create(tmp_path / "page", ENGINE_LAYOUT, 2)
+    memory = SharedMemory.create(tmp_path / "engines.shm", ENGINE_LAYOUT, 2)
     memory.lease(0).update(**BUSY)
     memory.close()
-    (row,) = meet(tmp_path / "page").rows(set())
+    (row,) = meet(tmp_path / "engines.shm").rows(set())
     assert row.state == "down"
     assert (row.kv_cache_usage, row.values["running"]) == (0.0, 0)
     assert (row.values["generated_tokens"], row.num_restarts) == (70, 1)
@@ -83,5 +83,5 @@ def test_an_engine_met_again_elsewhere_is_read_there(meet, tmp_path):
     assert (old["running"], new["running"], other["running"]) == (3, 1, 3)
 
 
-def test_an_engine_without_a_page_has_no_row(meet, tmp_path):
+def test_an_engine_without_shared_memory_has_no_row(meet, tmp_path):
     assert meet(tmp_path / "nowhere").rows({0}) == []

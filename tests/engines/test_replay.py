@@ -7,11 +7,12 @@ import msgspec
 import pytest
 
 from qwenapi.engines import replay
-from qwenapi.engines.generation import Generation, Mailbox
+from qwenapi.engines.generation import Generation
 from qwenapi.engines.isolation import IsolationLock
 from qwenapi.engines.link import EngineLink
+from qwenapi.engines.mailbox import Mailbox
 from qwenapi.engines.quarantine import Quarantine
-from qwenapi.engines.replay import FIRST_WAVE, MAX_REPLAYS, PROBATION_TOKENS, Replays
+from qwenapi.engines.replay import FIRST_WAVE, ISOLATION_TOKENS, MAX_REPLAYS, Replays
 from tests.wire.test_protocol import CARD
 from workers.wire.connection import ConnectionEnded
 from workers.wire.engine_stats import ENGINE_LAYOUT, Phase
@@ -313,8 +314,8 @@ def lose_twice(house, generations_of):
 def test_suspects_run_alone_until_they_are_acquitted(house):
     link, (one, two, three) = lose_twice(house, lambda link: [house.ask(link, i) for i in range(3)])
     assert [g.link for g in (one, two, three)] == [link, None, None]
-    assert house.replays.is_probing and house.num_freed == 0
-    give(link, one, count=PROBATION_TOKENS)
+    assert house.replays.is_isolating and house.num_freed == 0
+    give(link, one, count=ISOLATION_TOKENS)
     house.tick()
     assert [g.link for g in (one, two, three)] == [None, link, None]
     assert Abort(wire_id(0, 2)) in link._connection.sent, "it steps back for the next"
@@ -323,12 +324,12 @@ def test_suspects_run_alone_until_they_are_acquitted(house):
     house.tick()
     assert [g.link for g in (one, three)] == [None, link]
     start(link, three)
-    give(link, three, count=PROBATION_TOKENS)
+    give(link, three, count=ISOLATION_TOKENS)
     house.tick()
     house.tick()
     assert [g.link for g in (one, three)] == [link, link], "the last one just goes on"
     assert (one.crash_count, three.crash_count) == (0, 0)
-    assert not house.replays.is_probing and house.num_freed == 1
+    assert not house.replays.is_isolating and house.num_freed == 1
 
 
 def test_who_is_alone_at_one_more_loss_is_guilty_and_quarantined_and_nobody_else(house):
@@ -353,7 +354,7 @@ def test_an_end_that_was_planned_makes_no_suspects(house):
         house.tick()
         house.links.remove(link)
         house.replays.on_lost([generation], is_planned=True)
-    assert generation.crash_count == 0 and not house.replays.is_probing
+    assert generation.crash_count == 0 and not house.replays.is_isolating
 
 
 @pytest.fixture
@@ -391,7 +392,7 @@ def test_a_suspect_waits_for_an_engine_that_works_for_nobody(house, row):
     row["running"] = 1  # another process's
     link = house.engine()
     house.tick()
-    assert not asked(link) and house.replays.is_probing
+    assert not asked(link) and house.replays.is_isolating
     row["running"] = 0
     house.tick()
     assert asked(link)
@@ -403,7 +404,7 @@ def test_while_another_process_tries_a_suspect_nothing_is_replayed(house, tmp_pa
     generation = house.ask(link, 1)
     house.lose(link)
     second = house.engine()
-    assert theirs.acquire() and house.replays.is_probing
+    assert theirs.acquire() and house.replays.is_isolating
     house.tick()
     assert generation.link is None
     theirs.release()

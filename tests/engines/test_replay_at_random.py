@@ -155,7 +155,7 @@ class Simulation:
 
     def check(self):
         self.house.tick()
-        assert not self.house.replays.waiting and not self.house.replays.is_probing
+        assert not self.house.replays.waiting and not self.house.replays.is_isolating
         for generation in self.generations:
             failures = [e for e in self.house.events(generation) if isinstance(e, Failed)]
             if generation.request.request_id in self.guilty:

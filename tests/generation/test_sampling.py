@@ -99,7 +99,8 @@ def test_an_answer_is_cut_to_the_room_left(
 def test_min_tokens_is_cut_with_it() -> None:
     params, clamped = ask(95, max_tokens=50, min_tokens=20)
     assert (params.max_tokens, params.min_tokens) == (5, 5)
-    assert clamped_header(clamped) == "max_tokens=5, min_tokens=5"
+    assert clamped_header(clamped) == {"X-Clamped": "max_tokens=5, min_tokens=5"}
+    assert clamped_header({}) == {}
 
 
 @pytest.mark.parametrize("prompt_tokens", [100, 101, 10**6])

@@ -50,7 +50,7 @@ ENGINE_TESTS = (
     "tests/engine/test_resume.py",
     "tests/model/test_batch_invariant.py",
     "tests/model/test_experts.py",
-    "tests/model/test_quantized.py",
+    "tests/model/test_awq_gptq.py",
     "tests/engine/test_sampler.py",
     "tests/engine/test_top_p_sampling_gpu.py",
 )

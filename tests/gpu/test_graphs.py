@@ -55,13 +55,13 @@ def test_graphs_on_equal_graphs_off_over_changing_batches(world):
     recorder = Recorder()
     recorded, called = world.graphs(), world.graphs(recorder)
     for _ in range(NUM_STEPS):
-        packed = world.packed(*counts(chance, world)[: world.num_sequences])
-        expected = world.eager(packed).double()
+        flat = world.flat(*counts(chance, world)[: world.num_sequences])
+        expected = world.eager(flat).double()
         before = world.snapshot()
-        logits = recorded.forward(packed).clone()
+        logits = recorded.forward(flat).clone()
         written = world.snapshot()
         world.restore(before)
-        assert torch.equal(logits, called.forward(packed))
+        assert torch.equal(logits, called.forward(flat))
         for part, same in zip(written, world.snapshot(), strict=True):
             # NaN where nothing was written; padding writes to the first slot.
             assert torch.equal(*(p.flatten(0, 1)[1:].nan_to_num(nan=9e3) for p in (part, same)))
@@ -72,12 +72,12 @@ def test_graphs_on_equal_graphs_off_over_changing_batches(world):
 
 def test_a_graph_goes_on_without_more_memory(world):
     graphs = world.graphs()
-    packed = world.packed(1, 1, 1)
-    graphs.forward(packed)
+    flat = world.flat(1, 1, 1)
+    graphs.forward(flat)
     torch.cuda.synchronize()
     before = torch.cuda.memory_allocated()
     for _ in range(200):
-        logits = graphs.forward(packed)
+        logits = graphs.forward(flat)
     torch.cuda.synchronize()
     del logits
     assert torch.cuda.memory_allocated() == before
@@ -91,13 +91,13 @@ def test_what_cannot_be_recorded_leaves_a_decoder_that_goes_on(world, caplog):
         return forward(token_ids, positions, plan, rows)
 
     graphs, stream = world.graphs(), torch.cuda.current_stream()
-    packed = world.packed(1, 1, 1)
+    flat = world.flat(1, 1, 1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(world.decoder, "forward", looking)
-        assert graphs.forward(packed) is None and graphs.forward(packed) is None
+        assert graphs.forward(flat) is None and graphs.forward(flat) is None
     assert torch.cuda.current_stream() == stream
     assert len(caplog.records) == 1
-    assert world.eager(packed).isfinite().all()
+    assert world.eager(flat).isfinite().all()
     check_cached_memory_is_freed()
 
 

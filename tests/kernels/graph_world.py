@@ -9,10 +9,10 @@ from torch import Tensor
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from workers.engine.batch import Row
-from workers.engine.batch_layout import pack_rows
+from workers.engine.batch_layout import flatten_rows
 from workers.model.decoder import CacheShape, Decoder
 from workers.model.graphs import Capture, Graphs
-from workers.model.layout.packed_batch import PackedBatch
+from workers.model.layout.flat_batch import FlatBatch
 
 VOCABULARY = 61
 DIMENSIONS = {
@@ -79,7 +79,7 @@ class World:
         shape = CacheShape.of(config, dtype, for_kernels=True)
         self.decoder.allocate_cache(shape, num_blocks, block_size)
         self.num_kv_heads = shape.num_kv_heads
-        layers = self.decoder._pages
+        layers = self.decoder._kv_caches
         self.pages = [part for layer in layers for part in (layer._keys, layer._values)]
         for part in self.pages:
             part.fill_(torch.nan)
@@ -96,14 +96,7 @@ class World:
         self.lengths = [0] * num_sequences
 
     def graphs(self, capture: Capture | None = None) -> Graphs:
-        return Graphs(
-            self.decoder,
-            self.num_kv_heads,
-            self.block_size,
-            self.max_model_len,
-            self.num_sequences,
-            capture,
-        )
+        return Graphs(self.decoder, self.max_model_len, self.num_sequences, capture)
 
     def rows(self, *counts: int, num_samples: int = 1) -> list[Row]:
         """Return the next tokens of the first sequences, as many as counted; they are computed."""
@@ -115,9 +108,9 @@ class World:
                 self.lengths[index] += count
         return rows
 
-    def packed(self, *counts: int, num_samples: int = 1) -> PackedBatch:
+    def flat(self, *counts: int, num_samples: int = 1) -> FlatBatch:
         rows = self.rows(*counts, num_samples=num_samples)
-        return pack_rows(rows, self.block_size, self.device)
+        return flatten_rows(rows, self.block_size, self.device)
 
     def prefill(self, *counts: int) -> None:
         """Let the next tokens of the first sequences have been computed: anything but NaN."""
@@ -127,11 +120,8 @@ class World:
                 for part in self.pages:
                     part[block, position % self.block_size].normal_()
 
-    def eager(self, packed: PackedBatch) -> Tensor:
-        positions, plan = packed.lay_out(
-            self.num_kv_heads, self.block_size, is_batch_invariant=self.decoder.is_batch_invariant
-        )
-        return self.decoder.forward(packed.token_ids, positions, plan, packed.last_tokens)
+    def eager(self, flat: FlatBatch) -> Tensor:
+        return self.decoder.forward_flat(flat, flat.last_tokens)
 
     def snapshot(self) -> list[Tensor]:
         return [part.clone() for part in self.pages]

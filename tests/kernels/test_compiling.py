@@ -23,7 +23,7 @@ def report(compiled):
         "products": ptx.count("mma"), "group_products": ptx.count("wgmma.mma_async"),
     }))
 
-ALIGNED = {"query_stride", "page_stride", "slot_stride", "key_stride", "value_stride"}
+ALIGNED = {"query_stride", "place_stride", "slot_stride", "key_stride", "value_stride"}
 ALIGNED |= {"num_inputs", "num_outputs"}
 UNALIGNED = {"starts", "lengths", "tables", "slots"}
 number, number32, integer = "*bf16", "*fp32", "*i32"
@@ -32,12 +32,14 @@ types |= {name: number32 for name in ("part_context", "part_largest", "part_tota
 types |= {name: integer for name in ("starts", "lengths", "tables", "slots")}
 CASES = ((1, 1, 64, False), (1, 8, 16, False), (9, 1, 64, False), (9, 1, 16, False),
          (1, 1, 64, True), (9, 1, 16, True))
-for max_query, splits, block_size, is_exact in CASES:
-    tile = paged_attention.choose_tile(max_query, torch.bfloat16, is_exact=is_exact)
+for max_query, splits, block_size, is_batch_invariant in CASES:
+    tile = paged_attention.choose_tile(
+        max_query, torch.bfloat16, is_batch_invariant=is_batch_invariant
+    )
     constants = {
         "GROUP": 4, "HEAD_DIM": 128, "PADDED_DIM": 128, "BLOCK_SIZE": block_size,
         "NUM_QUERIES": tile.queries, "NUM_KEYS": tile.keys, "NUM_SPLITS": splits,
-        "IS_SINGLE": max_query == 1 and not is_exact,
+        "IS_SINGLE": max_query == 1 and not is_batch_invariant,
     }
     options = {"num_warps": tile.num_warps, "num_stages": tile.num_stages}
     report(compile(paged_attention._attend_tiles, types, constants, **options))

@@ -16,10 +16,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 pytest.importorskip("triton", reason="kernels need the package triton")
 
 from tests.kernels.graph_world import VOCABULARY, Recorder, World  # noqa: E402
-from workers.engine.batch_layout import pack_rows  # noqa: E402
+from workers.engine.batch_layout import flatten_rows  # noqa: E402
 from workers.model import graphs as graphs_module  # noqa: E402
 from workers.model.graphs import Bucket, Graphs  # noqa: E402
-from workers.model.layout.packed_batch import PackedBatch  # noqa: E402
+from workers.model.layout.flat_batch import FlatBatch  # noqa: E402
 
 
 class NoHostReads(TorchDispatchMode):
@@ -43,14 +43,14 @@ class CheckedWorld(World):
         self.recorder = Recorder()
         self.recorded = self.graphs(self.recorder)
 
-    def check(self, packed: PackedBatch) -> None:
+    def check(self, flat: FlatBatch) -> None:
         """Check that the graph's logits and pages are those of the decoder alone."""
         before = self.snapshot()
-        expected = self.eager(packed)
+        expected = self.eager(flat)
         written = self.snapshot()
         self.restore(before)
         with NoHostReads():
-            logits = self.recorded.forward(packed)
+            logits = self.recorded.forward(flat)
         if not self.decoder.is_batch_invariant:
             torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-5)
             return
@@ -82,7 +82,7 @@ def test_decoding_rows_at_the_edges_of_buckets(world, monkeypatch):
     monkeypatch.setattr(graphs_module, "_DECODE_ROWS", (1, 2, 4, 8, 16))
     world.prefill(9, 1, 4, 5, 3, 8, 7, 2, 11)
     for num_rows in (1, 9, 3, 4):
-        world.check(world.packed(*[1] * num_rows))
+        world.check(world.flat(*[1] * num_rows))
     assert world.recorder.count == 3  # 3 and 4 rows are one
 
 
@@ -92,14 +92,14 @@ def test_graphs_recorded_before_the_first_step_serve_it(world, monkeypatch):
     assert world.recorder.count == 4
     world.prefill(9, 1, 4)
     for num_rows in (3, 1, 2):
-        world.check(world.packed(*[1] * num_rows))
+        world.check(world.flat(*[1] * num_rows))
     assert world.recorder.count == 4
 
 
 def test_a_graph_serves_lengths_it_was_not_recorded_with(world):
     world.prefill(3, 2, 1)
     for _ in range(6):  # over two blocks
-        world.check(world.packed(1, 1, 1))
+        world.check(world.flat(1, 1, 1))
     assert world.recorder.count == 1
 
 
@@ -107,24 +107,24 @@ def test_mixed_batches_at_the_edges_of_buckets(small_buckets, make_world):
     world = make_world()
     world.prefill(5, 1)
     for counts in ((1, 3), (1, 1, 3), (0, 0, 2), (1, 0, 0, 15)):  # 4, 5, 2 and 16 tokens
-        world.check(world.packed(*counts))
+        world.check(world.flat(*counts))
     assert world.recorder.count == 3
 
 
 def test_a_mixed_batch_in_a_bucket_of_its_real_size(world):
     world.prefill(4, 9)
-    world.check(world.packed(1, 1, 11))
+    world.check(world.flat(1, 1, 11))
     assert world.recorder.count == 1
 
 
 def test_drafts_are_sampled_behind_and_chunks_of_prompts_not_at_all(small_buckets, make_world):
     world = make_world()
     world.prefill(6, 3)
-    packed = world.packed(4, 3, num_samples=4)
-    assert packed.last_tokens.tolist() == list(range(7))
-    world.check(packed)
-    packed = world.packed(0, 0, 9, num_samples=0)
-    assert world.recorded.forward(packed).shape == (0, VOCABULARY)
+    flat = world.flat(4, 3, num_samples=4)
+    assert flat.last_tokens.tolist() == list(range(7))
+    world.check(flat)
+    flat = world.flat(0, 0, 9, num_samples=0)
+    assert world.recorded.forward(flat).shape == (0, VOCABULARY)
 
 
 @pytest.mark.parametrize("seed", range(2))
@@ -133,7 +133,7 @@ def test_any_batches_one_after_another(seed, small_buckets, make_world):
     chance = random.Random(seed)
     for is_decode in (False, True, False, True):
         counts = [chance.choice([0, 1, 1] if is_decode else [0, 1, 3]) for _ in range(4)]
-        world.check(world.packed(*counts, 1))
+        world.check(world.flat(*counts, 1))
 
 
 def test_splits_and_tiles_follow_from_the_bucket_and_not_from_the_step(
@@ -148,13 +148,13 @@ def test_splits_and_tiles_follow_from_the_bucket_and_not_from_the_step(
 
     world.prefill(250, 3)
     monkeypatch.setattr(world.decoder, "forward", watched)
-    world.recorded.forward(world.packed(0, 1))
-    world.recorded.forward(world.packed(1, 0))
+    world.recorded.forward(world.flat(0, 1))
+    world.recorded.forward(world.flat(1, 0))
     assert planned == [(1, 8, False)] * 3  # warming up, and two replays
-    world.recorded.forward(world.packed(1, 4))
+    world.recorded.forward(world.flat(1, 4))
     assert planned[3:] == [(8, 1, False)] * 2
     monkeypatch.setattr(world.decoder, "is_batch_invariant", True)
-    world.graphs(world.recorder).forward(world.packed(1, 0))
+    world.graphs(world.recorder).forward(world.flat(1, 0))
     assert planned[5:] == [(1, 1, True)] * 2
 
 
@@ -162,7 +162,7 @@ def test_an_inexact_decoder_gets_the_same_but_for_rounding(small_buckets, make_w
     world = make_world(is_batch_invariant=False, num_sequences=2, max_model_len=2048)
     world.prefill(250, 3)
     for counts in ((1, 1), (1, 1), (1, 5)):
-        world.check(world.packed(*counts))
+        world.check(world.flat(*counts))
 
 
 @torch.inference_mode()
@@ -177,16 +177,16 @@ def test_a_decoder_of_kernels_asks_nothing_of_the_host(small_buckets, make_world
     world = make_world(num_sequences=2, for_kernels=True, num_hidden_layers=2)
     world.prefill(6, 3)
     for counts in ((1, 0), (1, 2)):
-        world.check(world.packed(*counts))
+        world.check(world.flat(*counts))
 
 
 def test_token_ids_may_be_put_in_place_on_the_device(world):
     world.prefill(5, 2)
-    packed = world.packed(1, 1)
-    known = world.recorded.forward(packed).clone()
-    unknown = packed._replace(token_ids=torch.zeros_like(packed.token_ids))
+    flat = world.flat(1, 1)
+    known = world.recorded.forward(flat).clone()
+    unknown = flat._replace(token_ids=torch.zeros_like(flat.token_ids))
     assert not torch.equal(world.recorded.forward(unknown), known)
-    unknown.token_ids[torch.tensor([0, 1])] = packed.token_ids
+    unknown.token_ids[torch.tensor([0, 1])] = flat.token_ids
     world.check(unknown)
     assert torch.equal(world.recorded.forward(unknown), known)
 
@@ -210,17 +210,17 @@ def test_token_ids_may_be_put_in_place_on_the_device(world):
 def test_the_smallest_bucket_that_holds_a_batch(num_tokens, num_rows, num_samples, expected):
     max_query = 1 if num_rows == num_tokens else num_tokens
     sizes = (num_tokens,), (num_rows + 1,), (num_rows,), (num_rows, 1), (num_samples,)
-    packed = PackedBatch(*(torch.empty(size, device="meta") for size in sizes), max_query)
-    assert Bucket.holding(packed, 256) == expected
+    flat = FlatBatch(*(torch.empty(size, device="meta") for size in sizes), max_query)
+    assert Bucket.holding(flat, 256) == expected
 
 
 def test_what_fits_no_bucket_is_left_to_the_caller_and_untouched():
     world = CheckedWorld(num_sequences=3, max_model_len=16)
     world.prefill(8, 17, 1)
     before = world.snapshot()
-    assert world.recorded.forward(world.packed(0, 1)) is None  # longer than max_model_len
-    packed = pack_rows(world.rows(1, 0, 1) * 3, world.block_size, world.device)
-    assert world.recorded.forward(packed) is None  # 6 rows, where 3 were said to be the most
+    assert world.recorded.forward(world.flat(0, 1)) is None  # longer than max_model_len
+    flat = flatten_rows(world.rows(1, 0, 1) * 3, world.block_size, world.device)
+    assert world.recorded.forward(flat) is None  # 6 rows, where 3 were said to be the most
     assert world.recorder.count == 0
     for part, same in zip(world.snapshot(), before, strict=True):
         assert torch.equal(part.view(torch.int32), same.view(torch.int32))
@@ -229,13 +229,13 @@ def test_what_fits_no_bucket_is_left_to_the_caller_and_untouched():
 def test_after_a_failed_recording_there_are_no_graphs_and_one_warning(world, caplog):
     world.prefill(5, 2)
     with caplog.at_level(logging.WARNING):
-        world.check(world.packed(1, 1))
+        world.check(world.flat(1, 1))
         world.recorder.is_broken = True
-        world.check(world.packed(1, 1))  # recorded before
-        assert world.recorded.forward(world.packed(1)) is None
+        world.check(world.flat(1, 1))  # recorded before
+        assert world.recorded.forward(world.flat(1)) is None
         world.recorder.is_broken = False
-        assert world.recorded.forward(world.packed(1)) is None
-        assert world.recorded.forward(world.packed(1, 1)) is None
+        assert world.recorded.forward(world.flat(1)) is None
+        assert world.recorded.forward(world.flat(1, 1)) is None
     [record] = caplog.records
     assert "no CUDA graphs from now on" in record.message and "num_tokens=1" in record.message
     assert "operation not permitted" in caplog.text
@@ -247,22 +247,22 @@ def test_layers_on_several_devices_have_no_graphs():
     world = CheckedWorld()
     devices = [world.device, torch.device("meta")]
     decoder = SimpleNamespace(device=world.device, layer_devices=devices)
-    graphs = Graphs(decoder, world.num_kv_heads, world.block_size, 64, 4, world.recorder)
-    assert graphs.forward(world.packed(1)) is None
+    graphs = Graphs(decoder, 64, 4, world.recorder)
+    assert graphs.forward(world.flat(1)) is None
 
 
 def test_packed_parts_are_those_of_the_rows_and_aligned():
     world = CheckedWorld()
     world.prefill(6, 0, 2)
     rows = world.rows(1, 3, 1)
-    packed = pack_rows(rows, world.block_size, world.device)
-    assert packed.token_ids.tolist() == [token for row in rows for token in row.token_ids]
-    assert packed.starts.tolist() == [0, 1, 4, 5] and packed.lengths.tolist() == [7, 3, 3]
-    assert packed.last_tokens.tolist() == [0, 3, 4] and packed.max_query == 3
+    flat = flatten_rows(rows, world.block_size, world.device)
+    assert flat.token_ids.tolist() == [token for row in rows for token in row.token_ids]
+    assert flat.starts.tolist() == [0, 1, 4, 5] and flat.lengths.tolist() == [7, 3, 3]
+    assert flat.last_tokens.tolist() == [0, 3, 4] and flat.max_query == 3
     first, second, third = (row.sequence.table.ids for row in rows)
-    assert packed.tables.tolist() == [first[:2], [second[0], 0], [third[0], 0]]
-    assert all(part.data_ptr() % 16 == 0 and part.dtype == torch.int32 for part in packed[:5])
-    positions, plan = packed.lay_out(world.num_kv_heads, world.block_size)
+    assert flat.tables.tolist() == [first[:2], [second[0], 0], [third[0], 0]]
+    assert all(part.data_ptr() % 16 == 0 and part.dtype == torch.int32 for part in flat[:5])
+    positions, plan = flat.plan_attention(world.num_kv_heads, world.block_size)
     assert positions.tolist() == [6, 0, 1, 2, 2]
     places = [first[1] * 4 + 2, *(second[0] * 4 + place for place in range(3)), third[0] * 4 + 2]
     assert plan.slots.tolist() == places

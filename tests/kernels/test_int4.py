@@ -193,7 +193,7 @@ TYPES = {"words": "*i32", "scales": "*fp16", "zeros": "*u8", "parts": "*fp32"}
 TYPES |= {name: "*bf16" for name in ("x", "bias", "y", "unpacked")}
 group = {"GROUP_SIZE": 128, "NUM_WORDS": 32}
 for rows, splits in ((1, 1), (1, 8), (64, 1), (64, 8)):
-    tile = int4.choose_tile(rows, is_exact=False)
+    tile = int4.choose_tile(rows, is_batch_invariant=False)
     constants = group | {
         "GROUP_PLANES": 2, "IS_WHOLE": True, "NUM_OUTPUTS": tile.outputs,
         "NUM_ROWS": tile.rows, "NUM_SPLITS": splits, "HAS_BIAS": False,

@@ -16,8 +16,7 @@ from tests.kernels.conftest import DEVICE
 from tests.kernels.hopper import run
 from workers.engine import sampler, top_p_sampling_gpu
 from workers.engine.gumbel_noise import gumbel
-from workers.engine.logits_processors import SamplingRow
-from workers.engine.top_p_sampling_cpu import DrawParams
+from workers.engine.sampling_rows import SamplingRow, SamplingTensors
 
 pytest.importorskip("triton", reason="kernels need the package triton")
 
@@ -150,7 +149,7 @@ def test_what_a_row_may_draw_is_what_torch_allows(top_k, kind, monkeypatch):
             threshold, logits, logits.view(-1, 8).amax(1), listed, k, p, m, 480, 60,
             SEGMENT=8, TILE=4, PADDED_SEGMENTS=64,
         )  # fmt: skip
-        params = DrawParams(k, p, m, k, k)
+        params = SamplingTensors(k, k, p, m, k, k)
         allowed = top_p_sampling_gpu.allow(logits, params, has_top_k=True, has_top_p=True)
         assert torch.equal(logits >= threshold, allowed)
 

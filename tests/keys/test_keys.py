@@ -27,7 +27,7 @@ def path(tmp_path):
 
 @pytest.fixture(autouse=True)
 def look_always(monkeypatch):
-    monkeypatch.setattr(key_ring, "LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(key_ring, "POLL_SECONDS", 0.0)
 
 
 def add(path, **facts):
@@ -132,7 +132,7 @@ def test_a_file_that_breaks_or_goes_leaves_the_last_keys_and_one_line(path, capl
 
 def test_the_file_is_looked_at_no_more_than_once_a_second(path, monkeypatch):
     first = add(path)
-    monkeypatch.setattr(key_ring, "LOOK_SECONDS", 3600)
+    monkeypatch.setattr(key_ring, "POLL_SECONDS", 3600)
     ring = KeyRing(path)
     assert ring.find(first.text)
     assert ring.find(add(path).text) is None

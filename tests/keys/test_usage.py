@@ -13,7 +13,7 @@ from qwenapi.errors import RateLimited
 from qwenapi.keys import KeyUsage, RateLimit
 from qwenapi.keys.key import Key, KeyLimits
 from qwenapi.keys.usage import LAYOUT, NUM_COLUMNS, create_usage_memory
-from workers.wire.shared_memory import remove_shared_memory
+from workers.wire.shared_memory_files import remove_shared_memory
 
 SPAWN = multiprocessing.get_context("spawn")
 

@@ -35,76 +35,76 @@ def test_every_alert_has_a_level():
 
 
 def test_an_idle_service_has_no_alert():
-    assert rules().look(snapshot(), [engine_row(starts=1)], NOW) == set()
+    assert rules().check(snapshot(), [engine_row(starts=1)], NOW) == set()
 
 
 def test_many_failures_raise_error_rate_until_they_are_five_minutes_old():
-    look = rules(alerts_error_rate=0.1, alerts_min_requests=20).look
-    assert not look(ended(1000), [], NOW)
-    assert not look(ended(1009, failed=10), [], NOW + 1)  # half of them, but only 19 requests
-    assert look(ended(1010, failed=10), [], NOW + 2) == {"error_rate"}
-    assert look(ended(1010, failed=10), [], NOW + 300) == {"error_rate"}
-    assert not look(ended(1010, failed=10), [], NOW + 302)
-    assert not look(ended(1110, failed=20), [], NOW + 303)  # 10 of 110
+    check = rules(alerts_error_rate=0.1, alerts_min_requests=20).check
+    assert not check(ended(1000), [], NOW)
+    assert not check(ended(1009, failed=10), [], NOW + 1)  # half of them, but only 19 requests
+    assert check(ended(1010, failed=10), [], NOW + 2) == {"error_rate"}
+    assert check(ended(1010, failed=10), [], NOW + 300) == {"error_rate"}
+    assert not check(ended(1010, failed=10), [], NOW + 302)
+    assert not check(ended(1110, failed=20), [], NOW + 303)  # 10 of 110
 
 
 def test_callers_who_leave_are_no_failures():
-    look = rules(alerts_min_requests=1).look
-    assert not look(ended(0), [], NOW)
-    assert not look(ended(5, cancelled=50), [], NOW + 1)
+    check = rules(alerts_min_requests=1).check
+    assert not check(ended(0), [], NOW)
+    assert not check(ended(5, cancelled=50), [], NOW + 1)
 
 
 def test_a_queue_is_near_full_by_its_own_profiles_limit():
     def waiting(profile, number):
         return snapshot({profile: counts(accepted=number)})
 
-    look = rules(alerts_queue=0.8).look
-    assert not look(waiting("news", 7), [], NOW)
-    assert look(waiting("news", 8), [], NOW) == {"queue_near_full"}
-    assert not look(waiting("openai", 8), [], NOW)
-    assert look(waiting("openai", 820), [], NOW) == {"queue_near_full"}
+    check = rules(alerts_queue=0.8).check
+    assert not check(waiting("news", 7), [], NOW)
+    assert check(waiting("news", 8), [], NOW) == {"queue_near_full"}
+    assert not check(waiting("openai", 8), [], NOW)
+    assert check(waiting("openai", 820), [], NOW) == {"queue_near_full"}
 
 
 def test_slow_first_tokens_raise_an_alert_only_when_there_are_enough_of_them():
-    look = rules(alerts_ttft_p95=2.0, alerts_min_requests=20).look
+    check = rules(alerts_ttft_p95=2.0, alerts_min_requests=20).check
 
     def records(slow, quick, age=0.0):
         made = [record(9.0, 3.0, 5, NOW - age)] * slow + [record(9.0, 0.1, 5, NOW - age)] * quick
         return snapshot(records=made)
 
-    assert not look(records(19, 0), [], NOW)
-    assert look(records(20, 0), [], NOW) == {"ttft_p95"}
-    assert look(records(2, 18), [], NOW) == {"ttft_p95"}
-    assert not look(records(1, 39), [], NOW)
-    assert not look(records(20, 0, age=301), [], NOW)
+    assert not check(records(19, 0), [], NOW)
+    assert check(records(20, 0), [], NOW) == {"ttft_p95"}
+    assert check(records(2, 18), [], NOW) == {"ttft_p95"}
+    assert not check(records(1, 39), [], NOW)
+    assert not check(records(20, 0, age=301), [], NOW)
 
 
 def test_a_full_cache_is_an_alert_after_thirty_seconds_on_end():
-    look = rules(alerts_kv_cache=0.95).look
+    check = rules(alerts_kv_cache=0.95).check
     full = [engine_row(), engine_row(1, total_blocks=100, free_blocks=5)]
     other = [engine_row(), engine_row(1, total_blocks=100, free_blocks=6)]
-    assert not look(snapshot(), full, NOW)
-    assert not look(snapshot(), full, NOW + 29)
-    assert not look(snapshot(), other, NOW + 29.5)
-    assert not look(snapshot(), full, NOW + 31)
-    assert look(snapshot(), full, NOW + 61) == {"kv_cache_full"}
-    assert not look(snapshot(), other, NOW + 62)
+    assert not check(snapshot(), full, NOW)
+    assert not check(snapshot(), full, NOW + 29)
+    assert not check(snapshot(), other, NOW + 29.5)
+    assert not check(snapshot(), full, NOW + 31)
+    assert check(snapshot(), full, NOW + 61) == {"kv_cache_full"}
+    assert not check(snapshot(), other, NOW + 62)
 
 
 def test_restarts_count_for_ten_minutes_from_when_they_were_seen():
-    look = rules(alerts_engine_restarts=3).look
-    assert not look(snapshot(), [engine_row(starts=9)], NOW)  # before this process looked
-    assert not look(snapshot(), [engine_row(starts=11)], NOW + 1)
+    check = rules(alerts_engine_restarts=3).check
+    assert not check(snapshot(), [engine_row(starts=9)], NOW)  # before this process began
+    assert not check(snapshot(), [engine_row(starts=11)], NOW + 1)
     later = [engine_row(starts=11), engine_row(1, starts=5)]  # an engine just met
-    assert not look(snapshot(), later, NOW + 2)
-    assert look(snapshot(), [engine_row(starts=11), engine_row(1, starts=6)], NOW + 3)
-    assert look(snapshot(), [engine_row(starts=11)], NOW + 600) == {"engine_restarts"}
-    assert not look(snapshot(), [engine_row(starts=11)], NOW + 602)
-    assert not look(snapshot(), [engine_row(starts=1)], NOW + 603)  # a new model half
+    assert not check(snapshot(), later, NOW + 2)
+    assert check(snapshot(), [engine_row(starts=11), engine_row(1, starts=6)], NOW + 3)
+    assert check(snapshot(), [engine_row(starts=11)], NOW + 600) == {"engine_restarts"}
+    assert not check(snapshot(), [engine_row(starts=11)], NOW + 602)
+    assert not check(snapshot(), [engine_row(starts=1)], NOW + 603)  # a new model half
 
 
 @pytest.fixture
-def watched():
+def monitored():
     metrics_store = MetricsStore.lease("", ("news", "openai"))
     engines, clock = Engines(), [NOW]
     watch = AlertMonitor(
@@ -119,8 +119,8 @@ def watched():
     return engines, tick
 
 
-def test_an_alert_says_since_when_it_is_up_and_goes(watched, caplog):
-    _, tick = watched
+def test_an_alert_says_since_when_it_is_up_and_goes(monitored, caplog):
+    _, tick = monitored
     assert tick(NOW, 1).alerts == {}
     assert tick(NOW + 10, 2).alerts == {"engine_restarts": pytest.approx(NOW + 10)}
     assert tick(NOW + 20, 2).alerts == {"engine_restarts": pytest.approx(NOW + 10)}
@@ -129,8 +129,8 @@ def test_an_alert_says_since_when_it_is_up_and_goes(watched, caplog):
     assert lines == ["alert engine_restarts is up"]
 
 
-def test_replays_go_on_from_what_the_slots_last_owner_counted(watched):
-    engines, tick = watched
+def test_replays_go_on_from_what_the_slots_last_owner_counted(monitored):
+    engines, tick = monitored
     engines.num_replays = 2
     assert tick(NOW, 1).replays == 2
 

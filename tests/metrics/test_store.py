@@ -121,12 +121,12 @@ def test_what_a_killed_process_had_in_flight_is_failed_at_once_and_for_good(path
     code = (
         "import os, signal, sys, time\n"
         "from qwenapi.metrics.store import MetricsStore\n"
-        "ledger = MetricsStore.lease(sys.argv[1], ('news', 'openai'))\n"
+        "store = MetricsStore.lease(sys.argv[1], ('news', 'openai'))\n"
         "for started in (True, False):\n"
-        "    entry = metrics store.begin('openai', time.monotonic())\n"
-        "    entry.accept(5)\n"
-        "    started and entry.start()\n"
-        "ledger.set_alerts([1, 2, 3, 4, 5])\n"
+        "    metrics = store.begin('openai', time.monotonic())\n"
+        "    metrics.accept(5)\n"
+        "    started and metrics.start()\n"
+        "store.set_alerts([1, 2, 3, 4, 5])\n"
         "os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     done = subprocess.run([sys.executable, "-c", code, path])
@@ -140,12 +140,12 @@ def test_what_a_killed_process_had_in_flight_is_failed_at_once_and_for_good(path
     assert snapshot(path).total["accepted"] == 4
 
 
-def test_twenty_deaths_leave_the_page_as_large_as_it_was(path):
+def test_twenty_deaths_leave_the_memory_as_large_as_it_was(path):
     size = os.stat(path).st_size
     code = (
         "import os, sys, time; from qwenapi.metrics.store import MetricsStore\n"
-        "ledger = MetricsStore.lease(sys.argv[1], ('news', 'openai'))\n"
-        "ledger.begin('news', time.monotonic()).accept(1); os._exit(9)\n"
+        "store = MetricsStore.lease(sys.argv[1], ('news', 'openai'))\n"
+        "store.begin('news', time.monotonic()).accept(1); os._exit(9)\n"
     )
     for _ in range(20):
         subprocess.run([sys.executable, "-c", code, path])
@@ -166,7 +166,7 @@ def test_with_every_slot_taken_a_process_counts_for_itself(path):
     assert snapshot(path).total["successful"] == 0
 
 
-def test_without_a_page_a_process_counts_for_itself():
+def test_without_shared_memory_a_process_counts_for_itself():
     metrics_store = MetricsStore.lease("", PROFILES)
     give_answer(metrics_store)
     assert not metrics_store.is_shared

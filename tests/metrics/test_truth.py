@@ -30,7 +30,8 @@ from tests.metrics.callers import (
     generate,
 )
 from tests.running_server import RunningServer, quickest, wait_for
-from workers.wire.shared_memory import SharedMemory, shared_memory_path
+from workers.wire.shared_memory import SharedMemory
+from workers.wire.shared_memory_files import shared_memory_path
 
 PROFILES = tuple(tomllib.loads((etc_dir() / "profiles/all.toml").read_text())["api"]["profiles"])
 LAYOUT = metrics_layout(PROFILES)
@@ -334,7 +335,7 @@ def test_a_full_storage_is_counted_as_one_that_is_not_available():
 
 @pytest.fixture
 def without_room():
-    """Let what is started meanwhile make no file as large as the metrics store's page."""
+    """Let what is started meanwhile make no file as large as the shared memory of the metrics."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, limits[1]))
     yield

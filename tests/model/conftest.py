@@ -1,3 +1,3 @@
-"""The tiny models and drivers of the engine's tests, for tests of the model alone."""
+"""Tiny models and the engines over them, as the tests of the engine have them."""
 
 from tests.engine.conftest import drive, model_of, prompts  # noqa: F401

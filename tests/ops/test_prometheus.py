@@ -3,40 +3,26 @@
 import json
 import math
 import re
-import shutil
-import socket
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-import requests
 
-from qwenapi.settings.table import Settings, etc_dir
+from qwenapi.settings.table import Settings
 from tests.metrics.callers import chat, coder, completions
+from tests.ops.prometheus import (
+    CONFIG,
+    DASHBOARD,
+    PANELS,
+    RULES,
+    VARIABLES,
+    Prometheus,
+    needs_prometheus,
+    replaced,
+)
 from tests.running_server import RunningServer, wait_for
 
-CONFIG, RULES = etc_dir() / "prometheus/prometheus.yml", etc_dir() / "prometheus/rules.yml"
-DASHBOARD = json.loads((etc_dir() / "grafana/qwenapi.json").read_text())
-PANELS = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
-# What Grafana puts in for its variables.
-VARIABLES = {
-    "$__rate_interval": "5s",
-    "$__range": "1m",
-    "$instance": ".*",
-    "$profile": ".*",
-}
-SHORTER = {"[5m]": "[8s]", "[10m]": "[20s]", "for: 1m": "for: 1s", "for: 30s": "for: 1s"}
-
-pytestmark = pytest.mark.skipif(
-    not (shutil.which("prometheus") and shutil.which("promtool")),
-    reason="prometheus is missing (sudo apt-get install prometheus)",
-)
-
-
-def replaced(text, changes):
-    for old, new in changes.items():
-        text = text.replace(old, new)
-    return text
+pytestmark = needs_prometheus
 
 
 @pytest.fixture(scope="module")
@@ -53,59 +39,11 @@ def server(tmp_path_factory):
         server.close()
 
 
-class Prometheus:
-    """A Prometheus with the shipped configuration, quicker, and what it knows."""
-
-    def __init__(self, folder, target):
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            address = f"127.0.0.1:{free.getsockname()[1]}"
-        self.url = f"http://{address}/api/v1/"
-        config = replaced(CONFIG.read_text(), {"15s": "1s", "127.0.0.1:8000": target})
-        (folder / "prometheus.yml").write_text(config)
-        (folder / "rules.yml").write_text(replaced(RULES.read_text(), SHORTER))
-        with (folder / "log").open("w") as log:
-            self.process = subprocess.Popen(
-                [
-                    "prometheus",
-                    f"--config.file={folder}/prometheus.yml",
-                    f"--storage.tsdb.path={folder}/data",
-                    f"--web.listen-address={address}",
-                ],
-                stdout=log,
-                stderr=log,
-            )
-        wait_for(self._has_scraped, 30, (folder / "log").read_text)
-
-    def get(self, path, **parameters):
-        answer = requests.get(self.url + path, params=parameters, timeout=10)
-        assert answer.status_code == 200, f"{parameters}: {answer.text}"
-        return answer.json()["data"]
-
-    def values(self, expression, *, is_instant=False):
-        """Return the values of a query now, or of all its series in the last minute."""
-        if is_instant:
-            return [float(s["value"][1]) for s in self.get("query", query=expression)["result"]]
-        now = float(self.get("query", query="time()")["result"][0])
-        found = self.get("query_range", query=expression, start=now - 60, end=now, step=1)
-        return [float(value) for series in found["result"] for _, value in series["values"]]
-
-    def firing(self):
-        alerts = self.get("alerts")["alerts"]
-        return {alert["labels"]["alertname"] for alert in alerts if alert["state"] == "firing"}
-
-    def _has_scraped(self):
-        try:
-            return self.values("qwenapi_ready", is_instant=True) == [1]
-        except (requests.ConnectionError, AssertionError):
-            return False
-
-
 @pytest.fixture(scope="module")
 def prometheus(server, tmp_path_factory):
     found = Prometheus(tmp_path_factory.mktemp("prometheus"), server.url.removeprefix("http://"))
     yield found
-    found.process.terminate()
-    found.process.wait(20)
+    found.close()
 
 
 @pytest.fixture(scope="module")

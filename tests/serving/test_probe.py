@@ -15,13 +15,13 @@ def listener():
 
 def answer(listener, probe, now, text):
     """Let the probe ask and be answered."""
-    probe.look(now)
+    probe.tick(now)
     connection, _ = listener.sock.accept()
     with connection:
         assert connection.recv(4096).startswith(b"GET /readyz ")
         connection.sendall(text)
     for _ in range(50):
-        probe.look(now)
+        probe.tick(now)
 
 
 @pytest.mark.parametrize(
@@ -40,11 +40,11 @@ def test_200_is_readiness_and_nothing_else_is(listener, text, is_ready):
 
 def test_it_asks_again_after_its_pause_when_it_got_no_answer(listener):
     probe = Probe(listener, pause=5)
-    probe.look(100)
-    probe.look(100 + PATIENCE_SECONDS)
+    probe.tick(100)
+    probe.tick(100 + PATIENCE_SECONDS)
     assert not probe.is_ready
     listener.sock.accept()[0].close()
-    probe.look(104 + PATIENCE_SECONDS)
+    probe.tick(104 + PATIENCE_SECONDS)
     answer(listener, probe, 105 + PATIENCE_SECONDS, b"HTTP/1.1 200 OK\r\n\r\n")
     assert probe.is_ready
     probe.stop()
@@ -59,7 +59,7 @@ def test_a_full_backlog_is_no_miss_and_never_waited_for(listener):
         sock.setblocking(False)
         sock.connect_ex(listener.local_address)
         callers.append(sock)
-    probe.look(100)
+    probe.tick(100)
     assert probe.is_ready
     probe.stop()
     for sock in callers:

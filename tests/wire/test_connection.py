@@ -6,12 +6,13 @@ import pytest
 from tests.running_server import wait_for
 from tests.wire.test_protocol import CARD
 from workers.errors import ConfigError, ProtocolError
-from workers.wire.connection import ConnectionEnded, Outbox, connect
+from workers.wire.connection import ConnectionEnded, connect
+from workers.wire.framing import FrameReader, encode
+from workers.wire.outbox import Outbox
 from workers.wire.protocol import (
     Abort,
     Accepted,
     Attach,
-    FrameReader,
     Generate,
     Hello,
     Ping,
@@ -19,7 +20,6 @@ from workers.wire.protocol import (
     SamplingParams,
     Started,
     StepUpdate,
-    encode,
 )
 from workers.worker.listener import EngineListener
 

@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from workers.errors import ProtocolError
+from workers.wire.framing import FrameReader, encode
 from workers.wire.protocol import (
     Abort,
     Accepted,
@@ -12,7 +13,6 @@ from workers.wire.protocol import (
     Chunk,
     Failed,
     Finished,
-    FrameReader,
     Generate,
     Hello,
     ModelCard,
@@ -23,7 +23,6 @@ from workers.wire.protocol import (
     Started,
     StepUpdate,
     TokenLogprob,
-    encode,
     wire_id,
 )
 

@@ -7,7 +7,9 @@ import pytest
 
 from workers.errors import SharedMemoryError
 from workers.wire.engine_stats import ENGINE_LAYOUT
-from workers.wire.shared_memory import Layout, SharedMemory, shared_memory_path
+from workers.wire.layout import Layout
+from workers.wire.shared_memory import SharedMemory
+from workers.wire.shared_memory_files import shared_memory_path
 
 
 def test_what_the_owner_writes_every_reader_sees(tmp_path):

@@ -2,7 +2,7 @@ import msgspec
 import pytest
 
 from tests.wire.test_protocol import CARD
-from workers.engine_core import EngineStats
+from workers.wire.engine_stats import EngineStats
 from workers.wire.protocol import Generate, SamplingParams, wire_id
 from workers.worker.admission import MIN_FINISHED, Admission
 

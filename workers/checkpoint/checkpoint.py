@@ -1,7 +1,7 @@
-"""Checkpoint: what a model folder says about itself, each part read and checked on first use.
+"""Checkpoint: a model folder's config, weights, stop ids, sampling defaults and hash.
 
-Knows stop ids, sampling defaults and identity; config, packing and weights are read by the modules
-beside this one. Refuses to know how weights become a model.
+Read without torch, each part on first use; config, packing and weights by the modules beside this
+one. Refuses to know how weights become a model.
 """
 
 import hashlib

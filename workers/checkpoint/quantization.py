@@ -83,18 +83,18 @@ def read_quantization(raw: Mapping[str, Any], file: Path) -> Quantization | None
     fields = raw.get("quantization_config")
     if fields is None:
         return None
-    said = _Said(file, fields)
+    said = _PackingFields(file, fields)
     return METHODS[str(said.one_of("quant_method", *METHODS))](said)
 
 
-def _read_awq(said: "_Said") -> Quantization:
+def _read_awq(said: "_PackingFields") -> Quantization:
     said.one_of("bits", 4)
     said.one_of("version", "gemm", "GEMM")
     said.one_of("zero_point", True, otherwise=True)
     return Int4Quantization("awq", said.group_size())
 
 
-def _read_gptq(said: "_Said") -> Quantization:
+def _read_gptq(said: "_PackingFields") -> Quantization:
     said.one_of("bits", 4)
     said.one_of("pack_dtype", "int32", otherwise="int32")
     said.one_of("is_marlin_format", False, None, otherwise=False)
@@ -104,11 +104,14 @@ def _read_gptq(said: "_Said") -> Quantization:
     return Int4Quantization("gptq", said.group_size(), bool(is_reordered), form == "gptq")
 
 
-METHODS: Mapping[str, Callable[["_Said"], Quantization]] = {"awq": _read_awq, "gptq": _read_gptq}
+METHODS: Mapping[str, Callable[["_PackingFields"], Quantization]] = {
+    "awq": _read_awq,
+    "gptq": _read_gptq,
+}
 
 
 @dataclass(frozen=True)
-class _Said:
+class _PackingFields:
     """The quantization_config of a file, whose fields are checked as they are read."""
 
     file: Path

@@ -40,7 +40,7 @@ class RopeParameters:
     def read(cls, raw: Mapping[str, Any], num_positions: int, file: Path) -> "RopeParameters":
         """Return what config.json says; raise ModelError if it would be computed wrongly."""
         name = "rope_scaling" if raw.get("rope_scaling") else "rope_parameters"
-        said = _Said(file, name, raw.get(name) or {})
+        said = _RopeFields(file, name, raw.get(name) or {})
         kind = said.kind()
         required, optional = _KINDS[kind]
         original = raw.get(_ORIGINAL) or said.fields.get(_ORIGINAL) or num_positions
@@ -89,7 +89,7 @@ def _fold_attn_factor(values: dict[str, Any]) -> None:
 
 
 @dataclass(frozen=True)
-class _Said:
+class _RopeFields:
     """The object of config.json that speaks of rope, whose fields are checked as they are read."""
 
     file: Path

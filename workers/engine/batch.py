@@ -1,10 +1,10 @@
-"""What one step computes: which sequences, and how many tokens of each."""
+"""Batch: what one step computes, in rows of a sequence and some of its tokens."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from workers.engine.request import Request
 from workers.engine.sequence import Sequence
+from workers.engine.sequence_group import SequenceGroup
 
 
 class Row(NamedTuple):
@@ -42,7 +42,7 @@ class Batch:
     """The rows of one step, and the requests that run for the first time in it."""
 
     rows: tuple[Row, ...]
-    started: tuple[Request, ...]
+    started: tuple[SequenceGroup, ...]
 
     @property
     def num_tokens(self) -> int:

@@ -1,4 +1,4 @@
-"""The rows of a batch as one buffer of integers: one copy to the device, where the rest is derived.
+"""Lay a batch's rows out on the device as one FlatBatch, by a single copy of integers.
 
 token ids │ starts │ lengths │ last tokens of sampled rows │ block tables, one row after another
 """
@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from workers.engine.batch import Row
-from workers.model.layout.packed_batch import PackedBatch
+from workers.model.layout.flat_batch import FlatBatch
 
 # In elements of four bytes.
 _ALIGNMENT = 4
 
 
-def pack_rows(rows: Sequence[Row], block_size: int, device: torch.device) -> PackedBatch:
+def flatten_rows(rows: Sequence[Row], block_size: int, device: torch.device) -> FlatBatch:
     """Lay rows out flat on a device, in their order."""
     counts = np.array([row.num_tokens for row in rows])
     starts = np.concatenate(([0], counts.cumsum()))
@@ -26,7 +26,7 @@ def pack_rows(rows: Sequence[Row], block_size: int, device: torch.device) -> Pac
     parts = [_token_ids(rows, starts), starts, lengths, samples, tables.ravel()]
     token_ids, on_device, lengths_there, last_tokens, flat = _upload(parts, device)
     table = flat.view(tables.shape)
-    return PackedBatch(token_ids, on_device, lengths_there, table, last_tokens, int(counts.max()))
+    return FlatBatch(token_ids, on_device, lengths_there, table, last_tokens, int(counts.max()))
 
 
 def sampled_tokens(rows: Sequence[Row]) -> list[int]:
@@ -55,7 +55,7 @@ def _tables(rows: Sequence[Row], num_blocks: np.ndarray) -> np.ndarray:
 
 
 def _upload(parts: list[np.ndarray], device: torch.device) -> list[Tensor]:
-    """Return int32 copies of the parts on a device, by one transfer.
+    """Return int32 copies of the parts on a device, by one copy.
 
     Each begins where 16 bytes do: of a kernel whose pointers do and do not, Triton makes two.
     """

@@ -1,4 +1,4 @@
-"""Which blocks of the KV cache belong to whom, and which finished ones can be used again.
+"""BlockManager: who owns which block of the KV cache, and the prefix cache of finished ones.
 
 Knows block ids and the tokens of full blocks. Refuses to know tensors, scheduling and requests.
 

@@ -1,13 +1,13 @@
-"""The real engine: a model in memory and the loop body that advances every request by one step.
+"""Engine: the real engine, a model in memory that advances every request by one step at a time.
 
-Knows how the parts fit together. Refuses to know sockets, admission and processes:
-`workers.worker.worker` drives it through `workers.engine_core.EngineCore`. An error inside
-a step is not caught: what the device and the blocks then hold is unknown, so the process has to end
-and be started again.
+Knows how the parts fit together. Refuses to know sockets, admission and processes; a Worker drives
+it as an EngineCore. An error inside a step is not caught: what the device and the blocks then hold
+is unknown, so the process has to end and be started again.
 """
 
 import time
 from collections.abc import Callable
+from typing import Any
 
 from workers.config import EngineConfig
 from workers.engine.block_manager import BlockManager
@@ -16,11 +16,12 @@ from workers.engine.request import Request
 from workers.engine.sampler import Sample
 from workers.engine.scheduler import Scheduler
 from workers.engine.sequence import Sequence
+from workers.engine.sequence_group import SequenceGroup
 from workers.engine.start import start
-from workers.engine_core import EngineStats, Key, StepOutput
+from workers.engine_core import Key, StepOutput
+from workers.model.loader import Progress
+from workers.wire.engine_stats import EngineStats
 from workers.wire.protocol import Chunk, Failed, Generate, Started
-
-Progress = Callable[[str, float], None]
 
 
 class Engine:
@@ -42,7 +43,7 @@ class Engine:
         # The step whose samples are not known yet, where steps overlap.
         self._under_way: RunningStep | None = None
         self._clock = clock
-        self._requests: dict[Key, Request] = {}
+        self._groups: dict[Key, SequenceGroup] = {}
         self._num_added = 0
         # What `add` found out and the next step reports.
         self._pending = StepOutput()
@@ -56,30 +57,32 @@ class Engine:
 
     def add(self, key: Key, request: Generate) -> None:
         """Queue an admitted request; one that cannot run is answered by the next step."""
-        assert key not in self._requests
+        assert key not in self._groups
         if not self._is_valid(request):
             self._pending.failed.append((key, Failed(request.wid, "engine_error")))
             return
         self._num_added += 1
         card = self.card
-        state = Request(key, request, self._num_added, card.eos_token_ids, card.max_model_len)
-        full = [sequence for sequence in state.sequences if sequence.is_finished]
+        group = SequenceGroup(
+            Request(key, request, self._num_added, card.eos_token_ids, card.max_model_len)
+        )
+        full = [sequence for sequence in group.sequences if sequence.is_finished]
         self._pending.chunks += [(key, _last_chunk(sequence)) for sequence in full]
-        if state.is_finished:
+        if group.is_finished:
             self._pending.started.append((key, Started(request.wid, 0)))
-            self._pending.finished.append((key, state.finished()))
+            self._pending.finished.append((key, group.finished()))
             return
-        self._requests[key] = state
-        self._scheduler.add(state, self._clock())
+        self._groups[key] = group
+        self._scheduler.add(group, self._clock())
 
     def abort(self, key: Key, choices: tuple[int, ...] = ()) -> bool:
         """Forget these choices of a request (none named: all) and free what they hold."""
-        request = self._requests.get(key)
-        if request is not None:
-            self._scheduler.abort(request, choices or request.generate.choices)
-            if not request.is_finished:
+        group = self._groups.get(key)
+        if group is not None:
+            self._scheduler.abort(group, choices or group.request.generate.choices)
+            if not group.is_finished:
                 return False
-            del self._requests[key]
+            del self._groups[key]
         self._pending = _without(self._pending, key)
         return True
 
@@ -95,14 +98,15 @@ class Engine:
             self._take(previous, output)  # drafts continue what is known
             previous = None
         batch = self._scheduler.schedule()
-        for request in self._scheduler.expire(self._clock()):
-            del self._requests[request.key]
+        for group in self._scheduler.expire(self._clock()):
+            request = group.request
+            del self._groups[request.key]
             output.failed.append((request.key, Failed(request.generate.wid, "queue_timeout")))
-        for request in batch.started:
-            cached_tokens = request.cached_tokens or 0
+        for group in batch.started:
+            request, cached_tokens = group.request, group.cached_tokens or 0
             output.started.append((request.key, Started(request.generate.wid, cached_tokens)))
             self._prompt_tokens += len(request.prompt_ids)
-            self._cached_tokens += request.cached_tokens or 0
+            self._cached_tokens += cached_tokens
         launched = self._runner.launch(batch, previous) if batch.rows else None
         if previous is not None:
             self._take(previous, output)
@@ -132,8 +136,8 @@ class Engine:
     def check_integrity(self) -> None:
         """Raise AssertionError if requests, sequences and blocks do not add up."""
         self._scheduler.check_integrity()
-        assert all(not request.is_finished for request in self._requests.values())
-        if not self._requests:
+        assert all(not group.is_finished for group in self._groups.values())
+        if not self._groups:
             assert self._blocks.num_free == self._blocks.num_blocks
 
     def _is_valid(self, request: Generate) -> bool:
@@ -155,10 +159,10 @@ class Engine:
         self, sequence: Sequence, sample: Sample, num_later: int, output: StepOutput
     ) -> None:
         """Say that a token was sampled, with `num_later` after it in the same step."""
-        request, is_last = sequence.request, num_later == 0
+        key, is_last = sequence.request.key, num_later == 0
         self._generated_tokens += 1
         chunk = Chunk(
-            request.generate.wid,
+            sequence.request.generate.wid,
             sequence.choice,
             sequence.num_output_tokens - 1 - num_later,
             (sample.token_id,),
@@ -166,10 +170,10 @@ class Engine:
             sequence.stop_token_id if is_last else None,
             () if sample.logprob is None else (sample.logprob,),
         )
-        output.chunks.append((request.key, chunk))
-        if is_last and sequence.is_finished and request.is_finished:
-            del self._requests[request.key]
-            output.finished.append((request.key, request.finished()))
+        output.chunks.append((key, chunk))
+        if is_last and sequence.is_finished and (group := self._groups[key]).is_finished:
+            del self._groups[key]
+            output.finished.append((key, group.finished()))
 
 
 def overlaps(asked: str, device: str) -> bool:
@@ -189,9 +193,5 @@ def _last_chunk(sequence: Sequence) -> Chunk:
 
 
 def _without(output: StepOutput, key: Key) -> StepOutput:
-    return StepOutput(
-        [item for item in output.started if item[0] != key],
-        [item for item in output.chunks if item[0] != key],
-        [item for item in output.finished if item[0] != key],
-        [item for item in output.failed if item[0] != key],
-    )
+    parts: dict[str, list[Any]] = vars(output)
+    return StepOutput(**{k: [it for it in part if it[0] != key] for k, part in parts.items()})

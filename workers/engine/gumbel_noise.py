@@ -1,10 +1,10 @@
-"""Noise that depends on nothing but (seed, choice, position, token): the same wherever it is drawn.
+"""Gumbel noise that (seed, choice, position, token) alone decide, the same wherever it is drawn.
 
 A row's key is splitmix64 over seed, choice and position, in Python, once per row and step. A
 token's bits are two rounds of murmur3's 32-bit finaliser over token and key, in wrapping int32
 arithmetic that a uint32 kernel computes alike. The upper 24 bits become a uniform number, and that
 a Gumbel number: adding it to log-probabilities and taking the maximum draws from their
-distribution.
+distribution (Gumbel, 1954).
 """
 
 import torch

@@ -1,57 +1,17 @@
-"""What is done to logits before a temperature: bias, minimum length, penalties.
+"""Logits processors: bias, minimum length, penalties.
 
-Each processor collects the cells it changes over the whole batch and applies them at
-once, so that its cost is a few tensors per step and nothing for rows that do not use it.
+Each collects the cells it changes over the whole batch and applies them at once, so that its cost
+is a few tensors per step and nothing for rows that do not use it.
 """
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from workers.engine.sampling_rows import Array, SamplingRow
 from workers.model.layout.device_copy import to_device
-from workers.wire.protocol import SamplingParams
-
-MIN_TEMPERATURE = 1e-5
-
-Array = np.ndarray
-NO_TOKENS = np.array([], np.int64)
-
-
-@dataclass(frozen=True, slots=True)
-class SamplingRow:
-    """What the sampler knows of one row. `position` is the absolute index of the token to be drawn.
-
-    `prompt_set` holds the prompt's distinct tokens as int64, `output_counts` how often each was
-    generated; both stay empty for rows without penalties.
-    """
-
-    params: SamplingParams
-    choice: int = 0
-    position: int = 0
-    num_output: int = 0
-    stop_ids: frozenset[int] = frozenset()
-    prompt_set: Array = field(default_factory=lambda: NO_TOKENS)
-    output_counts: dict[int, int] = field(default_factory=dict)
-
-    @property
-    def is_greedy(self) -> bool:
-        # Smaller ones would overflow float32 logits; the best token has all the probability anyway.
-        return self.params.temperature < MIN_TEMPERATURE
-
-    @property
-    def is_processed(self) -> bool:
-        """Whether any processor changes this row."""
-        params = self.params
-        return bool(
-            params.logit_bias
-            or self.num_output < params.min_tokens
-            or params.repetition_penalty != 1.0
-            or params.presence_penalty
-            or params.frequency_penalty
-        )
 
 
 def process(logits: Tensor, rows: Sequence[SamplingRow]) -> None:

@@ -1,7 +1,7 @@
-"""From a batch to its sampled tokens: lays rows out flat, plans their attention, runs the model.
+"""ModelRunner: compute a batch on the device, from its rows to their sampled tokens.
 
 Knows sequences' tokens and block ids, and turns them into a few tensors per step. Refuses to know
-who runs next and what becomes of a token. Where kernels attend, packing.py lays the rows out.
+who runs next and what becomes of a token. Where kernels attend, batch_layout.py lays the rows out.
 
     flat batch:  one token of each decoding row, shortest context first │ the spans of prompts
 """
@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from workers.engine.batch import Batch, Row
-from workers.engine.batch_layout import pack_rows, sampled_tokens
+from workers.engine.batch_layout import flatten_rows, sampled_tokens
 from workers.engine.block_manager import TRASH
-from workers.engine.logits_processors import SamplingRow
 from workers.engine.sampler import Sample, TokenChoice, choose
+from workers.engine.sampling_rows import SamplingRow
 from workers.engine.sequence import Sequence
 from workers.model.attention.attention import AttentionPlan, DecodeGroup, PrefillSpan
 from workers.model.decoder import Decoder
@@ -58,27 +58,17 @@ class RunningStep:
 class ModelRunner:
     """The device half of a step."""
 
-    def __init__(
-        self,
-        decoder: Decoder,
-        num_kv_heads: int,
-        num_blocks: int,
-        block_size: int,
-        *,
-        for_kernels: bool = False,
-        graphs: Graphs | None = None,
-    ) -> None:
-        self._decoder = decoder
-        self._graphs = graphs
-        self._num_kv_heads = num_kv_heads
-        self._for_kernels = for_kernels
-        self._block_size = block_size
-        device = decoder.device
-        # Pages are ordered head-major: block b of head h is page h * num_blocks + b.
-        self._head_offsets = torch.arange(num_kv_heads, device=device)[:, None] * num_blocks
+    def __init__(self, decoder: Decoder, graphs: Graphs | None = None) -> None:
+        """`decoder` has its cache; `graphs` are for kernels alone."""
+        self._decoder, self._graphs = decoder, graphs
+        self._block_size = decoder.block_size
+        self._for_kernels = decoder.cache_shape.for_kernels
+        # As KVCache orders them: block b of head h is h * num_blocks + b.
+        heads = torch.arange(decoder.cache_shape.num_kv_heads, device=decoder.device)
+        self._head_offsets = heads[:, None] * decoder.num_blocks
 
     def device_memory(self) -> dict[str, int]:
-        """Return the bytes torch holds on the device, by the names of Gauges; none on a CPU."""
+        """Return the bytes torch holds on the device, named as in EngineStats; none on a CPU."""
         device = self._decoder.device
         if device.type != "cuda":
             return {}
@@ -90,32 +80,26 @@ class ModelRunner:
 
     def launch(self, batch: Batch, previous: RunningStep | None = None) -> RunningStep:
         """Begin a step; `previous`, if still under way, samples what some rows begin with."""
-        forward = self._forward_packed if self._for_kernels else self._forward_gathered
+        forward = self._forward_by_kernels if self._for_kernels else self._forward_by_torch
         rows, logits = forward(list(batch.rows), previous)
         sampling = [_sampling_row(row, index) for row in rows for index in range(row.num_samples)]
         if not sampling:
             return RunningStep(rows, None)
         return RunningStep(rows, choose(logits, sampling, by_kernels=self._for_kernels))
 
-    def _forward_packed(self, rows: Rows, previous: RunningStep | None) -> tuple[Rows, Tensor]:
+    def _forward_by_kernels(self, rows: Rows, previous: RunningStep | None) -> tuple[Rows, Tensor]:
         """Compute by kernels; return the rows in the order of their logits, and these."""
-        packed = pack_rows(rows, self._block_size, self._decoder.device)
-        _fill_awaited(packed.token_ids, rows, previous)
-        logits = self._graphs.forward(packed) if self._graphs else None
+        flat = flatten_rows(rows, self._block_size, self._decoder.device)
+        _fill_awaited(flat.token_ids, rows, previous)
+        logits = self._graphs.forward(flat) if self._graphs else None
         if logits is None:
-            positions, plan = packed.lay_out(
-                self._num_kv_heads,
-                self._block_size,
-                is_batch_invariant=self._decoder.is_batch_invariant,
-            )
-            logits = self._decoder.forward(packed.token_ids, positions, plan, packed.last_tokens)
+            logits = self._decoder.forward_flat(flat, flat.last_tokens)
         return rows, logits
 
-    def _forward_gathered(self, rows: Rows, previous: RunningStep | None) -> tuple[Rows, Tensor]:
+    def _forward_by_torch(self, rows: Rows, previous: RunningStep | None) -> tuple[Rows, Tensor]:
         """Compute by torch; return the rows in the order of their logits, and these."""
-        is_batch_invariant = (
-            self._decoder.is_batch_invariant
-        )  # then there are no groups, only spans
+        # Then there are no groups, only spans.
+        is_batch_invariant = self._decoder.is_batch_invariant
         decodes = [row for row in rows if row.num_tokens == 1 and not is_batch_invariant]
         decodes.sort(key=lambda row: row.start)
         prefills = [row for row in rows if row.num_tokens > 1 or is_batch_invariant]
@@ -166,25 +150,25 @@ class ModelRunner:
     ) -> DecodeGroup:
         if stop - first == 1:
             sequence = rows[first].sequence
-            pages = self._consecutive(sequence) or self._pages([sequence.table.ids])
-            return DecodeGroup(first, stop, pages, lengths[first], None)
+            blocks = self._consecutive(sequence) or self._head_blocks([sequence.table.ids])
+            return DecodeGroup(first, stop, blocks, lengths[first], None)
         tables = [_padded(row.sequence.table.ids, num_blocks) for row in rows[first:stop]]
         width = num_blocks * self._block_size
         length = self._tensor(lengths[first:stop])
         hidden = torch.arange(width, device=length.device) >= length[:, None]
         mask = torch.zeros(hidden.shape, dtype=self._decoder.dtype, device=length.device)
         mask.masked_fill_(hidden, float("-inf"))
-        return DecodeGroup(first, stop, self._pages(tables), width, mask[:, None])
+        return DecodeGroup(first, stop, self._head_blocks(tables), width, mask[:, None])
 
     def _prefill_spans(self, rows: list[Row], first: int) -> Iterator[PrefillSpan]:
         for row in rows:
             sequence = row.sequence
-            pages = self._consecutive(sequence) or self._pages([sequence.table.ids])
-            yield PrefillSpan(first, first + row.num_tokens, pages, row.stop)
+            blocks = self._consecutive(sequence) or self._head_blocks([sequence.table.ids])
+            yield PrefillSpan(first, first + row.num_tokens, blocks, row.stop)
             first += row.num_tokens
 
-    def _pages(self, tables: list[list[int]]) -> Tensor:
-        """Return the page numbers of equally long block tables for every head, head-major."""
+    def _head_blocks(self, tables: list[list[int]]) -> Tensor:
+        """Return the blocks of equally long tables for every head, head-major."""
         return (self._head_offsets + self._tensor(tables).view(1, -1)).view(-1)
 
     def _consecutive(self, sequence: Sequence) -> slice | None:

@@ -1,4 +1,4 @@
-"""Drafts for speculative decoding: what followed the newest tokens when they last occurred.
+"""NgramDrafter: drafts for speculative decoding, from what followed the newest tokens before.
 
 After Saxena, "Prompt Lookup Decoding" (2023), github.com/apoorvumang/prompt-lookup-decoding. Knows
 one sequence's tokens and how its drafts fared. Refuses to know models and whether a draft is right.

@@ -1,8 +1,14 @@
-"""From logits to tokens: raw log-probabilities, processors, then greedy or seeded choice per row.
+"""Sample one token per row from its logits, greedy or seeded, with log-probabilities.
 
 The order is fixed: raw logprobs → logit_bias → min_tokens → repetition → presence and frequency →
 temperature → min_p → top_k → top_p → Gumbel noise. A row's result depends only on its own logits
 and parameters. Refuses to know sequences, schedules and when a generation ends.
+
+    sampling_rows        what is asked of each row, on the host and on the device
+    logits_processors    all before the temperature
+    top_p_sampling_cpu   all after it on a CPU, by looking at the largest logits
+    top_p_sampling_gpu   the same in plain torch on a GPU without Triton
+    kernels/sampling     the same in Triton; choose_on_gpu picks one of the two
 """
 
 from collections.abc import Sequence
@@ -11,9 +17,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from workers.engine.gumbel_noise import row_key
-from workers.engine.logits_processors import SamplingRow, process
-from workers.engine.top_p_sampling_cpu import DrawParams, draw_free, draw_restricted
+from workers.engine.logits_processors import process
+from workers.engine.sampling_rows import SamplingRow, SamplingTensors
+from workers.engine.top_p_sampling_cpu import draw_free, draw_restricted
 from workers.engine.top_p_sampling_gpu import draw
 from workers.model.layout.device_copy import to_device
 from workers.wire.protocol import MAX_LOGPROBS, TokenLogprob
@@ -88,10 +94,8 @@ def choose(logits: Tensor, rows: Sequence[SamplingRow], *, by_kernels: bool = Fa
 def choose_on_cpu(logits: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
     """Return one token per row of processed float32 logits, drawn where few candidates are."""
     greedy = [index for index, row in enumerate(rows) if row.is_greedy]
-    free = [
-        index for index, row in enumerate(rows) if not row.is_greedy and not _is_restricted(row)
-    ]
-    bound = [index for index, row in enumerate(rows) if not row.is_greedy and _is_restricted(row)]
+    free = [i for i, row in enumerate(rows) if not row.is_greedy and not row.is_ranked]
+    bound = [i for i, row in enumerate(rows) if not row.is_greedy and row.is_ranked]
     tokens = torch.empty(len(rows), dtype=torch.int64, device=logits.device)
     if greedy:
         tokens[greedy] = _best(_take(logits, greedy))
@@ -104,18 +108,15 @@ def choose_on_cpu(logits: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
 
 
 def choose_on_gpu(logits: Tensor, rows: Sequence[SamplingRow], *, by_kernels: bool) -> Tensor:
-    """Return the same tokens by the same few kernels for all rows, which the host waits for none
-    of; logits may be of any floating type.
-    """
-    temperatures, params = _parameters(logits, rows)
+    """Return one token per row of processed logits of any type; the host waits for none."""
+    params = SamplingTensors.of(rows, logits)
     if by_kernels:
         from workers.model.kernels import sampling
 
-        shares = params.top_k, params.top_p, params.min_p
         with torch.cuda.device_of(logits):
-            return sampling.choose(logits, temperatures, *shares, params.low, params.high)
-    is_drawn = temperatures > 0
-    scaled = logits / torch.where(is_drawn, temperatures, 1.0)[:, None]
+            return sampling.choose(logits, *params)
+    is_drawn = params.temperatures > 0
+    scaled = logits / torch.where(is_drawn, params.temperatures, 1.0)[:, None]
     has_top_k = any(row.params.top_k > 0 for row in rows)
     has_top_p = any(row.params.top_p < 1.0 for row in rows)
     tokens = draw(scaled, params, has_top_k=has_top_k, has_top_p=has_top_p)
@@ -127,36 +128,16 @@ def _best(logits: Tensor) -> Tensor:
     return logits.max(-1).indices
 
 
-def _is_restricted(row: SamplingRow) -> bool:
-    """Whether the row's tokens have to be ranked; min_p alone is a threshold."""
-    return row.params.top_k > 0 or row.params.top_p < 1.0
-
-
 def _take(logits: Tensor, members: list[int]) -> Tensor:
     return logits if len(members) == logits.shape[0] else logits[members]
 
 
 def _tempered(
     logits: Tensor, rows: Sequence[SamplingRow], members: list[int]
-) -> tuple[Tensor, DrawParams]:
-    """Return the members' logits divided by their temperatures, and their parameters."""
-    temperatures, params = _parameters(logits, [rows[index] for index in members])
-    return _take(logits, members) / temperatures[:, None], params
-
-
-def _parameters(logits: Tensor, rows: Sequence[SamplingRow]) -> tuple[Tensor, DrawParams]:
-    """Return temperatures, 0 where a row is greedy, and the rest, beside the logits by one copy."""
-    params = [row.params for row in rows]
-    keys = [row_key(row.params.seed, row.choice, row.position) for row in rows]
-    counts = [min(p.top_k, logits.shape[1]) for p in params]
-    integers = torch.tensor([counts, *zip(*keys, strict=True)], dtype=torch.int32)
-    heats = [0.0 if row.is_greedy else row.params.temperature for row in rows]
-    shares = [[p.top_p for p in params], [p.min_p for p in params]]
-    floats = torch.tensor([heats, *shares], dtype=torch.float32)
-    packed = to_device(torch.cat([integers, floats.view(torch.int32)]), logits.device)
-    top_k, low, high = packed[:3]
-    temperatures, top_p, min_p = packed[3:].view(torch.float32)
-    return temperatures, DrawParams(top_k, top_p, min_p, low, high)
+) -> tuple[Tensor, SamplingTensors]:
+    """Return the members' logits divided by their temperatures, and how they draw."""
+    params = SamplingTensors.of([rows[index] for index in members], logits)
+    return _take(logits, members) / params.temperatures[:, None], params
 
 
 def _logprobs(raw: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,7 +1,6 @@
-"""Who computes how many tokens in the next step.
+"""Scheduler: which sequences compute how many tokens in the next step.
 
-Knows sequences, one token budget and the block manager. Refuses to know tensors, sampling and the
-wire.
+Knows sequences, one token budget and the block manager. Refuses to know tensors and sampling.
 
     waiting ──admit──► running ──finish──► gone        a step: decodes, then prompts under way, then
        ▲                  │                            new sequences, all from one token budget
@@ -22,10 +21,12 @@ from operator import attrgetter
 from workers.engine.batch import Batch, Row
 from workers.engine.block_manager import BlockManager, BlockTable
 from workers.engine.ngram import NgramDrafter
-from workers.engine.request import Request
 from workers.engine.sequence import Sequence, SequenceStatus
+from workers.engine.sequence_group import SequenceGroup
 from workers.engine.waiting_queue import WaitingQueue
+from workers.engine_core import Key
 from workers.fairness import TenantCounters
+from workers.wire.protocol import Generate
 
 # Blocks kept free at admission, so that running rows can grow a little before anyone is preempted.
 _WATERMARK = 0.01
@@ -56,15 +57,16 @@ class Scheduler:
         self._waiting = WaitingQueue()
         self._tenants = TenantCounters()
         self._running: list[Sequence] = []
-        self._requests: set[Request] = set()
-        self._deadlines: list[tuple[float, int, Request]] = []
-        self._group_running: Counter[str] = Counter()
+        self._groups: dict[Key, SequenceGroup] = {}
+        self._deadlines: list[tuple[float, int, SequenceGroup]] = []
+        # Started requests by the name under which callers limit them, Generate.group.
+        self._num_started: Counter[str] = Counter()
         # Rows promised to started requests: all choices of one are admitted together or not at all.
         self._num_promised_rows = 0
 
     @property
     def has_work(self) -> bool:
-        return bool(self._requests)
+        return bool(self._groups)
 
     @property
     def num_running(self) -> int:
@@ -72,37 +74,38 @@ class Scheduler:
 
     @property
     def num_waiting(self) -> int:
-        return len(self._waiting) + sum(len(request.held) for request in self._requests)
+        return len(self._waiting) + sum(len(group.held) for group in self._groups.values())
 
-    def add(self, request: Request, now: float) -> None:
+    def add(self, group: SequenceGroup, now: float) -> None:
         """Queue the unfinished sequences of a request."""
-        self._requests.add(request)
-        self._tenants.enter(request.generate.tenant)
-        deadline = now + request.generate.queue_timeout
-        heapq.heappush(self._deadlines, (deadline, request.arrival, request))
-        assert request.leader is not None
-        self._waiting.add(request.leader)
+        generate = group.request.generate
+        self._groups[group.request.key] = group
+        self._tenants.enter(generate.tenant)
+        deadline = now + generate.queue_timeout
+        heapq.heappush(self._deadlines, (deadline, group.request.arrival, group))
+        assert group.leader is not None
+        self._waiting.add(group.leader)
 
-    def expire(self, now: float) -> list[Request]:
+    def expire(self, now: float) -> list[SequenceGroup]:
         """Drop and return the requests that have waited too long without ever running."""
         expired = []
         while self._deadlines:
-            deadline, _, request = self._deadlines[0]
-            is_waiting = request in self._requests and not request.has_started
+            deadline, _, group = self._deadlines[0]
+            is_waiting = not (group.has_started or group.is_finished)
             if is_waiting and deadline > now:
                 break
             heapq.heappop(self._deadlines)
             if is_waiting:
-                self.abort(request, request.generate.choices)
-                expired.append(request)
+                self.abort(group, group.request.generate.choices)
+                expired.append(group)
         return expired
 
-    def abort(self, request: Request, choices: Collection[int]) -> None:
+    def abort(self, group: SequenceGroup, choices: Collection[int]) -> None:
         """End choices of a request and free what they hold; without any left it is forgotten."""
-        for sequence in request.sequences:
+        for sequence in group.sequences:
             if sequence.choice in choices and not sequence.is_finished:
                 self._end(sequence)
-        self._replace_leader(request)
+        self._replace_leader(group)
 
     @property
     def speculates(self) -> bool:
@@ -131,7 +134,7 @@ class Scheduler:
         Drafts count as long as they equal what was sampled in their place. So a sequence is the
         same with and without them, up to what the rounding of larger batches changes.
         """
-        sequence, request = row.sequence, row.sequence.request
+        sequence, generate = row.sequence, row.sequence.request.generate
         if sequence.is_finished:  # while the step was under way
             return 0
         sequence.num_awaited -= row.num_samples > 0
@@ -148,29 +151,30 @@ class Scheduler:
             sequence.num_computed -= len(row.drafts) - num_right
             assert sequence.drafter is not None
             sequence.drafter.learn(num_right)
-        self._tenants.charge(request.generate.tenant, given=num_taken)
+        self._tenants.charge(generate.tenant, given=num_taken)
         self._blocks.publish(
-            sequence.table, sequence.token_ids, sequence.num_computed, request.generate.cache_salt
+            sequence.table, sequence.token_ids, sequence.num_computed, generate.cache_salt
         )
-        if sequence is request.leader and sequence.num_computed >= sequence.num_prompt_tokens:
-            self._release_siblings(request)
+        group = self._group_of(sequence)
+        if sequence is group.leader and sequence.num_computed >= sequence.num_prompt_tokens:
+            self._release_siblings(group)
         if sequence.finish_reason is not None:
             self._end(sequence)
-            self._replace_leader(request)
+            self._replace_leader(group)
         return num_taken
 
     def check_integrity(self) -> None:
         """Raise AssertionError if sequences, rows and blocks do not add up."""
-        sequences = [sequence for request in self._requests for sequence in request.sequences]
+        groups = self._groups.values()
+        sequences = [sequence for group in groups for sequence in group.sequences]
         self._blocks.check_integrity([sequence.table for sequence in sequences])
         running = [s for s in sequences if s.status is SequenceStatus.RUNNING]
         waiting = [s for s in sequences if s.status is SequenceStatus.WAITING]
         assert sorted(running, key=_order) == self._running
         assert sorted(waiting, key=_order) == list(self._waiting)
-        started = [request for request in self._requests if request.has_started]
-        assert self._num_promised_rows == sum(request.num_unfinished for request in started)
-        groups = Counter(request.generate.group for request in started)
-        assert +self._group_running == groups
+        started = [group for group in groups if group.has_started]
+        assert self._num_promised_rows == sum(group.num_unfinished for group in started)
+        assert +self._num_started == Counter(group.request.generate.group for group in started)
         assert all(not s.table.ids for s in sequences if s.status is not SequenceStatus.RUNNING)
 
     def _continue_running(self, plan: "_Plan") -> None:
@@ -197,7 +201,8 @@ class Scheduler:
     def _draft(self, sequence: Sequence, plan: "_Plan") -> tuple[int, ...]:
         """Return drafts that find room in the budget, the cache and the sequence's length."""
         num_tokens = len(sequence.token_ids)
-        limit = min(self._num_speculative_tokens, plan.num_left, sequence.max_len - num_tokens - 1)
+        room = sequence.request.max_len - num_tokens - 1
+        limit = min(self._num_speculative_tokens, plan.num_left, room)
         if limit <= 0 or sequence.num_awaited or sequence.request.is_penalized:
             return ()
         if sequence.drafter is None:
@@ -227,27 +232,27 @@ class Scheduler:
         self._waiting.add(sequence)
         self.num_preemptions += 1
 
-    def _admit(self, plan: "_Plan") -> list[Request]:
+    def _admit(self, plan: "_Plan") -> list[SequenceGroup]:
         """Let sequences run while rows, budget and blocks last; return what starts."""
-        started: list[Request] = []
+        started: list[SequenceGroup] = []
         if plan.num_left == 0 or len(self._running) >= self._max_num_seqs:
             return started
         owed = sum(self._blocks_owed(sequence) for sequence in self._running)
         for sequence in self._in_turn():
-            request = sequence.request
+            group = self._group_of(sequence)
             if plan.num_left == 0 or len(self._running) >= self._max_num_seqs:
                 break
-            if not request.has_started:
-                if self._is_group_full(request):
+            if not group.has_started:
+                if self._is_limited(group.request.generate):
                     continue
-                if not self._has_rows(request):
+                if not self._has_rows(group):
                     break
             table = self._find_room(sequence, owed)
             if table is None:
                 break
-            if not request.has_started:
-                self._start(request, len(table.ids) * self._blocks.block_size)
-                started.append(request)
+            if not group.has_started:
+                self._start(group, len(table.ids) * self._blocks.block_size)
+                started.append(group)
             self._run(sequence, table, plan)
             owed += self._blocks_owed(sequence)
         return started
@@ -257,21 +262,24 @@ class Scheduler:
         waits for rows may stand in their way, whatever its priority. Then those in the middle of
         their answer: their callers had their turn, on an engine that was lost.
         """
-        waiting = list(self._waiting)
-        yield from (sequence for sequence in waiting if sequence.request.has_started)
-        others = [sequence for sequence in waiting if not sequence.request.has_started]
+        waiting = [(sequence, self._group_of(sequence).has_started) for sequence in self._waiting]
+        yield from (sequence for sequence, has_started in waiting if has_started)
+        others = [sequence for sequence, has_started in waiting if not has_started]
         yield from (sequence for sequence in others if sequence.request.is_resumed)
         new = [sequence for sequence in others if not sequence.request.is_resumed]
         yield from self._tenants.in_turn(new, lambda sequence: sequence.request.generate)
 
-    def _is_group_full(self, request: Request) -> bool:
-        generate = request.generate
-        return 0 < generate.max_running <= self._group_running[generate.group]
+    def _group_of(self, sequence: Sequence) -> SequenceGroup:
+        return self._groups[sequence.request.key]
 
-    def _has_rows(self, request: Request) -> bool:
+    def _is_limited(self, generate: Generate) -> bool:
+        """Whether as many requests of its name run as its caller allows."""
+        return 0 < generate.max_running <= self._num_started[generate.group]
+
+    def _has_rows(self, group: SequenceGroup) -> bool:
         """Whether all choices find a row; a request of more choices than rows runs when alone."""
         promised = self._num_promised_rows
-        return promised == 0 or promised + request.num_unfinished <= self._max_num_seqs
+        return promised == 0 or promised + group.num_unfinished <= self._max_num_seqs
 
     def _blocks_owed(self, sequence: Sequence) -> int:
         """The blocks a running sequence still needs for the tokens it already has."""
@@ -289,12 +297,13 @@ class Scheduler:
         blocks.free(table)
         return None
 
-    def _start(self, request: Request, num_cached: int) -> None:
-        request.cached_tokens = min(num_cached, len(request.prompt_ids))
-        num_read = len(request.prompt_ids) - request.cached_tokens
+    def _start(self, group: SequenceGroup, num_cached: int) -> None:
+        request = group.request
+        group.cached_tokens = min(num_cached, len(request.prompt_ids))
+        num_read = len(request.prompt_ids) - group.cached_tokens
         self._tenants.charge(request.generate.tenant, read=num_read)
-        self._group_running[request.generate.group] += 1
-        self._num_promised_rows += request.num_unfinished
+        self._num_started[request.generate.group] += 1
+        self._num_promised_rows += group.num_unfinished
 
     def _run(self, sequence: Sequence, table: BlockTable, plan: "_Plan") -> None:
         self._waiting.remove(sequence)
@@ -307,37 +316,34 @@ class Scheduler:
         assert has_room
         plan.add(sequence, num_tokens)
 
-    def _release_siblings(self, request: Request) -> None:
-        for sibling in request.held:
+    def _release_siblings(self, group: SequenceGroup) -> None:
+        for sibling in group.held:
             sibling.status = SequenceStatus.WAITING
             self._waiting.add(sibling)
 
-    def _replace_leader(self, request: Request) -> None:
+    def _replace_leader(self, group: SequenceGroup) -> None:
         """Let another sequence compute the prompt if the leader ended before it was in the cache:
         aborted, or preempted while a step under way sampled its last token.
         """
-        if request.held and request.leader is not None and request.leader.is_finished:
-            request.choose_leader()
-            self._waiting.add(request.leader)
+        if group.held and group.leader is not None and group.leader.is_finished:
+            group.choose_leader()
+            self._waiting.add(group.leader)
 
     def _end(self, sequence: Sequence) -> None:
         """Take a sequence out of wherever it is; with its last one, the request is gone."""
-        request = sequence.request
+        group = self._group_of(sequence)
         if sequence.status is SequenceStatus.RUNNING:
             self._running.remove(sequence)
         elif sequence.status is SequenceStatus.WAITING:
             self._waiting.remove(sequence)
         self._blocks.free(sequence.table)
         sequence.status = SequenceStatus.FINISHED
-        self._num_promised_rows -= request.has_started
-        if request.is_finished:
-            self._leave(request)
-
-    def _leave(self, request: Request) -> None:
-        self._requests.remove(request)
-        self._tenants.leave(request.generate.tenant)
-        if request.has_started:
-            self._group_running[request.generate.group] -= 1
+        self._num_promised_rows -= group.has_started
+        if group.is_finished:
+            generate = group.request.generate
+            del self._groups[group.request.key]
+            self._tenants.leave(generate.tenant)
+            self._num_started[generate.group] -= group.has_started
 
 
 class _Plan:

@@ -1,4 +1,4 @@
-"""One running generation: a choice of a request, its tokens and what it holds on the device.
+"""Sequence: one choice of a request, its tokens so far and its blocks of KV cache.
 
 Knows how far it is computed and when it has to stop. Refuses to know other sequences and blocks'
 owners.
@@ -7,14 +7,11 @@ owners.
 from collections import Counter
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import TYPE_CHECKING
 
 from workers.engine.block_manager import BlockTable
 from workers.engine.ngram import NgramDrafter
+from workers.engine.request import Request
 from workers.wire.protocol import FinishReason
-
-if TYPE_CHECKING:
-    from workers.engine.request import Request
 
 
 class SequenceStatus(Enum):
@@ -32,10 +29,9 @@ class Sequence:
     under way end.
     """
 
-    request: "Request"
+    request: Request
     choice: int
     token_ids: list[int]
-    max_len: int
     num_computed: int = 0
     # Steps under way that sample this sequence.
     num_awaited: int = 0
@@ -53,7 +49,7 @@ class Sequence:
     @property
     def order(self) -> tuple[int, int, int]:
         """Who comes first: by priority, then by arrival, then by choice."""
-        return (self.request.priority, self.request.arrival, self.choice)
+        return (self.request.generate.priority, self.request.arrival, self.choice)
 
     @property
     def num_prompt_tokens(self) -> int:
@@ -61,7 +57,7 @@ class Sequence:
 
     @property
     def num_output_tokens(self) -> int:
-        return len(self.token_ids) - len(self.request.prompt_ids)
+        return len(self.token_ids) - self.num_prompt_tokens
 
     @property
     def num_uncomputed(self) -> int:
@@ -72,7 +68,7 @@ class Sequence:
         """Whether a token under way has to be known before the next can be sampled."""
         if self.num_awaited == 0:
             return False
-        is_last = len(self.token_ids) + self.num_awaited >= self.max_len
+        is_last = len(self.token_ids) + self.num_awaited >= self.request.max_len
         return is_last or self.request.is_penalized
 
     @property
@@ -92,4 +88,4 @@ class Sequence:
 
     @property
     def is_full(self) -> bool:
-        return len(self.token_ids) >= self.max_len
+        return len(self.token_ids) >= self.request.max_len

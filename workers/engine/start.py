@@ -1,11 +1,10 @@
-"""How an engine comes up: checkpoint → model → cache → runner, and the card that describes them.
+"""Start an engine: load the weights, size the KV cache beside them, describe it in a ModelCard.
 
-Knows the order, which matters for memory: weights first, then a worst-case step, then the cache
-takes what is left. Refuses to know requests.
+The order matters for memory: weights first, then a worst-case step, then the cache takes what is
+left. Refuses to know requests.
 """
 
 import ctypes
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -13,10 +12,10 @@ from transformers import PreTrainedModel
 
 from workers.checkpoint.checkpoint import Checkpoint
 from workers.config import EngineConfig
-from workers.cores import physical_cores
-from workers.engine.logits_processors import SamplingRow
+from workers.cpu_cores import physical_cores
 from workers.engine.model_runner import ModelRunner
 from workers.engine.sampler import sample
+from workers.engine.sampling_rows import SamplingRow
 from workers.engine.scheduler import MAX_SPECULATING_ROWS
 from workers.errors import ConfigError
 from workers.model.attention.attention import AttentionPlan, Plan, PrefillSpan
@@ -31,7 +30,7 @@ from workers.model.capacity import (
 from workers.model.decoder import CacheShape, Decoder
 from workers.model.graphs import Graphs
 from workers.model.layout.paged_plan import PagedPlan
-from workers.model.loader import choose_device, choose_dtype, load_config, load_weights
+from workers.model.loader import Progress, choose_device, choose_dtype, load_config, load_weights
 from workers.model.quantization import fp8
 from workers.wire.protocol import ModelCard, SamplingParams
 
@@ -39,8 +38,6 @@ from workers.wire.protocol import ModelCard, SamplingParams
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
 _KEPT_BYTES = 1 << 30
-
-Progress = Callable[[str, float], None]
 
 
 def start(config: EngineConfig, progress: Progress) -> tuple[ModelCard, ModelRunner]:
@@ -67,14 +64,7 @@ def start(config: EngineConfig, progress: Progress) -> tuple[ModelCard, ModelRun
     )
     longest = checkpoint.config.context_length
     decoder, limits = _build(config, longest, model, shape, progress)
-    runner = ModelRunner(
-        decoder,
-        shape.num_kv_heads,
-        limits.num_blocks,
-        limits.block_size,
-        for_kernels=shape.for_kernels,
-        graphs=_graphs(config, decoder, shape, limits, progress),
-    )
+    runner = ModelRunner(decoder, _graphs(config, decoder, limits, progress))
     progress("ready", 1.0)
     return _card(checkpoint, dtype, device, limits), runner
 
@@ -115,17 +105,13 @@ def _build(
 
 
 def _graphs(
-    config: EngineConfig,
-    decoder: Decoder,
-    shape: CacheShape,
-    limits: CapacityLimits,
-    progress: Progress,
+    config: EngineConfig, decoder: Decoder, limits: CapacityLimits, progress: Progress
 ) -> Graphs | None:
-    if not shape.for_kernels or decoder.device.type != "cuda" or config.enforce_eager:
+    for_kernels = decoder.cache_shape.for_kernels
+    if not for_kernels or decoder.device.type != "cuda" or config.enforce_eager:
         return None
     progress("recording graphs", 0.0)
-    sizes = limits.block_size, limits.max_model_len, limits.max_num_seqs
-    graphs = Graphs(decoder, shape.num_kv_heads, *sizes)
+    graphs = Graphs(decoder, limits.max_model_len, limits.max_num_seqs)
     graphs.warm_up()
     return graphs
 
@@ -136,9 +122,8 @@ def _run_worst_step(decoder: Decoder, shape: CacheShape, num_tokens: int, num_ro
     zeros = torch.zeros(num_tokens, dtype=torch.int64, device=decoder.device)
     rows = zeros[: min(num_rows, num_tokens)]
     positions = torch.arange(num_tokens, device=decoder.device)
-    logits = decoder.forward(
-        zeros, positions, _worst_plan(zeros, shape.for_kernels, decoder.is_batch_invariant), rows
-    )
+    plan = _worst_plan(zeros, shape.for_kernels, decoder.is_batch_invariant)
+    logits = decoder.forward(zeros, positions, plan, rows)
     params = SamplingParams(max_tokens=1, temperature=1.0, top_k=1, top_p=0.5, logprobs=1)
     sample(logits, [SamplingRow(params)] * len(rows), by_kernels=shape.for_kernels)
     decoder.allocate_cache(shape, 1, 1)
@@ -164,16 +149,12 @@ def _card(
         model_hash=checkpoint.model_hash,
         tokenizer_sha256=checkpoint.tokenizer_sha256,
         architecture=checkpoint.architecture,
-        max_model_len=limits.max_model_len,
         vocab_size=checkpoint.config.vocab_size,
         eos_token_ids=checkpoint.eos_token_ids,
         generation_config=checkpoint.sampling_defaults,
         dtype=str(dtype).removeprefix("torch."),
         device=str(device),
-        block_size=limits.block_size,
-        num_blocks=limits.num_blocks,
-        max_num_seqs=limits.max_num_seqs,
-        max_num_batched_tokens=limits.max_num_batched_tokens,
+        **vars(limits),
     )
 
 

@@ -1,4 +1,4 @@
-"""Draw one token per row under min_p, top_k and top_p, without sorting all logits.
+"""Draw one token per row under min_p, top_k and top_p on a CPU, without sorting all logits.
 
 A restricted row looks at a window of its largest logits. The window's width depends on the row's
 own parameters, and a row whose nucleus does not fit is drawn again from a wider one, so a row's
@@ -6,12 +6,11 @@ token never depends on its neighbours. An unrestricted row needs noise only for 
 still win: those within MAX_GUMBEL of the best perturbed logit found so far.
 """
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
 from workers.engine.gumbel_noise import MAX_GUMBEL, gumbel
+from workers.engine.sampling_rows import SamplingTensors
 
 _MAX_WINDOW_K = 1024
 _MIN_WINDOW = 32
@@ -20,23 +19,7 @@ _RUNGS = (128, 2048)
 _FIRST_GUESSES = 64
 
 
-@dataclass(frozen=True)
-class DrawParams:
-    """Per-row tensors `[rows]`; `top_k` 0 means none, `low` and `high` are noise keys."""
-
-    top_k: Tensor
-    top_p: Tensor
-    min_p: Tensor
-    low: Tensor
-    high: Tensor
-
-    def __getitem__(self, rows: Tensor) -> "DrawParams":
-        return DrawParams(
-            self.top_k[rows], self.top_p[rows], self.min_p[rows], self.low[rows], self.high[rows]
-        )
-
-
-def draw_free(scaled: Tensor, params: DrawParams) -> Tensor:
+def draw_free(scaled: Tensor, params: SamplingTensors) -> Tensor:
     """Draw rows without top_k and top_p; exact, though most noise is never computed."""
     if bool((params.min_p > 0).any()):
         floor = scaled.amax(-1, keepdim=True) + params.min_p[:, None].log()
@@ -51,7 +34,7 @@ def draw_free(scaled: Tensor, params: DrawParams) -> Tensor:
     return perturbed.argmax(-1)
 
 
-def draw_restricted(scaled: Tensor, params: DrawParams, top_k: list[int]) -> Tensor:
+def draw_restricted(scaled: Tensor, params: SamplingTensors, top_k: list[int]) -> Tensor:
     """Draw rows that have a top_k or a top_p; `top_k` repeats `params.top_k` on the host."""
     tokens = torch.empty(scaled.shape[0], dtype=torch.int64, device=scaled.device)
     pending = list(range(scaled.shape[0]))
@@ -63,7 +46,7 @@ def draw_restricted(scaled: Tensor, params: DrawParams, top_k: list[int]) -> Ten
         pending = []
         for window, members in groups.items():
             rows = torch.tensor(members, device=scaled.device)
-            drawn, fits = _draw_window(scaled[rows], params[rows], window)
+            drawn, fits = _draw_window(scaled[rows], params.at(rows), window)
             tokens[rows] = drawn
             if window < scaled.shape[1]:
                 pending += [row for row, fit in zip(members, fits.tolist(), strict=True) if not fit]
@@ -80,7 +63,7 @@ def _window(top_k: int, tried: int, vocab_size: int) -> int:
     return min(_RUNGS[tried], vocab_size)
 
 
-def _draw_window(scaled: Tensor, params: DrawParams, window: int) -> tuple[Tensor, Tensor]:
+def _draw_window(scaled: Tensor, params: SamplingTensors, window: int) -> tuple[Tensor, Tensor]:
     """Draw from the largest logits; also return whether no allowed token lies beyond them."""
     values, indices = scaled.topk(window)
     best = values[:, :1]

@@ -1,15 +1,14 @@
-"""Draw one token per row under min_p, top_k and top_p as a GPU does it best: no sort, no window,
-and no value looked at by the host, so that a CUDA graph may hold it.
+"""Draw one token per row under min_p, top_k and top_p in plain torch, as a GPU does it best.
 
-What a row may draw from is everything from some logit on, and that logit is found by bisection over
-the bits of float32: 32 counts for top_k, 32 sums for top_p. Probabilities are summed in multiples
-of 2**-35, exactly, so a sum does not depend on its order and a row not on its neighbours. Logits
-that are equal to the last one allowed are all allowed, where drawing.py keeps as many as fit.
+No sort, no window, and no value looked at by the host, so that a CUDA graph may hold it. What a row
+may draw from is everything from some logit on, and that logit is found by bisection over the bits
+of float32: 32 counts for top_k, 32 sums for top_p. Probabilities are summed in multiples of 2**-35,
+exactly, so a sum does not depend on its order and a row not on its neighbours. Logits
+equal to the last one allowed are all allowed, where top_p_sampling_cpu.py keeps as many as fit.
 
 kernels/sampling.py does the same in two launches. This is for a GPU without Triton, and says in
-plain torch what that computes.
-
-Checked on a CPU in float32, against drawing.py and against sorting. Not checked: any GPU.
+plain torch what that computes. Checked on a CPU in float32, against top_p_sampling_cpu.py and
+against sorting. Not checked: any GPU.
 """
 
 from collections.abc import Callable
@@ -18,7 +17,7 @@ import torch
 from torch import Tensor
 
 from workers.engine.gumbel_noise import gumbel
-from workers.engine.top_p_sampling_cpu import DrawParams
+from workers.engine.sampling_rows import SamplingTensors
 
 # The key of -inf.
 _LOWEST = ~0x7F800000
@@ -26,7 +25,7 @@ _BITS = 32
 _STEPS_OF_ONE = 2.0**35
 
 
-def draw(scaled: Tensor, params: DrawParams, *, has_top_k: bool, has_top_p: bool) -> Tensor:
+def draw(scaled: Tensor, params: SamplingTensors, *, has_top_k: bool, has_top_p: bool) -> Tensor:
     """Draw one token per row of float32 logits `[rows, vocabulary]`.
 
     `has_top_k` and `has_top_p` say whether any row has one; they change no row's token.
@@ -37,7 +36,7 @@ def draw(scaled: Tensor, params: DrawParams, *, has_top_k: bool, has_top_p: bool
     return noise.add_(scaled).masked_fill_(~is_allowed, float("-inf")).argmax(-1)
 
 
-def allow(scaled: Tensor, params: DrawParams, *, has_top_k: bool, has_top_p: bool) -> Tensor:
+def allow(scaled: Tensor, params: SamplingTensors, *, has_top_k: bool, has_top_p: bool) -> Tensor:
     """Return whether a row may draw a token, `[rows, vocabulary]`."""
     best = scaled.amax(-1, keepdim=True)
     keep = scaled >= best + params.min_p[:, None].log()
@@ -83,9 +82,7 @@ def _top_p_threshold(keys: Tensor, weights: Tensor, top_p: Tensor) -> Tensor:
 
 
 def _bisect(keys: Tensor, is_above: Callable[[Tensor], Tensor]) -> Tensor:
-    """Return the last int32 `[rows, 1]` before `is_above` holds, between -inf's key and the
-    row's largest.
-    """
+    """Return the last int32 `[rows, 1]` before `is_above` holds, up to each row's largest key."""
     high = keys.amax(-1, keepdim=True).long() + 1
     low = torch.full_like(high, _LOWEST)
     for _ in range(_BITS):

@@ -1,4 +1,4 @@
-"""The sequences that wait for blocks and a row, in the order in which they may have them.
+"""WaitingQueue: the sequences that wait for blocks and a row, in order of priority and arrival.
 
 Knows order only. Refuses to know limits; the scheduler asks them.
 """

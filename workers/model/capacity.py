@@ -1,4 +1,4 @@
-"""How many blocks of KV cache fit, and how long a sequence may therefore be.
+"""Size the KV cache: how many blocks of it fit, and how long a sequence may therefore be.
 
 Knows memory, of the machine or of its GPUs. Refuses to know what the blocks are used for.
 """

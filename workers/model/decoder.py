@@ -1,4 +1,4 @@
-"""A whole causal model over paged keys and values: token ids in, logits of chosen tokens out.
+"""Decoder: a whole causal model, token ids in and logits of chosen tokens out.
 
 Takes the weights out of a transformers model layer by layer, so that memory never holds them twice.
 Layers may lie on several devices; hidden states follow them.
@@ -15,6 +15,7 @@ from workers.model.attention.attention import LayerKVCache, Plan
 from workers.model.attention.block_kv_cache import BlockKVCache
 from workers.model.attention.kv_cache import KVCache
 from workers.model.layers.qwen_layers import DecoderLayer, Hidden, RMSNorm, Rope
+from workers.model.layout.flat_batch import FlatBatch
 from workers.model.linear.linear import Linear
 
 
@@ -40,8 +41,8 @@ class CacheShape:
     def token_bytes(self) -> int:
         return 2 * self.num_kv_heads * self.head_dim * self.dtype.itemsize
 
-    def pages(self, num_blocks: int, block_size: int, device: torch.device) -> LayerKVCache:
-        """Return empty pages of one layer, for kernels or for torch."""
+    def allocate(self, num_blocks: int, block_size: int, device: torch.device) -> LayerKVCache:
+        """Return an empty cache of one layer, for kernels or for torch."""
         layout = BlockKVCache if self.for_kernels else KVCache
         return layout(self.num_kv_heads, num_blocks, block_size, self.head_dim, self.dtype, device)
 
@@ -52,8 +53,9 @@ class Decoder:
     def __init__(
         self, model: PreTrainedModel, *, is_batch_invariant: bool = False, for_kernels: bool = False
     ) -> None:
-        """With `is_exact`, a token's logits depend on nothing beside it; see exact.py. With
-        `for_kernels`, a layer is about ten launches; its cache must be for kernels too.
+        """With `is_batch_invariant`, a token's logits depend on nothing beside it.
+
+        With `for_kernels`, a layer is about ten launches; its cache must be for kernels too.
         """
         base: Any = model.model
         head = model.lm_head.weight.detach()
@@ -63,7 +65,7 @@ class Decoder:
             DecoderLayer(layer, is_batch_invariant=is_batch_invariant, for_kernels=for_kernels)
             for layer in base.layers
         ]
-        self._pages: list[LayerKVCache] = []
+        self._kv_caches: list[LayerKVCache] = []
         self._norm = RMSNorm(base.norm, for_kernels=for_kernels)
         self._head_device = head.device
         self._head = Linear(head, is_batch_invariant=is_batch_invariant)
@@ -77,10 +79,17 @@ class Decoder:
 
     def allocate_cache(self, shape: CacheShape, num_blocks: int, block_size: int) -> None:
         """Replace the cache by an empty one; the old one's memory is given back first."""
-        self._pages.clear()
-        self._pages += [
-            shape.pages(num_blocks, block_size, device) for device in self.layer_devices
+        self._kv_caches.clear()
+        self._kv_caches += [
+            shape.allocate(num_blocks, block_size, device) for device in self.layer_devices
         ]
+        self.cache_shape, self.num_blocks, self.block_size = shape, num_blocks, block_size
+
+    def forward_flat(self, flat: FlatBatch, rows: Tensor) -> Tensor:
+        """Return the logits at `rows` of a flat batch, whose attention kernels plan and compute."""
+        num_kv_heads, is_batch_invariant = self.cache_shape.num_kv_heads, self.is_batch_invariant
+        positions, plan = flat.plan_attention(num_kv_heads, self.block_size, is_batch_invariant)
+        return self.forward(flat.token_ids, positions, plan, rows)
 
     @torch.inference_mode()
     def forward(self, token_ids: Tensor, positions: Tensor, plan: Plan, rows: Tensor) -> Tensor:
@@ -88,10 +97,10 @@ class Decoder:
         hidden = Hidden(self._embedding[token_ids])
         rope = Rope.compute(self._rotary, positions).to(self.device)
         device = self.device
-        for layer, pages in zip(self._layers, self._pages, strict=True):
+        for layer, cache in zip(self._layers, self._kv_caches, strict=True):
             if layer.device != device:
                 device = layer.device
                 hidden, rope, plan = hidden.to(device), rope.to(device), plan.to(device)
-            hidden = layer(hidden, rope, pages, plan)
+            hidden = layer(hidden, rope, cache, plan)
         normed, _ = self._norm(hidden.at(rows.to(device)).to(self._norm.device))
         return self._head(normed.to(self._head_device))

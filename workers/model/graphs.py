@@ -1,4 +1,4 @@
-"""The model's forward pass as CUDA graphs, one for each bucket of sizes, recorded when first used.
+"""CUDA graphs of the model's forward pass, one for each bucket of sizes, recorded when needed.
 
 A step's tensors are copied into memory that all graphs read. What a graph computes from them, from
 positions to logits, it finds on the device; what it fixes follows from its bucket alone.
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from workers.model.decoder import Decoder
-from workers.model.layout.packed_batch import PackedBatch
+from workers.model.layout.flat_batch import FlatBatch
 
 _logger = logging.getLogger(__name__)
 
@@ -52,15 +52,15 @@ class Bucket(NamedTuple):
     is_decode: bool
 
     @classmethod
-    def holding(cls, packed: PackedBatch, max_rows: int) -> "Bucket | None":
+    def holding(cls, flat: FlatBatch, max_rows: int) -> "Bucket | None":
         """Return the smallest bucket a batch fits into, if there is one."""
-        num_rows, num_tokens = packed.lengths.shape[0], packed.token_ids.shape[0]
-        is_decode = packed.max_query == 1
+        num_rows, num_tokens = flat.lengths.shape[0], flat.token_ids.shape[0]
+        is_decode = flat.max_query == 1
         size = _fit(num_rows, _DECODE_ROWS) if is_decode else _fit(num_tokens, _MIXED_TOKENS)
         if size is None or num_rows > max_rows:
             return None
         bucket = cls(size, size if is_decode else min(size, max_rows), is_decode)
-        return bucket if packed.last_tokens.shape[0] <= bucket.num_samples else None
+        return bucket if flat.last_tokens.shape[0] <= bucket.num_samples else None
 
     @property
     def num_samples(self) -> int:
@@ -76,21 +76,17 @@ class Graphs:
     def __init__(
         self,
         decoder: Decoder,
-        num_kv_heads: int,
-        block_size: int,
         max_model_len: int,
         max_num_seqs: int,
         capture: Capture | None = None,
     ) -> None:
         self._decoder = decoder
-        self._num_kv_heads = num_kv_heads
-        self._block_size = block_size
         self._max_rows = _fit(max_num_seqs, _DECODE_ROWS) or _DECODE_ROWS[-1]
         self._replays: dict[Bucket, Computation] = {}
         self._inputs: _Inputs | None = None
         self._logits: Tensor | None = None
         if set(decoder.layer_devices) == {decoder.device}:
-            max_blocks = -(-max_model_len // block_size)
+            max_blocks = -(-max_model_len // decoder.block_size)
             self._inputs = _Inputs(self._max_rows, max_blocks, decoder.device)
             self._capture = capture or CudaCapture(decoder.device)
 
@@ -104,19 +100,19 @@ class Graphs:
                 self._record(Bucket(size, size, is_decode=True))
 
     @torch.inference_mode()
-    def forward(self, packed: PackedBatch) -> Tensor | None:
+    def forward(self, flat: FlatBatch) -> Tensor | None:
         """Return the logits `[samples, vocabulary]`, or None if the caller has to compute them.
 
         They are overwritten by the next call.
         """
-        bucket = Bucket.holding(packed, self._max_rows)
-        if self._inputs is None or bucket is None or not self._inputs.can_hold(packed):
+        bucket = Bucket.holding(flat, self._max_rows)
+        if self._inputs is None or bucket is None or not self._inputs.can_hold(flat):
             return None
-        self._inputs.fill(packed, bucket)
+        self._inputs.fill(flat, bucket)
         if bucket not in self._replays:
             self._record(bucket)
         replay = self._replays.get(bucket)
-        return None if replay is None else replay()[: packed.last_tokens.shape[0]]
+        return None if replay is None else replay()[: flat.last_tokens.shape[0]]
 
     def _record(self, bucket: Bucket) -> None:
         try:
@@ -134,15 +130,10 @@ class Graphs:
     def _compute(self, bucket: Bucket) -> Tensor:
         """Compute what lies in the inputs; return logits `[bucket.num_samples, vocabulary]`."""
         assert self._inputs is not None
-        packed = self._inputs.view(bucket)
-        positions, plan = packed.lay_out(
-            self._num_kv_heads,
-            self._block_size,
-            is_batch_invariant=self._decoder.is_batch_invariant,
-        )
+        flat = self._inputs.view(bucket)
         # Beyond the step's own samples lie those of earlier and larger ones.
-        samples = packed.last_tokens.clamp(max=bucket.num_tokens - 1)
-        logits = self._decoder.forward(packed.token_ids, positions, plan, samples)
+        samples = flat.last_tokens.clamp(max=bucket.num_tokens - 1)
+        logits = self._decoder.forward_flat(flat, samples)
         if self._logits is None:  # warming up: not in the memory of any graph
             self._logits = logits.new_empty((_MOST_SAMPLES, logits.shape[1]))
         # Copied, so that no graph keeps logits of its own: they are the largest tensor of many.
@@ -207,7 +198,7 @@ class _Inputs:
 
     def __init__(self, max_rows: int, max_blocks: int, device: torch.device) -> None:
         zeros = partial(torch.zeros, dtype=torch.int32, device=device)
-        self._whole = PackedBatch(
+        self._whole = FlatBatch(
             token_ids=zeros(max(_MIXED_TOKENS)),
             starts=zeros(max_rows + 1),
             lengths=zeros(max_rows),
@@ -216,10 +207,10 @@ class _Inputs:
             max_query=max(_MIXED_TOKENS),
         )
 
-    def view(self, bucket: Bucket) -> PackedBatch:
+    def view(self, bucket: Bucket) -> FlatBatch:
         """Return the part a bucket sees."""
         whole = self._whole
-        return PackedBatch(
+        return FlatBatch(
             whole.token_ids[: bucket.num_tokens],
             whole.starts[: bucket.num_rows + 1],
             whole.lengths[: bucket.num_rows],
@@ -228,20 +219,20 @@ class _Inputs:
             max_query=1 if bucket.is_decode else bucket.num_tokens,
         )
 
-    def can_hold(self, packed: PackedBatch) -> bool:
+    def can_hold(self, flat: FlatBatch) -> bool:
         """Whether the rows' block tables are no longer than max_model_len lets them be."""
-        return packed.tables.shape[1] <= self._whole.tables.shape[1]
+        return flat.tables.shape[1] <= self._whole.tables.shape[1]
 
-    def fill(self, packed: PackedBatch, bucket: Bucket) -> None:
+    def fill(self, flat: FlatBatch, bucket: Bucket) -> None:
         """Copy a batch to the front. What is left of earlier ones behind it no row refers to."""
         whole = self._whole
-        num_tokens, num_rows = packed.token_ids.shape[0], packed.lengths.shape[0]
-        whole.token_ids[:num_tokens].copy_(packed.token_ids)
-        whole.starts[: num_rows + 1].copy_(packed.starts)
+        num_tokens, num_rows = flat.token_ids.shape[0], flat.lengths.shape[0]
+        whole.token_ids[:num_tokens].copy_(flat.token_ids)
+        whole.starts[: num_rows + 1].copy_(flat.starts)
         whole.starts[num_rows + 1 : bucket.num_rows + 1].fill_(num_tokens)
-        whole.lengths[:num_rows].copy_(packed.lengths)
-        whole.tables[:num_rows, : packed.tables.shape[1]].copy_(packed.tables)
-        whole.last_tokens[: packed.last_tokens.shape[0]].copy_(packed.last_tokens)
+        whole.lengths[:num_rows].copy_(flat.lengths)
+        whole.tables[:num_rows, : flat.tables.shape[1]].copy_(flat.tables)
+        whole.last_tokens[: flat.last_tokens.shape[0]].copy_(flat.last_tokens)
 
 
 def _fit(count: int, sizes: tuple[int, ...]) -> int | None:

@@ -1,4 +1,4 @@
-"""From a checkpoint to a transformers model in memory.
+"""Load a checkpoint as a transformers model.
 
 What can be served, and what is wrong with the rest, is workers/checkpoint's to say. Code from a
 model directory is never run, pickles are never read.
@@ -20,11 +20,7 @@ from workers.model.weight_source import open_source
 
 Progress = Callable[[str, float], None]
 
-DTYPES = {
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 _logger = logging.getLogger(__name__)
 

@@ -1,11 +1,9 @@
-"""Where a model's weights come from: what transformers loads, and what is read beside it.
+"""Weight sources: which weights transformers loads itself, and which are read beside it.
 
-The files that are read are those the checkpoint names, tensor by tensor; transformers is given the
-tensors and looks for no file of its own.
-
-Weights that transformers need not know, because they are to be kept in another form, are taken out
-of the class it constructs and read afterwards, one by one, straight into that form. So neither it
-nor memory ever sees them whole. Refuses to know the forms.
+transformers is given the tensors of the files that the checkpoint names, and looks for none of its
+own. Weights that are to be kept in another form are taken out of the class it constructs and read
+afterwards, one by one, straight into that form. So neither it nor memory ever sees them whole.
+Refuses to know the forms.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping

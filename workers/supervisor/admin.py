@@ -1,4 +1,4 @@
-"""The operator's socket of a supervisor: one JSON line in, one JSON line out, never waiting.
+"""AdminServer: the operator's Unix socket of a supervisor, one JSON line in and one out.
 
 Mode 0600, and only the supervisor's own user and root are heard. What a command does is the
 handler's; it may take as many ticks as it likes to answer.

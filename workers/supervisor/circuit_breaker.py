@@ -1,4 +1,4 @@
-"""Whether to go on starting a child: too many deaths in a row without anything served say no."""
+"""CircuitBreaker: after too many deaths in a row with nothing served, restarts turn rare."""
 
 from collections import deque
 

@@ -1,4 +1,4 @@
-"""Start an engine process on this machine, hear from it while it loads, judge its heartbeat."""
+"""EngineChild: start an engine process, hear how it loads, judge whether it hangs."""
 
 import multiprocessing
 import os
@@ -13,8 +13,9 @@ import msgspec
 
 from workers.config import EngineConfig
 from workers.wire.shared_memory import SharedMemory
-from workers.worker import worker
-from workers.worker.report import Report, WorkerSpec
+from workers.worker import process
+from workers.worker.supervisor_pipe import SupervisorPipe
+from workers.worker.worker_spec import WorkerSpec
 
 
 class EngineChild:
@@ -39,14 +40,14 @@ class EngineChild:
         self._num_tokens, self._has_served = 0, False
 
     def start(self) -> None:
-        """Spawn the process: CUDA cannot be used in a forked child, and threads do not survive a
-        fork.
-        """
+        """Spawn the process: in a forked one neither CUDA nor threads would work."""
         self.failure, self._is_ready, self._has_served = None, False, False
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe(duplex=True)
         self._process = context.Process(
-            target=worker.main, args=(self._config, self._spec, Report(theirs)), name=self.name
+            target=process.main,
+            args=(self._config, self._spec, SupervisorPipe(theirs)),
+            name=self.name,
         )
         self._process.start()
         theirs.close()

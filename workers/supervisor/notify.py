@@ -1,4 +1,4 @@
-"""systemd's notification protocol, both directions: what it asked for, and what it is told."""
+"""Notifier: tell systemd that the service is ready, reloading, stopping or alive."""
 
 import os
 import socket

@@ -1,4 +1,4 @@
-"""One reload: settings are read anew, then the children of a group are replaced by new ones.
+"""Reload: read the settings anew, then replace a group's processes by new ones.
 
 A child that never gets ready replaces nobody. Where both can run at once the new one is ready
 before the old one goes; engines, whose memory there is only once, go one after the other, and the
@@ -15,6 +15,8 @@ from workers.supervisor.supervised_process import Child, State, SupervisedProces
 
 log = logging.getLogger(__name__)
 
+Group = list[SupervisedProcess]
+
 # How long a new child that runs beside the old one may take to get ready.
 READY_SECONDS = 120.0
 # How long an engine may finish before it is ended; its requests are replayed by their HTTP process.
@@ -25,16 +27,12 @@ class ReloadPlan(Protocol):
     """Settings being read anew."""
 
     def poll(self) -> Sequence[Child] | None:
-        """Return the new children, or None while it goes on; raise ConfigError saying what is
-        wrong.
-        """
+        """Return the new children, None while it goes on; raise ConfigError of what is wrong."""
 
 
 @dataclass(frozen=True)
 class Reloader:
-    """How a group is reloaded: `begin` reads its settings anew. `overlaps`: old and new children
-    can run at the same time.
-    """
+    """How a group is reloaded: `begin` reads its settings; `overlaps`: old and new may both run."""
 
     group: int
     begin: Callable[[], ReloadPlan]
@@ -44,9 +42,7 @@ class Reloader:
 class Reload:
     """`result` is None while it goes on, then empty, or the reason why nothing was replaced."""
 
-    def __init__(
-        self, group: list[SupervisedProcess], reloader: Reloader, drain_timeout: float
-    ) -> None:
+    def __init__(self, group: Group, reloader: Reloader, drain_timeout: float) -> None:
         self.result: str | None = None
         self._group = group
         self._overlaps = reloader.overlaps
@@ -77,13 +73,13 @@ class Reload:
         if children is not None:
             self._plan = None
             kind = _Overlap if self._overlaps else _InPlace
-            current = [watch for watch in self._group if not watch.is_replaced]
+            current = [process for process in self._group if not process.is_replaced]
             if len(children) != len(current):
                 self._end("the number of engines cannot change at a reload: restart")
                 return
             self._replacements = [
-                kind(self._group, watch, child, self._drain_timeout)
-                for watch, child in zip(current, children, strict=True)
+                kind(self._group, process, child, self._drain_timeout)
+                for process, child in zip(current, children, strict=True)
             ]
 
     def _replace(self, now: float) -> None:
@@ -109,11 +105,7 @@ class _Overlap:
     """Starts a new child beside the old one, and retires the old one when the new one is ready."""
 
     def __init__(
-        self,
-        group: list[SupervisedProcess],
-        old: SupervisedProcess,
-        child: Child,
-        drain_timeout: float,
+        self, group: Group, old: SupervisedProcess, child: Child, drain_timeout: float
     ) -> None:
         self._group = group
         self._old = old
@@ -152,35 +144,31 @@ class _InPlace:
     """Ends the old child, then starts the new one, and the old one again where that fails."""
 
     def __init__(
-        self,
-        group: list[SupervisedProcess],
-        old: SupervisedProcess,
-        child: Child,
-        drain_timeout: float,
+        self, group: Group, old: SupervisedProcess, child: Child, drain_timeout: float
     ) -> None:
-        self._watch = old
+        self._process = old
         self._old, self._new = old.child, child
         self._finish = min(FINISH_SECONDS, drain_timeout)
         self._is_retired = False
 
     def tick(self, now: float) -> str | None:
         """Return None while it goes on, then empty, or why the old child is back."""
-        watch = self._watch
+        process = self._process
         if not self._is_retired:
             self._is_retired = True
-            watch.retire(now, self._finish)
-        if watch.state is State.STOPPED:
-            watch.child = self._new
-            watch.start(now)
-        if watch.child is not self._new:
+            process.retire(now, self._finish)
+        if process.state is State.STOPPED:
+            process.child = self._new
+            process.start(now)
+        if process.child is not self._new:
             return None
-        if watch.state is State.READY:
+        if process.state is State.READY:
             return ""
-        if watch.is_running:
+        if process.is_running:
             return None
-        reason = watch.last_failure
-        watch.child = self._old
-        watch.start(now)
+        reason = process.last_failure
+        process.child = self._old
+        process.start(now)
         return reason
 
     def cancel(self, now: float) -> None:

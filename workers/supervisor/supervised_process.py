@@ -1,7 +1,7 @@
-"""One child process and what its supervisor remembers of it: its state, its deaths, its next start.
+"""Watch one child process: kill it when it hangs, start it again when it has died.
 
-Knows a child by a small protocol. Decides when one hangs and when it starts again; whether a death
-ends everything is the supervisor's to say. Never sleeps.
+Knows a child by a small protocol, its state, its deaths and its next start. Whether a death ends
+everything is the supervisor's to say. Never sleeps.
 """
 
 import enum
@@ -84,8 +84,10 @@ class ChildStatus:
 
 
 class SupervisedProcess:
-    """A child under supervision. `tick` looks at it once and returns its exit code when it has just
-    ended; the caller then says `stopped` or `back_off`.
+    """A child under supervision.
+
+    `tick` returns its exit code when it has just ended; the caller then says `stopped` or
+    `back_off`.
     """
 
     def __init__(self, child: Child, restarts: int = 0) -> None:

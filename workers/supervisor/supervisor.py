@@ -1,8 +1,8 @@
-"""Keep child processes alive: start, watch, restart with back-off, kill the hung, reload, stop in
-order.
+"""Supervisor: starts groups of processes, restarts those that die, reloads and stops them.
 
-Knows children by a small protocol, so engines and the HTTP server are kept by the same code. Signal
-handlers only note; `tick` decides, is public and never sleeps. Never imports torch.
+Knows children by a small protocol, so engines and the HTTP server are kept by the same code. When a
+child hangs, and when it starts again, is for its SupervisedProcess to say. Signal handlers only
+note; `tick` decides, is public and never sleeps. Never imports torch.
 
     SIGTERM, SIGINT   stop: the last group drains, then the one before it; a second one ends at once
     SIGHUP            reload, as `qwenapi reload`
@@ -33,9 +33,7 @@ LAME_DUCK_SECONDS = 5.0
 
 
 class Supervisor:
-    """Runs groups of children: started together, stopped one group after the other, the last group
-    first.
-    """
+    """Runs groups of children, started together, stopped one after the other, the last first."""
 
     def __init__(
         self,
@@ -68,7 +66,7 @@ class Supervisor:
 
     @property
     def is_done(self) -> bool:
-        return self._is_stopping and not any(watch.is_running for watch in self._watches)
+        return self._is_stopping and not any(process.is_running for process in self._processes)
 
     @property
     def state(self) -> str:
@@ -79,7 +77,7 @@ class Supervisor:
             return "draining"
         if self._is_reloading:
             return "reloading"
-        if any(watch.state is State.BROKEN for watch in self._watches):
+        if any(process.state is State.BROKEN for process in self._processes):
             return "broken"
         return "ready" if self._is_ready else "starting"
 
@@ -99,8 +97,8 @@ class Supervisor:
             # Children without a supervisor would serve on, and nobody could stop them.
             log.critical("the supervisor failed", exc_info=True)
             self._exit_code = ExitCode.INTERNAL
-            for watch in self._watches:
-                watch.kill()
+            for process in self._processes:
+                process.kill()
         if admin is not None:
             admin.close()
         return self._exit_code
@@ -115,8 +113,8 @@ class Supervisor:
                 admin.tick()
 
     def start(self) -> None:
-        for watch in self._watches:
-            watch.start(time.monotonic())
+        for process in self._processes:
+            process.start(time.monotonic())
 
     def stop(self) -> None:
         """Begin to stop, or if that has begun, end at once."""
@@ -127,8 +125,8 @@ class Supervisor:
         if self._stop_at is None:
             log.info("draining: not ready from now on, stopping in %g s", LAME_DUCK_SECONDS)
             self._stop_at = now + LAME_DUCK_SECONDS
-            for watch in self._watches:
-                watch.child.discourage()
+            for process in self._processes:
+                process.child.discourage()
 
     def command(self, request: dict[str, Any]) -> Pending:
         """Begin what an operator asks for; the reply comes when it is done."""
@@ -150,7 +148,7 @@ class Supervisor:
             "pid": os.getpid(),
             "state": self.state,
             "seconds": round(now - self._since, 1),
-            "children": [asdict(watch.status(now)) for watch in self._watches],
+            "children": [asdict(process.status(now)) for process in self._processes],
         }
 
     def tick(self, now: float) -> None:
@@ -159,13 +157,15 @@ class Supervisor:
             self.stop()
         if self._is_stopping and not self._has_said_goodbye:
             self._say_goodbye(now)
-        for watch in self._watches:
-            code = watch.tick(now)
+        for process in self._processes:
+            code = process.tick(now)
             if code is not None:
-                self._on_exit(watch, code, now)
+                self._on_exit(process, code, now)
         for group in self._groups:
-            group[:] = [watch for watch in group if watch.is_running or not watch.is_replaced]
-        if not any(watch.state is State.HANGING for watch in self._watches):
+            group[:] = [
+                process for process in group if process.is_running or not process.is_replaced
+            ]
+        if not any(process.state is State.HANGING for process in self._processes):
             self._notifier.pat_watchdog(now)
         if self._is_stopping:
             self._stop_next_group(now)
@@ -177,12 +177,14 @@ class Supervisor:
             self._notifier.send(READY=1, STATUS="ready")
 
     @property
-    def _watches(self) -> list[SupervisedProcess]:
-        return [watch for group in self._groups for watch in group]
+    def _processes(self) -> list[SupervisedProcess]:
+        return [process for group in self._groups for process in group]
 
     @property
     def _is_ready(self) -> bool:
-        return all(watch.state is State.READY for watch in self._watches if not watch.is_replaced)
+        return all(
+            process.state is State.READY for process in self._processes if not process.is_replaced
+        )
 
     @property
     def _is_stopping(self) -> bool:
@@ -238,42 +240,40 @@ class Supervisor:
         self._notifier.send(STOPPING=1, STATUS="stopping")
         if self._reload is not None:
             self._reload.cancel("the service is about to stop", now)
-        for watch in self._watches:
-            if not watch.is_running:
-                watch.stopped(now)  # nothing is started any more
+        for process in self._processes:
+            if not process.is_running:
+                process.stopped(now)  # nothing is started any more
         self._on_stop()
 
-    def _on_exit(self, watch: SupervisedProcess, code: int, now: float) -> None:
-        if self._is_stopping or watch.state is State.RETIRING:
-            watch.stopped(now)
+    def _on_exit(self, process: SupervisedProcess, code: int, now: float) -> None:
+        if self._is_stopping or process.state is State.RETIRING:
+            process.stopped(now)
         elif not self._was_ready:
-            watch.stopped(now)
-            self._fail(watch, code)
+            process.stopped(now)
+            self._fail(process, code)
         else:
-            watch.back_off(code, now)
+            process.back_off(code, now)
 
-    def _fail(self, watch: SupervisedProcess, code: int) -> None:
+    def _fail(self, process: SupervisedProcess, code: int) -> None:
         """Give up, because a child that has never served cannot be helped by starting it again."""
-        self.failure = watch.failure(code)
+        self.failure = process.failure(code)
         self._exit_code = code if code in set(ExitCode) and code else ExitCode.INTERNAL
         self._num_signals = 2
 
     def _stop_next_group(self, now: float) -> None:
         if self._num_signals > 1:
-            for watch in self._watches:
-                watch.kill()
+            for process in self._processes:
+                process.kill()
             return
         for group in reversed(self._groups):
-            for watch in group:
-                watch.retire(now, self._drain_timeout)
-            if any(watch.is_running for watch in group):
+            for process in group:
+                process.retire(now, self._drain_timeout)
+            if any(process.is_running for process in group):
                 return
 
 
 def lock_run_dir(run_dir: Path) -> int:
-    """Make the run directory this process's own until it ends; raise ConfigError naming another
-    owner's pid.
-    """
+    """Make the run directory this process's own; raise ConfigError naming another owner's pid."""
     try:
         run_dir.mkdir(parents=True, exist_ok=True, mode=0o750)
         fd = os.open(run_dir / "supervisor.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)

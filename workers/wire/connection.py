@@ -1,28 +1,24 @@
-"""Frames on a Unix socket: the handshake and both sides' way of sending.
+"""Connection: the HTTP half's socket to one engine, and the handshake of both sides.
 
-The HTTP half blocks (its sockets are gevent's), the engine never does: what a peer does not take
-waits in a bounded Outbox, and a peer that lets it fill is dropped.
+Its calls block (the HTTP half's sockets are gevent's); what an engine sends goes by an Outbox.
 """
 
 import socket
 import struct
 import threading
-from collections import deque
 
 from workers.errors import ProtocolError
+from workers.wire.framing import FrameReader, encode
 from workers.wire.protocol import (
     PROTOCOL_VERSION,
     PROTOCOL_VERSION_MIN,
     Attach,
-    FrameReader,
     FromEngine,
     Hello,
     Message,
-    encode,
 )
 
 READ_BYTES = 256 * 1024
-OUTBOX_BYTES = 8 * 1024 * 1024
 HANDSHAKE_SECONDS = 5.0
 
 _UCRED = struct.Struct("3i")
@@ -49,9 +45,7 @@ class Connection:
                 raise ConnectionEnded(str(error)) from error
 
     def receive(self) -> list[FromEngine]:
-        """Wait for bytes and return all messages they complete, possibly none; raise
-        ConnectionEnded at the end.
-        """
+        """Wait for bytes; return all messages they complete. Raise ConnectionEnded at the end."""
         try:
             data = self._sock.recv(READ_BYTES)
         except OSError as error:
@@ -116,50 +110,3 @@ def peer_uid(sock: socket.socket) -> int:
     credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
     _pid, uid, _gid = _UCRED.unpack(credentials)
     return int(uid)
-
-
-class Outbox:
-    """Bytes on their way to one peer over a non-blocking socket; any thread may send, none ever
-    waits for the peer.
-    """
-
-    def __init__(self, sock: socket.socket, limit: int = OUTBOX_BYTES) -> None:
-        self._sock = sock
-        self._limit = limit
-        self._lock = threading.Lock()
-        self._waiting: deque[memoryview] = deque()
-        self.num_waiting_bytes = 0
-
-    def send(self, frame: bytes) -> bool:
-        """Write what the peer takes now and keep the rest; False: the peer has gone or is too far
-        behind, drop it.
-        """
-        with self._lock:
-            if self.num_waiting_bytes + len(frame) > self._limit:
-                return False
-            self._waiting.append(memoryview(frame))
-            self.num_waiting_bytes += len(frame)
-            # When an earlier frame still waits the socket is full, and flush() will be called when
-            # it has emptied.
-            return len(self._waiting) > 1 or self._write()
-
-    def flush(self) -> bool:
-        """Write on, as the socket has become writable; False: the peer has gone."""
-        with self._lock:
-            return self._write()
-
-    def _write(self) -> bool:
-        while self._waiting:
-            head = self._waiting[0]
-            try:
-                sent = self._sock.send(head)
-            except (BlockingIOError, InterruptedError):
-                return True
-            except OSError:
-                return False
-            self.num_waiting_bytes -= sent
-            if sent < len(head):
-                self._waiting[0] = head[sent:]
-            else:
-                self._waiting.popleft()
-        return True

@@ -1,15 +1,34 @@
-"""Statistics an engine publishes in shared memory: the fields of its slot, and a row as read.
+"""EngineStats: the figures of one engine, their layout in shared memory, and a row as read.
 
-A new figure is a field here, one of `workers.engine_core.EngineStats`, and a line in
-qwenapi/metrics/prometheus.py.
+A new figure is a field of EngineStats and a line in qwenapi/metrics/prometheus.py.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
-from workers.wire.shared_memory import Layout
+from workers.wire.layout import Layout
 
 READY = "ready"
+
+
+@dataclass(frozen=True)
+class EngineStats:
+    """Numbers of this moment (sequences, blocks, bytes), and counters of tokens since the start."""
+
+    running: int = 0
+    waiting: int = 0
+    free_blocks: int = 0
+    total_blocks: int = 0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    generated_tokens: int = 0
+    preemptions: int = 0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0  # of the drafted
+    device_allocated: int = 0  # bytes, as torch counts them; 0 on a CPU
+    device_reserved: int = 0
+    device_total: int = 0
+
 
 ENGINE_LAYOUT = Layout(
     "engine",
@@ -21,19 +40,7 @@ ENGINE_LAYOUT = Layout(
         "step",
         "beat_ns",  # time.monotonic_ns() of the engine loop's last sign of life
         "step_timeout_ns",
-        "running",
-        "waiting",
-        "free_blocks",
-        "total_blocks",
-        "prompt_tokens",
-        "cached_tokens",
-        "generated_tokens",
-        "preemptions",
-        "drafted_tokens",
-        "accepted_tokens",  # of the drafted
-        "device_allocated",  # bytes, as torch counts them; 0 on a CPU
-        "device_reserved",
-        "device_total",
+        *(field.name for field in fields(EngineStats)),
     ),
 )
 # What goes on counting when a slot's next process takes over; the rest is of this moment.
@@ -57,8 +64,9 @@ class Phase:
 
 @dataclass(frozen=True)
 class EngineRow:
-    """One engine: its number, its device (`cpu`, `cuda:0`, `stub`), how it is, and its page's
-    fields; of a process that is gone only the counters are left, the rest is 0.
+    """One engine: its number, its device (`cpu`, `cuda:0`, `stub`), its state, its slot's values.
+
+    Of a process that is gone only the counters are left, the rest is 0.
     """
 
     engine: int

@@ -1,9 +1,7 @@
-"""The wire contract between the HTTP half and an engine: frozen messages, ids in and ids out.
+"""Messages between the HTTP half and an engine: frozen, token ids in and token ids out.
 
-Knows: which messages exist, how one becomes bytes and comes back. Refuses to know: sockets, text,
-HTTP, torch. A frame is a big-endian uint32 length followed by one msgpack array whose first element
-is the message's tag. A field added with a default at the end of a message keeps older peers working
-(version N speaks N-1).
+Refuses to know bytes, sockets, text, HTTP and torch. A field added with a default at the end of a
+message keeps older peers working (version N speaks N-1).
 
     HTTP process                                   engine process
       Attach ──────────────────────────────────────►
@@ -15,23 +13,17 @@ is the message's tag. A field added with a default at the end of a message keeps
       Ping ⇄ Pong                                       both ways; the engine's Pong is its loop's
 """
 
-import struct
-from typing import Any, Literal
+from typing import Literal
 
 import msgspec
 
-from workers.errors import ProtocolError
-
 PROTOCOL_VERSION = 1
 PROTOCOL_VERSION_MIN = 1
-MAX_FRAME_BYTES = 16 * 1024 * 1024
 MAX_CHOICES = 16
 MAX_LOGPROBS = 20
 # The low bits of a wire id count the attempts at a request.
 EPOCH_BITS = 8
 MAX_EPOCH = (1 << EPOCH_BITS) - 1
-
-_LENGTH = struct.Struct(">I")
 
 FinishReason = Literal["stop", "length"]
 RejectReason = Literal["queue_full", "overloaded", "too_long", "draining", "invalid"]
@@ -77,11 +69,10 @@ class SamplingParams(msgspec.Struct, frozen=True, array_like=True, gc=False, kw_
 
 
 class ModelCard(msgspec.Struct, frozen=True, array_like=True, gc=False, kw_only=True):
-    """What an engine serves. `model_dir` is absolute: the HTTP half reads tokenizer and template
-    from it.
+    """What an engine serves.
 
-    `generation_config` holds the sampling defaults of generation_config.json (temperature, top_k,
-    …) as floats.
+    `model_dir` is absolute: the HTTP half reads tokenizer and template from it. `generation_config`
+    holds the sampling defaults of generation_config.json (temperature, top_k, …) as floats.
     """
 
     model_dir: str
@@ -101,9 +92,7 @@ class ModelCard(msgspec.Struct, frozen=True, array_like=True, gc=False, kw_only=
 
 
 class Attach(Message, frozen=True, tag="attach"):
-    """First frame of the HTTP process: which protocol versions it speaks, and its name for the
-    engine's log.
-    """
+    """First frame of the HTTP process: the protocol versions it speaks, its name for the log."""
 
     version_min: int
     version_max: int
@@ -113,8 +102,8 @@ class Attach(Message, frozen=True, tag="attach"):
 class Hello(Message, frozen=True, tag="hello"):
     """First frame of the engine. Nothing counts as running before it has arrived.
 
-    `generation` differs after every start of the engine process; `page_path` is where its heartbeat
-    and gauges are.
+    `generation` differs after every start of the engine process; `shared_memory_path` is
+    where its heartbeat and statistics are.
     """
 
     version: int
@@ -155,8 +144,7 @@ class Generate(Message, frozen=True, tag="generate", kw_only=True):
 
 
 class Abort(Message, frozen=True, tag="abort"):
-    """The caller has gone, or has enough: free the request, or some of its choices, within one
-    step.
+    """The caller has gone, or has enough: free the request or some choices within one step.
 
     Unknown ids are ignored. A request without any choice left is gone without a word.
     """
@@ -201,8 +189,7 @@ class TokenLogprob(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class Chunk(msgspec.Struct, frozen=True, array_like=True, omit_defaults=True, gc=False):
-    """New tokens of one choice. `position` is the index of the first of them among the choice's
-    output tokens.
+    """New tokens of one choice, the first of them its output token number `position`.
 
     The last chunk of a choice has a `finish_reason`; a token that stopped it (eos, stop_token_ids)
     is included as its last id.
@@ -253,55 +240,7 @@ class StepUpdate(Message, frozen=True, tag="step", kw_only=True):
 ToEngine = Attach | Generate | Abort | Ping | Pong
 FromEngine = Hello | Accepted | Rejected | StepUpdate | Ping | Pong
 
-_encoder = msgspec.msgpack.Encoder()
-_decode_to_engine = msgspec.msgpack.Decoder(ToEngine)
-_decode_from_engine = msgspec.msgpack.Decoder(FromEngine)
-
 
 def wire_id(serial: int, epoch: int) -> int:
     """Return the id of attempt `epoch` (0-255) of the connection's request number `serial`."""
     return serial << EPOCH_BITS | epoch & MAX_EPOCH
-
-
-def encode(message: Message) -> bytes:
-    """Return the frame of one message; raise ProtocolError if it is larger than a frame may be."""
-    body = _encoder.encode(message)
-    if len(body) > MAX_FRAME_BYTES:
-        raise ProtocolError(f"frame of {len(body)} bytes exceeds the limit of {MAX_FRAME_BYTES}")
-    return _LENGTH.pack(len(body)) + body
-
-
-class FrameReader:
-    """Cut a byte stream into the messages one side of the wire may receive."""
-
-    def __init__(self, side: Literal["engine", "http"]) -> None:
-        self._decode = (_decode_to_engine if side == "engine" else _decode_from_engine).decode
-        self._buffer = bytearray()
-
-    def feed(self, data: bytes) -> list[Any]:
-        """Return all messages completed by `data`; raise ProtocolError on a frame that is too large
-        or malformed.
-        """
-        self._buffer += data
-        messages = []
-        start, end = 0, len(self._buffer)
-        with memoryview(self._buffer) as view:
-            while end - start >= _LENGTH.size:
-                (length,) = _LENGTH.unpack_from(view, start)
-                if length > MAX_FRAME_BYTES:
-                    raise ProtocolError(
-                        f"frame of {length} bytes exceeds the limit of {MAX_FRAME_BYTES}"
-                    )
-                stop = start + _LENGTH.size + length
-                if stop > end:
-                    break
-                messages.append(self._message(view[start + _LENGTH.size : stop]))
-                start = stop
-        del self._buffer[:start]
-        return messages
-
-    def _message(self, body: memoryview) -> Any:
-        try:
-            return self._decode(body)
-        except (ValueError, RecursionError) as error:  # msgspec lets bad UTF-8 through as it is
-            raise ProtocolError(f"malformed frame: {error}") from error

@@ -1,11 +1,10 @@
-"""Shared pages: an mmapped file of fixed slots, each leased by one process, read by all.
+"""SharedMemory: a mapped file of int64 slots, each written by the one process that leases it.
 
 The file is allocated with posix_fallocate, so a full tmpfs is an error at creation and never a
 SIGBUS. A slot is leased with an open-file-description lock: the kernel releases it on any death,
 and the next owner continues its counters. (`fcntl.lockf` leases would vanish when their owner opens
 and closes the file again; multiprocessing.shared_memory unlinks a segment when an unrelated reader
-exits, on Python 3.11.) All values are int64, written by their owner only. A slot may end in a ring
-of records.
+exits, on Python 3.11.) Anybody may read at any time. A slot may end in a ring of records.
 
     header  magic, layout hash, slots, int64s a slot               4 × int64
     slot 0  field 0, field 1, …, record 0, record 1, …             slot_ints × int64
@@ -13,56 +12,24 @@ of records.
 """
 
 import fcntl
-import hashlib
 import mmap
 import os
 import struct
 from array import array
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 from workers.errors import SharedMemoryError
+from workers.wire.layout import HEADER_INTS, INT_BYTES, Layout
+from workers.wire.shared_memory_files import is_ours, make
 
 MAGIC = 0x71_77_65_6E_61_70_69_31
-HEADER_INTS = 4
-INT_BYTES = 8
 
 _FLOCK = struct.Struct("hhqqi4x")
 
 
-@dataclass(frozen=True)
-class Layout:
-    """A page's name, the fields of each of its slots, and the fields of each record behind them."""
-
-    name: str
-    fields: tuple[str, ...]
-    record: tuple[str, ...] = ()
-    num_records: int = 0
-
-    @cached_property
-    def index(self) -> dict[str, int]:
-        return {name: i for i, name in enumerate(self.fields)}
-
-    @cached_property
-    def hash(self) -> int:
-        """Return 63 bits that differ when a field was added, moved or renamed."""
-        words = "\n".join((*self.fields, *self.record, str(self.num_records)))
-        return int.from_bytes(hashlib.sha256(words.encode()).digest()[:8], "big") >> 1
-
-    @property
-    def slot_ints(self) -> int:
-        """Return how many int64s a slot takes."""
-        return len(self.fields) + self.num_records * len(self.record)
-
-    def start(self, slot: int) -> int:
-        """Return where a slot begins, counted in int64s."""
-        return HEADER_INTS + slot * self.slot_ints
-
-
 class SharedMemory:
-    """A mapped page file. Reading needs no lease; `lease` gives the one writable view of a slot."""
+    """A mapped file. Reading needs no lease; `lease` gives the one writable view of a slot."""
 
     def __init__(self, path: Path, layout: Layout, fd: int) -> None:
         self.path = path
@@ -72,21 +39,21 @@ class SharedMemory:
         size = os.fstat(fd).st_size
         if size < INT_BYTES * HEADER_INTS or size % INT_BYTES:
             os.close(fd)
-            raise SharedMemoryError(f"{path}: not a page")
+            raise SharedMemoryError(f"{path}: not a file of shared memory")
         self._map = mmap.mmap(fd, size)
         self._ints = memoryview(self._map).cast("q")
         self.num_slots = self._check(size)
 
     @classmethod
     def create(cls, path: Path, layout: Layout, num_slots: int) -> "SharedMemory":
-        """Open the page, making it if missing; counters of an existing one of this layout go on.
+        """Open the file, making it if missing; counters of an existing one of this layout go on.
 
         One of another size is replaced as a file: who has mapped it must not lose the ground.
         """
         size = INT_BYTES * layout.start(num_slots)
         try:
-            if not _is_ours(path, size):
-                _make(
+            if not is_ours(path, size):
+                make(
                     path, size, struct.pack("=4q", MAGIC, layout.hash, num_slots, layout.slot_ints)
                 )
         except OSError as error:
@@ -105,14 +72,14 @@ class SharedMemory:
 
     @classmethod
     def private(cls, layout: Layout) -> "SharedMemory":
-        """Return a page of one slot that only this process sees, for where none can be shared."""
+        """Return memory of one slot that only this process sees, for where none can be shared."""
         fd = os.memfd_create(layout.name, os.MFD_CLOEXEC)
         os.ftruncate(fd, INT_BYTES * layout.start(1))
         os.pwrite(fd, struct.pack("=4q", MAGIC, layout.hash, 1, layout.slot_ints), 0)
         return cls(Path("private"), layout, fd)
 
     def lease(self, slot: int) -> "Slot":
-        """Become the only writer of a slot until this process ends or closes the page."""
+        """Become the only writer of a slot until this process ends or closes the file."""
         try:
             fcntl.fcntl(self._fd, fcntl.F_OFD_SETLK, self._lock(slot, fcntl.F_WRLCK))
         except OSError as error:
@@ -135,9 +102,7 @@ class SharedMemory:
         return bool(_FLOCK.unpack(answer)[0] != fcntl.F_UNLCK)
 
     def read(self, slot: int) -> dict[str, int]:
-        """Return the fields of a slot. Each value is whole; several need not be of the same
-        instant.
-        """
+        """Return a slot's fields. Each value is whole; several need not be of one instant."""
         return dict(zip(self.layout.fields, self.values(slot), strict=True))
 
     def value(self, slot: int, place: int) -> int:
@@ -170,7 +135,7 @@ class SharedMemory:
         if magic != MAGIC or layout_hash != self.layout.hash:
             self.close()
             raise SharedMemoryError(
-                f"{self.path}: not a page of this version's layout {self.layout.name!r}"
+                f"{self.path}: not of this version's layout {self.layout.name!r}"
             )
         if size != INT_BYTES * (HEADER_INTS + num_slots * slot_ints):
             self.close()
@@ -206,68 +171,3 @@ class Slot:
         width = len(layout.record)
         start = self.start + len(layout.fields) + number % layout.num_records * width
         self.ints[start : start + width] = memoryview(array("q", values))
-
-
-def _is_ours(path: Path, size: int) -> bool:
-    """Return whether a file of this size is there already; raise OSError if it is not ours."""
-    # A link somebody planted in /dev/shm is not followed, nor is their file used.
-    try:
-        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
-    except FileNotFoundError:
-        return False
-    try:
-        if os.fstat(fd).st_uid != os.getuid():
-            raise PermissionError(0, "the file belongs to somebody else")
-        return os.fstat(fd).st_size == size
-    finally:
-        os.close(fd)
-
-
-def _make(path: Path, size: int, header: bytes) -> None:
-    """Write a page of zeros beside the path, and put it in its place when it is whole."""
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}")
-    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
-    fd = os.open(unfinished, flags, 0o660)
-    try:
-        os.posix_fallocate(fd, 0, size)
-        os.pwrite(fd, header, 0)
-        os.replace(unfinished, path)
-    except OSError:
-        unfinished.unlink()
-        raise
-    finally:
-        os.close(fd)
-
-
-def shared_memory_path(run_dir: Path, layout: Layout) -> Path:
-    """Return where the page of a run directory lies: inside it if that is memory, else in /dev/shm.
-
-    The layout's hash is part of the name, so that two versions never meet in one file.
-    """
-    folder, prefix = _place(run_dir)
-    return folder / f"{prefix}{layout.name}-{layout.hash:016x}.shm"
-
-
-def remove_shared_memory(run_dir: Path) -> None:
-    """Remove every page of a run directory, whatever its layout."""
-    folder, prefix = _place(run_dir)
-    for path in folder.glob(f"{prefix}*.shm"):
-        path.unlink(missing_ok=True)
-
-
-def _place(run_dir: Path) -> tuple[Path, str]:
-    """Return the folder of a run directory's pages, and how their names begin there."""
-    if _is_tmpfs(run_dir) or not os.access("/dev/shm", os.W_OK):
-        return run_dir, ""
-    digest = hashlib.sha256(str(run_dir.resolve()).encode()).hexdigest()[:12]
-    return Path("/dev/shm"), f"qwenapi-{os.getuid()}-{digest}-"
-
-
-def _is_tmpfs(path: Path) -> bool:
-    """Return whether the path's own mount, the longest one in the mount table, is a tmpfs."""
-    mounts = [line.split() for line in Path("/proc/self/mounts").read_text().splitlines()]
-    path = path.resolve()
-    mount = max(
-        (m for m in mounts if path.is_relative_to(m[1])), key=lambda m: len(m[1]), default=None
-    )
-    return mount is not None and mount[2] in ("tmpfs", "ramfs")

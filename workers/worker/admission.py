@@ -1,8 +1,7 @@
-"""Whether a request may enter: decided in the socket thread, before any HTTP header goes out.
+"""Admission: accept or reject a request before any HTTP header goes out, by counts alone.
 
-Knows counts, never the queue itself: the engine loop publishes how far it is and the decision takes
-microseconds. A group's requests are limited together (running + waiting); the engine's own limits
-hold for all.
+Decided in the socket thread, in microseconds: the engine loop publishes how far it is. A group's
+requests are limited together (running + waiting); the engine's own limits hold for all.
 """
 
 import itertools
@@ -11,7 +10,8 @@ import time
 from collections import Counter, deque
 from dataclasses import dataclass
 
-from workers.engine_core import EngineStats, Key
+from workers.engine_core import Key
+from workers.wire.engine_stats import EngineStats
 from workers.wire.protocol import MAX_CHOICES, Generate, ModelCard, Rejected, RejectReason
 
 # Before this many requests of one busy period have finished, a prediction says nothing.
@@ -38,7 +38,7 @@ class Admission:
         self._admitted: dict[Key, _Admitted] = {}
         self._in_group: Counter[str] = Counter()
         self._num_prompt_tokens = 0
-        self._gauges = EngineStats()
+        self._stats = EngineStats()
         self._finish_times: deque[float] = deque(maxlen=64)
         self.is_draining = False
 
@@ -71,7 +71,7 @@ class Admission:
     def publish(self, stats: EngineStats) -> None:
         """Take the loop's numbers; an empty queue ends a busy period and with it the prediction."""
         with self._lock:
-            self._gauges = stats
+            self._stats = stats
             if not stats.waiting:
                 self._finish_times.clear()
 
@@ -124,17 +124,15 @@ class Admission:
     def _too_slow(self, request: Generate) -> Rejected | None:
         wait = self._predicted_wait()
         if wait is not None and wait > request.queue_timeout:
-            return self._rejected(request, "overloaded", self._gauges.waiting, self._max_waiting)
+            return self._rejected(request, "overloaded", self._stats.waiting, self._max_waiting)
         return None
 
     def _predicted_wait(self) -> float | None:
-        """Return the seconds a new request would wait: those waiting now at the rate requests
-        finish.
-        """
+        """Return the seconds a new request would wait, as the last ones have finished."""
         if len(self._finish_times) < MIN_FINISHED:
             return None
         seconds = max(self._finish_times[-1] - self._finish_times[0], 1e-6)
-        return self._gauges.waiting * seconds / (len(self._finish_times) - 1)
+        return self._stats.waiting * seconds / (len(self._finish_times) - 1)
 
     def _rejected(
         self, request: Generate, reason: RejectReason, size: int = 0, limit: int = 0

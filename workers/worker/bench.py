@@ -1,4 +1,4 @@
-"""Load on an engine alone, in this process: no socket and no text, only its step loop.
+"""Measure an engine alone, in this process: prefill, first token and decode of random prompts.
 
 Knows prompts, steps and clocks. Refuses to know where settings come from and how results are shown.
 Each round asks for its prompts twice: for one token each, which times prefill and the first token;
@@ -156,13 +156,13 @@ def _warm_up(engine: EngineCore, workload: Workload) -> None:
     Flight(engine, whole[-1:], params).finish()
 
 
-def _decode(flight: Flight, watch: AbstractContextManager[Any]) -> float:
+def _decode(flight: Flight, profiler: AbstractContextManager[Any]) -> float:
     """Return tokens per second from when the last stream has begun until the first one ends."""
     while len(flight.ttft) < flight.size:
         flight.step()
     if flight.num_finished:
         raise ConfigError("a stream ended before the last began; raise --max-tokens")
-    with watch:
+    with profiler:
         before, started = flight.num_tokens, time.perf_counter()
         while not flight.num_finished:
             flight.step()

@@ -1,5 +1,4 @@
-"""The socket thread of an engine process: accepts HTTP processes, reads their frames, writes what
-they take.
+"""EngineListener: the socket thread of an engine process, which serves its HTTP processes.
 
 Knows connections by number, and tells a Handler what arrives. The engine loop sends through it from
 its own thread; no call here ever waits for a peer. A connection that ends, breaks the contract, or
@@ -17,8 +16,10 @@ from pathlib import Path
 from typing import Protocol
 
 from workers.errors import ConfigError, ExitCode, ProtocolError
-from workers.wire.connection import READ_BYTES, Outbox, agree_version, peer_uid
-from workers.wire.protocol import Attach, FrameReader, Hello, Message, Ping, Pong, encode
+from workers.wire.connection import READ_BYTES, agree_version, peer_uid
+from workers.wire.framing import FrameReader, encode
+from workers.wire.outbox import Outbox
+from workers.wire.protocol import Attach, Hello, Message, Ping, Pong
 
 log = logging.getLogger(__name__)
 
@@ -75,9 +76,7 @@ class EngineListener:
         self._thread.start()
 
     def send(self, connection_id: int, message: Message) -> None:
-        """Send from any thread; a peer that has gone is ignored, one that is too far behind is
-        dropped.
-        """
+        """Send from any thread; a peer that is too far behind is dropped, one gone ignored."""
         peer = self._peers.get(connection_id)
         if peer is None:
             return
@@ -88,9 +87,7 @@ class EngineListener:
         os.eventfd_write(self._wake_fd, 1)
 
     def close(self) -> None:
-        """Stop listening and end all connections after what they have yet to take was offered once
-        more.
-        """
+        """Stop listening; offer peers what they have yet to take once more, then end them."""
         if self._is_closing:
             return
         self._is_closing = True

@@ -1,5 +1,4 @@
-"""An engine without torch: same seam, same protocol, deterministic. For tests, UI work and fault
-drills.
+"""StubEngine: an engine without torch, for tests, work on the web page and fault drills.
 
 It answers with the ids of the prompt itself, over and over, at one token per sequence and step; a
 choice starts at the prompt's token number `seed + choice`. Its text is therefore valid wherever the
@@ -15,9 +14,10 @@ from dataclasses import dataclass
 
 from workers.checkpoint.checkpoint import Checkpoint
 from workers.config import EngineConfig
-from workers.engine_core import EngineStats, Key, StepOutput
+from workers.engine_core import Key, StepOutput
 from workers.errors import ExitCode
 from workers.fairness import TenantCounters
+from workers.wire.engine_stats import EngineStats
 from workers.wire.protocol import (
     Chunk,
     Failed,

@@ -1,4 +1,4 @@
-"""What the coder's callers read, apart from the model's own text. Pure."""
+"""Bodies of the coder interface: a stream's preface, an exported conversation. Pure."""
 
 from typing import Any
 

@@ -1,10 +1,11 @@
-"""What the coder's two calls may be asked, and the values it becomes."""
+"""Request bodies of the coder interface: their schema, and the frozen value it makes."""
 
 from dataclasses import dataclass, field
 
 from marshmallow import ValidationError, validates
 
-from qwenapi.http.validation import LenientSchema, StrictString
+from qwenapi.http.fields import StrictString
+from qwenapi.http.schemas import LenientSchema
 
 MAX_CHARACTERS = 2**20
 

@@ -1,4 +1,4 @@
-"""`/v1/code/generate`, `/v1/code/chat_stream` and the conversations behind the second.
+"""Views of `/v1/code/…`: one answer, a streamed turn of a conversation, conversations kept.
 
 The stream is plain text under an event-stream label: on a first turn a preface with the new id, one
 write of its own, then one write for each frame of the engine. A stream that fails ends without its
@@ -27,32 +27,30 @@ from qwenapi.conversations import (
     Turn,
     fit,
 )
-from qwenapi.engines.client import random_seed
-from qwenapi.engines.generation import Cancelled
-from qwenapi.errors import (
-    ApiError,
-    BadRequest,
-    EngineUnavailable,
-    InsufficientStorage,
-    NotFound,
-)
-from qwenapi.generation.sampling import SamplingRequest, defaults_of, engine_params
-from qwenapi.generation.stream import GenerationRequest, GenerationStream, gather
+from qwenapi.engines.mailbox import Cancelled
+from qwenapi.errors import ApiError, BadRequest, EngineUnavailable, InsufficientStorage, NotFound
+from qwenapi.generation.delta import gather
+from qwenapi.generation.prompt import encode_chat
+from qwenapi.generation.request import GenerationRequest
+from qwenapi.generation.sampling import SamplingRequest
+from qwenapi.generation.stream import GenerationStream
 from qwenapi.http import sse
+from qwenapi.http.body import read_fields
 from qwenapi.http.responses import ignored_header, json_response
-from qwenapi.http.validation import load_request, read_fields
-from qwenapi.request_context.prompt import encode_chat, served_model
-from qwenapi.request_context.services import (
-    answers_as,
+from qwenapi.http.schemas import load_request
+from qwenapi.request_context.current_request import (
     caller,
-    conversations,
+    count_post,
     current_profile,
-    new_generation,
+    generation_request,
+    new_stream,
 )
+from qwenapi.request_context.services import conversations, served_model
 from qwenapi.text.tokenizer import Tokenizer
 from workers.wire.protocol import ModelCard
 
 blueprint = Blueprint("coder", __name__)
+blueprint.before_request(count_post)
 log = logging.getLogger(__name__)
 
 # The part of the context that a history leaves to the answer, at the least.
@@ -62,18 +60,15 @@ MAX_SHOWN_CHARS = 64
 _schema = CodeSchema()
 
 
-blueprint.before_request(answers_as("coder"))
-
-
 @blueprint.post("/v1/code/generate")
 def generate() -> Response:
     body = read_fields(request)
     ask: CodeRequest = load_request(_schema, body)
     card, tokenizer = served_model()
     ids = _encode(tokenizer, (), ask.prompt)
-    with new_generation(tokenizer) as answer:
-        answer.ask(_question(ids, card))
-        (whole,) = gather(answer.deltas())
+    with new_stream(tokenizer) as stream:
+        stream.ask(_wanted(ids, card))
+        (whole,) = gather(stream.deltas())
     response = json_response({"status": "success", "result": whole.text})
     response.headers.update(ignored_header(body, _schema.fields))
     return response
@@ -84,25 +79,25 @@ def chat_stream() -> Response:
     body = read_fields(request)
     ask: CodeRequest = load_request(_schema, body)
     card, tokenizer = served_model()
-    answer = new_generation(tokenizer)
+    stream = new_stream(tokenizer)
     turn: Turn | None = None
     try:
-        turn = _begin(ask, answer)
+        turn = _begin(ask, stream)
         history = fit(
             turn.history,
             lambda turns: len(_encode(tokenizer, turns, ask.prompt)),
             card.max_model_len - card.max_model_len // MIN_ANSWER_SHARE,
         )
-        answer.ask(_question(_encode(tokenizer, history, ask.prompt), card))
+        stream.ask(_wanted(_encode(tokenizer, history, ask.prompt), card))
     except BaseException as error:
-        answer.close(error)
+        stream.close(error)
         if turn is not None:
             turn.rollback()
         raise
     is_new = turn.conversation_id != ask.conversation_id
-    stream = Stream(answer, turn, has_preface=is_new or current_profile().repeats_preface)
-    response = sse.stream(stream.pieces())
-    response.call_on_close(stream.close)
+    text = TurnText(stream, turn, has_preface=is_new or current_profile().repeats_preface)
+    response = sse.stream(text.pieces())
+    response.call_on_close(text.close)
     response.headers.update(ignored_header(body, _schema.fields))
     return response
 
@@ -137,11 +132,11 @@ def translated(conversation_id: str | None) -> Iterator[None]:
         raise EngineUnavailable(str(error), retry_after=1) from error
 
 
-class Stream:
+class TurnText:
     """The text of one turn on its way; the turn is committed before the last chunk goes out."""
 
-    def __init__(self, answer: GenerationStream, turn: Turn, *, has_preface: bool) -> None:
-        self._answer = answer
+    def __init__(self, stream: GenerationStream, turn: Turn, *, has_preface: bool) -> None:
+        self._stream = stream
         self._turn = turn
         self._has_preface = has_preface
         self._request_id = g.request_id
@@ -153,7 +148,7 @@ class Stream:
         texts: list[str] = []
         reason = ""
         try:
-            for deltas in self._answer.deltas():
+            for deltas in self._stream.deltas():
                 if self._turn.is_lost:  # what is still to come could not be kept
                     raise LeaseLost()
                 for delta in deltas:
@@ -166,15 +161,15 @@ class Stream:
             return
         except (ApiError, ConversationError) as error:
             log.warning("request %s broke off: %s", self._request_id, type(error).__name__)
-            self._answer.fail("storage_unavailable")
+            self._stream.fail("storage_unavailable")
             self._break_off()
         except Exception:
-            self._answer.fail("internal_error")  # or closing would call it the caller's doing
+            self._stream.fail("internal_error")  # or closing would call it the caller's doing
             raise
 
     def close(self) -> None:
         """Free the engine and, unless it was committed, forget the turn."""
-        self._answer.close()
+        self._stream.close()
         self._turn.rollback()
 
     def _break_off(self) -> None:
@@ -187,14 +182,14 @@ class Stream:
                 pass
 
 
-def _begin(ask: CodeRequest, answer: GenerationStream) -> Turn:
+def _begin(ask: CodeRequest, stream: GenerationStream) -> Turn:
     """Return the turn once those before it in its conversation have ended."""
     profile = current_profile()
     deadline = time.monotonic() + profile.settings.limits_queue_timeout
 
     def pause(seconds: float) -> None:
         gevent.sleep(seconds)
-        answer.check_caller()
+        stream.check_caller()
 
     def begin(conversation_id: str | None) -> Turn:
         return conversations().begin_turn(
@@ -221,19 +216,6 @@ def _encode(tokenizer: Tokenizer, history: Sequence[PastTurn], prompt: str) -> l
     return encode_chat(tokenizer, messages, current_profile().thinking, param="prompt")
 
 
-def _question(ids: list[int], card: ModelCard) -> GenerationRequest:
+def _wanted(ids: list[int], card: ModelCard) -> GenerationRequest:
     """Return what to ask; the document's callers choose no parameters."""
-    profile = current_profile()
-    params, _ = engine_params(
-        SamplingRequest(),
-        prompt_tokens=len(ids),
-        card=card,
-        defaults=defaults_of(profile.settings),
-        new_seed=random_seed,
-    )
-    return GenerationRequest(
-        prompts=[(ids, params)],
-        model_hash=card.model_hash,
-        request_id=g.request_id,
-        limits=profile.limits,
-    )
+    return generation_request(SamplingRequest(), [ids], card)[0]

@@ -1,10 +1,14 @@
-"""What `POST /generate` may be asked, and the value it becomes. None: the caller said nothing."""
+"""The request body of `POST /generate`: its schema, and the frozen value it makes.
+
+None in a value means that the caller said nothing.
+"""
 
 from dataclasses import dataclass, field
 from typing import Any
 
 from qwenapi.generation.sampling import RequestDefaults
-from qwenapi.http.validation import LenientSchema, StrictFloat, StrictInteger, StrictString
+from qwenapi.http.fields import StrictFloat, StrictInteger, StrictString
+from qwenapi.http.schemas import LenientSchema
 
 MAX_SEQUENCES = 8
 MAX_CHARACTERS = 2**21

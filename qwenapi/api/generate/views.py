@@ -1,50 +1,44 @@
-"""`POST /generate`: a prompt in, one or several whole answers out."""
+"""View of `POST /generate`: a prompt in, one or several whole answers out."""
 
-from flask import Blueprint, Response, g, request
+from flask import Blueprint, Response, request
 
 from qwenapi.api.generate.schemas import GenerateRequest, GenerateSchema
-from qwenapi.engines.client import random_seed
-from qwenapi.generation.sampling import SamplingRequest, clamped_header, defaults_of, engine_params
-from qwenapi.generation.stream import GenerationRequest, gather
+from qwenapi.generation.delta import gather
+from qwenapi.generation.prompt import encode_chat
+from qwenapi.generation.sampling import SamplingRequest, clamped_header, defaults_of
+from qwenapi.http.body import read_json
 from qwenapi.http.responses import ignored_header, json_response
-from qwenapi.http.validation import load_request, parse_json, read_body
-from qwenapi.request_context.prompt import encode_chat, served_model
-from qwenapi.request_context.services import answers_as, current_profile, new_generation
+from qwenapi.http.schemas import load_request
+from qwenapi.request_context.current_request import (
+    count_post,
+    current_profile,
+    generation_request,
+    new_stream,
+)
+from qwenapi.request_context.services import served_model
 
 blueprint = Blueprint("generate", __name__)
+
+blueprint.before_request(count_post)
 
 _schema = GenerateSchema()
 
 
-blueprint.before_request(answers_as("generate"))
-
-
 @blueprint.post("/generate")
 def generate() -> Response:
-    body = parse_json(read_body(request))
+    body = read_json(request)
     ask: GenerateRequest = load_request(_schema, body)
     profile = current_profile()
     card, tokenizer = served_model()
     messages = [{"role": "user", "content": ask.prompt}]
     ids = encode_chat(tokenizer, messages, profile.thinking, param="prompt")
-    defaults = defaults_of(profile.settings)
-    params, clamped = engine_params(
-        _sampling(ask), prompt_tokens=len(ids), card=card, defaults=defaults, new_seed=random_seed
-    )
-    question = GenerationRequest(
-        prompts=[(ids, params)],
-        model_hash=card.model_hash,
-        request_id=g.request_id,
-        n=ask.num_return_sequences,
-        limits=profile.limits,
-    )
-    with new_generation(tokenizer) as answer:
-        answer.ask(question)
-        texts = [whole.text for whole in gather(answer.deltas())]
-    response = json_response({"generated_texts": texts, "parameters": ask.parameters(defaults)})
-    response.headers.update(ignored_header(body, _schema.fields))
-    if clamped:
-        response.headers["X-Clamped"] = clamped_header(clamped)
+    wanted, cut = generation_request(_sampling(ask), [ids], card)
+    with new_stream(tokenizer) as stream:
+        stream.ask(wanted)
+        texts = [whole.text for whole in gather(stream.deltas())]
+    parameters = ask.parameters(defaults_of(profile.settings))
+    response = json_response({"generated_texts": texts, "parameters": parameters})
+    response.headers.update(ignored_header(body, _schema.fields) | clamped_header(cut))
     return response
 
 

@@ -1,9 +1,9 @@
 """Answers in OpenAI's words: JSON bodies, and the server-sent events of a stream.
 
 Pure. A stream's events are bytes around the text: what stays the same is built once per request, so
-that one token costs a concatenation. The rules of document 003's decoder hold: `data: ` with a
-space, one event a line, a role-only first event, beats that are events with an empty delta, never a
-comment, an id or an event line.
+that one token costs a concatenation. What the browser document's decoder needs holds: `data: `
+with a space, one event a line, a role-only first event, beats that are events with an empty delta,
+never a comment, an id or an event line.
 """
 
 from abc import ABC, abstractmethod
@@ -177,7 +177,7 @@ def error_event(body: dict[str, Any]) -> bytes:
 
 
 def without_extras(body: dict[str, Any]) -> dict[str, Any]:
-    """Return a body with the keys document 004 prints, and no others that say nothing."""
+    """Return a body with the keys the news document prints, and no others that say nothing."""
     choices = [
         {k: v for k, v in choice.items() if k != "logprobs" or v} for choice in body["choices"]
     ]

@@ -1,8 +1,8 @@
-"""What `/v1/chat/completions` and `/v1/completions` may be asked, and the values it becomes.
+"""Request bodies of OpenAI's interface: fields, schemas, and the frozen values they make.
 
 A field is honoured, or refused by name; the few that change no output are listed as such. None in a
 value means that the caller said nothing. Knows no model: what depends on its context or vocabulary
-is checked in params.
+is checked in generation/sampling.py.
 """
 
 from collections.abc import Mapping
@@ -12,15 +12,8 @@ from typing import Any, NoReturn, cast
 from marshmallow import ValidationError, fields, validates_schema
 
 from qwenapi.generation.sampling import SamplingRequest
-from qwenapi.http.validation import (
-    Neutral,
-    RequestSchema,
-    StrictBoolean,
-    StrictFloat,
-    StrictInteger,
-    StrictSchema,
-    StrictString,
-)
+from qwenapi.http.fields import Neutral, StrictBoolean, StrictFloat, StrictInteger, StrictString
+from qwenapi.http.schemas import RequestSchema, StrictSchema
 
 MAX_MESSAGES = 1024
 MAX_PARTS = 256

@@ -1,6 +1,4 @@
-"""`/v1/chat/completions`, `/v1/completions` and `/v1/models`: from a checked request to a whole or
-streamed answer.
-"""
+"""Views of OpenAI's interface: chat completions and completions, whole or streamed, and models."""
 
 import time
 import uuid
@@ -19,29 +17,24 @@ from qwenapi.api.openai.schemas import (
     CompletionSchema,
     Prompt,
 )
-from qwenapi.engines.client import random_seed
-from qwenapi.engines.generation import Cancelled
+from qwenapi.engines.mailbox import Cancelled
 from qwenapi.errors import DIALECTS, ApiError, BadRequest, EngineUnavailable, Wording
-from qwenapi.generation.sampling import (
-    SamplingRequest,
-    check_token_ids,
-    clamped_header,
-    defaults_of,
-    engine_params,
-)
-from qwenapi.generation.stream import Delta, GenerationRequest, GenerationStream, gather
+from qwenapi.generation.delta import Delta, gather
+from qwenapi.generation.prompt import beside_others, encode_chat
+from qwenapi.generation.sampling import SamplingRequest, check_token_ids, clamped_header
+from qwenapi.generation.stream import GenerationStream
 from qwenapi.http import sse
+from qwenapi.http.body import accepts
 from qwenapi.http.responses import json_response
-from qwenapi.http.validation import accepts
-from qwenapi.request_context.prompt import beside_others, encode_chat, served_model
-from qwenapi.request_context.services import (
+from qwenapi.request_context.current_request import (
     caller,
     count_request,
     current_profile,
-    new_generation,
-    services,
+    generation_request,
+    new_stream,
     use_profile,
 )
+from qwenapi.request_context.services import served_model, services
 from qwenapi.text.tokenizer import Tokenizer
 from workers.wire.protocol import ModelCard, TokenLogprob
 
@@ -85,7 +78,7 @@ def _choose_profile(body: dict[str, Any]) -> None:
     g.clamped = clamp(body, profile) if profile.clamp else {}
 
 
-# Document 003's page asks below /api, its drawing without any prefix.
+# The browser document's page asks below /api, its drawing without any prefix.
 @blueprint.post("/v1/chat/completions")
 @blueprint.post("/api/chat/completions", endpoint="chat_completions_of_page")
 @blueprint.post("/chat/completions", endpoint="chat_completions_bare")
@@ -135,57 +128,38 @@ def _respond(
     card: ModelCard,
     tokenizer: Tokenizer,
 ) -> Response:
-    profile = current_profile()
-    defaults = defaults_of(profile.settings)
-    asked = [
-        engine_params(
-            ask, prompt_tokens=len(ids), card=card, defaults=defaults, new_seed=random_seed
-        )
-        for ids in prompts
-    ]
-    question = GenerationRequest(
-        prompts=[(ids, params) for ids, (params, _) in zip(prompts, asked, strict=True)],
-        model_hash=card.model_hash,
-        request_id=g.request_id,
-        n=ask.n,
-        priority=ask.priority,
-        stops=ask.stop,
-        skip_special_tokens=ask.skip_special_tokens,
-        limits=profile.limits,
-    )
-    answer = new_generation(tokenizer)
+    wanted, cut = generation_request(ask, prompts, card)
+    stream = new_stream(tokenizer)
     try:
-        answer.ask(question)
-        writer = Writer(answer, ask, form, tokenizer, len(prompts) * ask.n)
+        stream.ask(wanted)
+        writer = Writer(stream, ask, form, tokenizer, len(prompts) * ask.n)
         if ask.stream:
-            response = sse.stream(writer.events(profile.wording(g.request_id)))
-            response.call_on_close(answer.close)
+            response = sse.stream(writer.events(current_profile().wording(g.request_id)))
+            response.call_on_close(stream.close)
         else:
             response = json_response(writer.body())
     except BaseException as error:
-        answer.close(error)
+        stream.close(error)
         raise
     if not ask.stream:
-        answer.close()
-    clamped = g.clamped | {name: value for _, cut in asked for name, value in cut.items()}
-    if clamped:
-        response.headers["X-Clamped"] = clamped_header(clamped)
+        stream.close()
+    response.headers.update(clamped_header(g.clamped | cut))
     return response
 
 
 class Writer:
-    """Puts one answer into words, at once or as it comes."""
+    """Puts one stream into words, at once or as it comes."""
 
     def __init__(
         self,
-        answer: GenerationStream,
+        stream: GenerationStream,
         ask: SamplingRequest,
         form: Form,
         tokenizer: Tokenizer,
         num_choices: int,
     ) -> None:
         self._profile = current_profile()
-        self._answer = answer
+        self._stream = stream
         self._ask = ask
         self._form = form
         self._bytes_of = tokenizer.token_bytes.__getitem__
@@ -204,7 +178,7 @@ class Writer:
                 whole.finish_reason or "",
                 self._logprobs(whole.index, whole.logprobs),
             )
-            for whole in gather(self._answer.deltas())
+            for whole in gather(self._stream.deltas())
         ]
         body = self._form.body(self._reply, choices, self._usage())
         return body if self._profile.logprobs_key else render.without_extras(body)
@@ -215,7 +189,7 @@ class Writer:
         # An empty piece still sends the headers: the request is accepted, and its status is final.
         yield b"".join(chunks.opening(i) for i in range(self._num_choices))
         try:
-            for deltas in self._answer.deltas():
+            for deltas in self._stream.deltas():
                 yield b"".join(self._event(chunks, delta) for delta in deltas) or chunks.heartbeat()
         except Cancelled:
             return
@@ -224,7 +198,7 @@ class Writer:
             yield render.error_event(rendered.body)
             return
         except Exception:
-            self._answer.fail("internal_error")  # or closing would call it the caller's doing
+            self._stream.fail("internal_error")  # or closing would call it the caller's doing
             raise
         yield (chunks.usage(self._usage()) if self._ask.include_usage else b"") + render.DONE
 
@@ -248,7 +222,7 @@ class Writer:
         return rendered
 
     def _usage(self) -> render.TokenUsage:
-        answer = self._answer
+        stream = self._stream
         return render.TokenUsage(
-            answer.prompt_tokens, answer.completion_tokens, answer.cached_tokens
+            stream.prompt_tokens, stream.completion_tokens, stream.cached_tokens
         )

@@ -1,4 +1,4 @@
-"""What NVIDIA's driver says of the engines' GPUs: their names, and how busy they are.
+"""Names and use of the engines' GPUs, as NVIDIA's driver tells them.
 
 Asked only where an engine runs on one, in a thread, as its answer may take a while; whatever fails
 is left out.

@@ -1,4 +1,4 @@
-"""Bodies of `/health`, each as its document prints it. Pure."""
+"""Bodies of `/health`, each as its profile's document prints it. Pure."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -1,4 +1,4 @@
-"""`/livez`, `/readyz`, `/health`, the reports of the metrics store, and what stands at `/`.
+"""Views of `/livez`, `/readyz`, `/health`, `/metrics` and the other reports, and of `/`.
 
 None asks an engine to do anything, and all answer while no engine is up. The reports are of all
 HTTP processes and profiles together.

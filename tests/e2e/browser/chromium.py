@@ -93,15 +93,21 @@ class Page:
         return self.ask("evaluate", script=script)
 
 
-@pytest.fixture(scope="session", name="browser")
-def browser_fixture(pytestconfig: pytest.Config) -> Iterator[Browser]:
-    """Return the browser that all tests of a run share."""
+def start_browser(folder: Path) -> Browser:
+    """Return a new browser, its driver installed in a folder; skip where something is missing."""
     chromium = shutil.which("chromium") or shutil.which("chromium-browser")
     for name, path in {"chromium": chromium, "node": shutil.which("node")}.items():
         if path is None:
             pytest.skip(f"{name} is not installed (Debian: apt-get install chromium nodejs npm)")
-    assert pytestconfig.cache and chromium
-    started = Browser(installed(HERE, pytestconfig.cache.mkdir("browser")), chromium)
+    assert chromium
+    return Browser(installed(HERE, folder), chromium)
+
+
+@pytest.fixture(scope="session", name="browser")
+def browser_fixture(pytestconfig: pytest.Config) -> Iterator[Browser]:
+    """Return the browser that all tests of a run share."""
+    assert pytestconfig.cache
+    started = start_browser(pytestconfig.cache.mkdir("browser"))
     try:
         yield started
     finally:

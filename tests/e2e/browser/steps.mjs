@@ -125,8 +125,9 @@ export const steps = {
   async complaints({ complaints }) {
     return complaints;
   },
-  async screenshot({ page }, { path }) {
-    await page.screenshot({ path });
+  /** A picture of what is in view, or of one element. */
+  async screenshot({ page }, { path, selector }) {
+    await (selector ? page.locator(selector) : page).screenshot({ path });
   },
   async close({ page }) {
     await page.context().close();

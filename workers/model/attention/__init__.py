@@ -1,1 +1,1 @@
-"""Attention over paged keys and values, and the tensors that hold them."""
+"""Attention over a paged KV cache, and the tensors that hold it."""

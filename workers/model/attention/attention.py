@@ -1,9 +1,9 @@
-"""How the rows of a flat batch attend over the paged KV cache: the plan of a step.
+"""Attention in plain torch over a paged KV cache, and the plan of it for one step.
 
 Two kinds of work in one batch: groups of single-token rows, padded to the longest of their group,
-and spans of several tokens of one sequence. Heads that share a key head are packed into the query
-axis. Queries come scaled. Where kernels do all that, their plan is in paged_plan.py, and here is
-only the choice. Refuses to know layers, weights and scheduling.
+and spans of several tokens of one sequence. Heads that share a key head lie together on the query
+axis. Queries come scaled. Where kernels do all that, their plan is in paged_plan.py. Refuses to
+know layers, weights and scheduling.
 """
 
 from dataclasses import dataclass, replace
@@ -24,15 +24,15 @@ Moved = TypeVar("Moved")
 
 @dataclass(frozen=True)
 class DecodeGroup:
-    """Rows `first:stop` of the flat batch, one token each, attending over equally many pages.
+    """Rows `first:stop` of the flat batch, one token each, attending over equally many blocks.
 
-    `pages` is `[kv_heads * rows * blocks]`, or for one row whose blocks follow each other a slice;
+    `blocks` is `[kv_heads * rows * blocks]`, or for one row whose blocks follow each other a slice;
     `mask` is `[rows, 1, length]`, 0 or -inf, and None for a single row, whose `length` is exact.
     """
 
     first: int
     stop: int
-    pages: Tensor | slice
+    blocks: Tensor | slice
     length: int
     mask: Tensor | None
 
@@ -43,7 +43,7 @@ class PrefillSpan:
 
     first: int
     stop: int
-    pages: Tensor | slice
+    blocks: Tensor | slice
     length: int
 
     @property
@@ -53,8 +53,9 @@ class PrefillSpan:
 
 @dataclass(frozen=True)
 class AttentionPlan:
-    """All attention of one step; equal for every layer on one device. An exact one has only spans,
-    and each of their tokens is computed as if it were alone.
+    """All attention of one step; equal for every layer on one device.
+
+    A batch-invariant one has only spans, and each of their tokens is computed as if it were alone.
     """
 
     slots: Tensor
@@ -67,10 +68,10 @@ class AttentionPlan:
         return AttentionPlan(
             self.slots.to(device),
             tuple(
-                replace(group, pages=_move(group.pages, device), mask=_move(group.mask, device))
+                replace(group, blocks=_move(group.blocks, device), mask=_move(group.mask, device))
                 for group in self.decodes
             ),
-            tuple(replace(span, pages=_move(span.pages, device)) for span in self.prefills),
+            tuple(replace(span, blocks=_move(span.blocks, device)) for span in self.prefills),
             self.is_batch_invariant,
         )
 
@@ -80,20 +81,20 @@ LayerKVCache = KVCache | BlockKVCache
 
 
 def attend(
-    query: Tensor, key: Tensor, value: Tensor, pages: KVCache, plan: AttentionPlan
+    query: Tensor, key: Tensor, value: Tensor, cache: KVCache, plan: AttentionPlan
 ) -> Tensor:
     """Return the context `[tokens, heads, head_dim]` of all tokens of a step.
 
-    `key` and `value` are those of the step's own tokens, already written to the pages.
+    `key` and `value` are those of the step's own tokens, already written to the cache.
     """
     context = torch.empty_like(query, memory_format=torch.contiguous_format)
     for group in plan.decodes:
         rows = slice(group.first, group.stop)
-        context[rows] = _attend_group(query[rows], pages, group)
+        context[rows] = _attend_group(query[rows], cache, group)
     for span in plan.prefills:
         rows = slice(span.first, span.stop)
         if plan.is_batch_invariant:
-            keys, values = pages.gather(span.pages)
+            keys, values = cache.gather(span.blocks)
             context[rows] = batch_invariant.attend_span(
                 query[rows], keys[:, : span.length], values[:, : span.length]
             )
@@ -101,44 +102,44 @@ def attend(
         if span.num_computed == 0:
             keys, values = key[rows].transpose(0, 1), value[rows].transpose(0, 1)
         else:
-            keys, values = pages.gather(span.pages)
+            keys, values = cache.gather(span.blocks)
         context[rows] = _attend_span(query[rows], keys[:, : span.length], values[:, : span.length])
     return context
 
 
-def _attend_group(query: Tensor, pages: KVCache, group: DecodeGroup) -> Tensor:
+def _attend_group(query: Tensor, cache: KVCache, group: DecodeGroup) -> Tensor:
     rows, num_heads, head_dim = query.shape
     keys, values = (
-        part.unflatten(1, (rows, -1))[:, :, : group.length] for part in pages.gather(group.pages)
+        part.unflatten(1, (rows, -1))[:, :, : group.length] for part in cache.gather(group.blocks)
     )
-    packed = query.view(rows, pages.num_kv_heads, -1, head_dim).transpose(0, 1)
+    grouped = query.view(rows, cache.num_kv_heads, -1, head_dim).transpose(0, 1)
     if group.mask is not None and query.device.type == "cpu":
-        context = cpu_attention.attend_rows(packed, keys, values, group.mask)
+        context = cpu_attention.attend_rows(grouped, keys, values, group.mask)
     else:
-        context = F.scaled_dot_product_attention(packed, keys, values, group.mask, scale=1.0)
+        context = F.scaled_dot_product_attention(grouped, keys, values, group.mask, scale=1.0)
     return context.transpose(0, 1).reshape(rows, num_heads, head_dim)
 
 
 def _attend_span(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     """Attend causally; queries are of the last tokens of `[kv_heads, length, head_dim]`."""
     tokens, num_heads, head_dim = query.shape
-    packed = query.view(tokens, keys.shape[0], -1, head_dim).permute(1, 2, 0, 3)
+    grouped = query.view(tokens, keys.shape[0], -1, head_dim).permute(1, 2, 0, 3)
     if query.device.type == "cpu":
-        context = cpu_attention.attend_span(packed, keys, values)
+        context = cpu_attention.attend_span(grouped, keys, values)
     else:
-        context = _attend_span_by_sdpa(packed, keys, values)
+        context = _attend_span_by_sdpa(grouped, keys, values)
     return context.permute(2, 0, 1, 3).reshape(tokens, num_heads, head_dim)
 
 
-def _attend_span_by_sdpa(packed: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    tokens, length = packed.shape[2], keys.shape[1]
-    repeat = (-1, packed.shape[1], -1, -1)
+def _attend_span_by_sdpa(grouped: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    tokens, length = grouped.shape[2], keys.shape[1]
+    repeat = (-1, grouped.shape[1], -1, -1)
     keys, values = keys.unsqueeze(1).expand(repeat), values.unsqueeze(1).expand(repeat)
     if tokens == length:
-        return F.scaled_dot_product_attention(packed, keys, values, is_causal=True, scale=1.0)
-    position = torch.arange(length - tokens, length, device=packed.device)
-    visible = torch.arange(length, device=packed.device) <= position[:, None]
-    return F.scaled_dot_product_attention(packed, keys, values, visible, scale=1.0)
+        return F.scaled_dot_product_attention(grouped, keys, values, is_causal=True, scale=1.0)
+    position = torch.arange(length - tokens, length, device=grouped.device)
+    visible = torch.arange(length, device=grouped.device) <= position[:, None]
+    return F.scaled_dot_product_attention(grouped, keys, values, visible, scale=1.0)
 
 
 def _move(value: Moved, device: torch.device) -> Moved:

@@ -1,4 +1,4 @@
-"""Which attention an engine computes with: torch over gathered pages, or the Triton kernels."""
+"""Choose how an engine attends: in plain torch over gathered blocks, or by the Triton kernels."""
 
 import logging
 import os

@@ -1,6 +1,6 @@
-"""The keys and values of one layer as the kernels want them: pages that hold all heads of a block.
+"""BlockKVCache: keys and values of one layer for the kernels, whole blocks with all heads.
 
-The other layout is in pages.py. Triton is imported when pages are made, not before; attention is
+KVCache is the layout for torch. Triton is imported when a cache is made, not before; attention is
 launched on the current device, which is not the one of every layer.
 """
 

@@ -14,30 +14,30 @@ from torch import Tensor
 _TILE = 128
 
 
-def attend_rows(packed: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
+def attend_rows(grouped: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
     """Attend `[kv_heads, rows, queries, head_dim]` over `[kv_heads, rows, length, head_dim]`."""
-    num_kv_heads, rows, queries, head_dim = packed.shape
+    num_kv_heads, rows, queries, head_dim = grouped.shape
     batch = num_kv_heads * rows
-    query = packed.reshape(batch, queries, head_dim)
+    query = grouped.reshape(batch, queries, head_dim)
     scores = torch.bmm(query, keys.view(batch, -1, head_dim).transpose(1, 2))
     weights = scores.view(num_kv_heads, rows, queries, -1).add_(mask).softmax(-1)
     context = torch.bmm(weights.view(batch, queries, -1), values.view(batch, -1, head_dim))
-    return context.view(packed.shape)
+    return context.view(grouped.shape)
 
 
-def attend_span(packed: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+def attend_span(grouped: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     """Attend `[kv_heads, queries, tokens, head_dim]` over `[kv_heads, length, head_dim]`."""
-    num_kv_heads, queries, tokens, head_dim = packed.shape
+    num_kv_heads, queries, tokens, head_dim = grouped.shape
     before = keys.shape[1] - tokens
-    context = packed.new_empty(packed.shape)
+    context = grouped.new_empty(grouped.shape)
     for first in range(0, tokens, _TILE):
-        tile = packed[:, :, first : first + _TILE]
+        tile = grouped[:, :, first : first + _TILE]
         size = tile.shape[2]
         length = before + first + size
         query = tile.reshape(num_kv_heads, queries * size, head_dim)
         scores = torch.bmm(query, keys[:, :length].transpose(1, 2))
         scores = scores.view(num_kv_heads, queries, size, length)
-        scores[..., length - size :] += _future(packed.dtype)[:size, :size]
+        scores[..., length - size :] += _future(grouped.dtype)[:size, :size]
         weights = scores.softmax(-1).view(num_kv_heads, queries * size, length)
         part = torch.bmm(weights, values[:, :length])
         context[:, :, first : first + size] = part.view(tile.shape)

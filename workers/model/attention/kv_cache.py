@@ -1,8 +1,9 @@
-"""The keys and values of one layer, in pages that sequences own block by block.
+"""KVCache: keys and values of one layer for plain torch, in blocks that sequences own.
 
-A page holds one block of one head, `[block_size, head_dim]`; pages are ordered head-major, so that
-gathering a row's pages yields `[kv_heads, rows, length, head_dim]` without a second copy. Page 0 of
-each head is trash: padding may read it, nothing reads what was written there.
+A head's part of a block is `[block_size, head_dim]`. All of one head come before those of the next:
+block b of head h is number `h * num_blocks + b`, so that gathering a row's blocks yields
+`[kv_heads, rows, length, head_dim]` without a second copy. Block 0 is trash: padding may read it,
+nothing reads what was written there.
 """
 
 import math
@@ -31,24 +32,24 @@ class KVCache:
         shape = (num_kv_heads, num_blocks * block_size, head_dim)
         self._keys = _zeros(shape, dtype, device)
         self._values = _zeros(shape, dtype, device)
-        self._key_pages = _as_words(self._keys, num_kv_heads * num_blocks)
-        self._value_pages = _as_words(self._values, num_kv_heads * num_blocks)
+        self._key_blocks = _as_words(self._keys, num_kv_heads * num_blocks)
+        self._value_blocks = _as_words(self._values, num_kv_heads * num_blocks)
 
     def write(self, slots: Tensor, key: Tensor, value: Tensor) -> None:
         """Store `[tokens, kv_heads, head_dim]` at the slots of the tokens."""
         self._keys.index_copy_(1, slots, key.transpose(0, 1))
         self._values.index_copy_(1, slots, value.transpose(0, 1))
 
-    def gather(self, pages: Tensor | slice) -> tuple[Tensor, Tensor]:
+    def gather(self, blocks: Tensor | slice) -> tuple[Tensor, Tensor]:
         """Return keys and values, `[kv_heads, slots of all rows, head_dim]`.
 
-        A tensor names the pages of all heads, a slice consecutive slots, which are not copied.
+        A tensor names the blocks of all heads, a slice consecutive slots, which are not copied.
         """
-        if isinstance(pages, slice):
-            return self._keys[:, pages], self._values[:, pages]
+        if isinstance(blocks, slice):
+            return self._keys[:, blocks], self._values[:, blocks]
         shape = (self.num_kv_heads, -1, self._head_dim)
-        keys = self._key_pages.index_select(0, pages).view(self._keys.dtype)
-        values = self._value_pages.index_select(0, pages).view(self._values.dtype)
+        keys = self._key_blocks.index_select(0, blocks).view(self._keys.dtype)
+        values = self._value_blocks.index_select(0, blocks).view(self._values.dtype)
         return keys.view(shape), values.view(shape)
 
 
@@ -61,7 +62,7 @@ def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> 
     return torch.frombuffer(memory, dtype=dtype).view(shape)
 
 
-def _as_words(tensor: Tensor, num_pages: int) -> Tensor:
-    """View pages as rows of 64-bit words, which gather 1.3 times as fast as 16-bit numbers."""
-    rows = tensor.view(num_pages, -1)
+def _as_words(tensor: Tensor, num_blocks: int) -> Tensor:
+    """View blocks as rows of 64-bit words, which gather 1.3 times as fast as 16-bit numbers."""
+    rows = tensor.view(num_blocks, -1)
     return rows.view(torch.float64) if rows.shape[1] * rows.element_size() % 8 == 0 else rows

@@ -1,8 +1,9 @@
-"""Rows rounded to e4m3 in one launch; in plain torch it is six, more time than a small product.
+"""Round rows to e4m3 in one Triton launch; in plain torch it is six.
 
-The twin is `quantize_rows` of workers/model/quantization/fp8.py. Checked under Triton's interpreter
-against it for scales, and for numbers that e4m3 holds exactly (the interpreter carries wrongly when
-others round up), and compiled for sm_90. Not checked: any GPU.
+Those take more time than a small product. The twin is `quantize_rows` of quantization/fp8.py.
+Checked under Triton's interpreter against it for scales, and for numbers that e4m3 holds exactly
+(the interpreter carries wrongly when others round up), and compiled for sm_90. Not checked: any
+GPU.
 """
 
 import torch

@@ -1,4 +1,4 @@
-"""Products with a weight kept in 4 bits, whose numbers become floats in registers and nowhere else.
+"""Products with a weight kept in 4 bits, in Triton: its numbers become floats only in registers.
 
     program (rows, outputs, split):
       for every block of inputs of the split: one tile of words, read once
@@ -11,8 +11,8 @@ zero points off the numbers, would take more instructions than reading them take
 
 With several splits each writes its part in float32, and a second kernel adds them in their order.
 Int4Tile and splits of up to 16 rows depend on the shape of the weight alone, so that a row's result
-depends on nothing beside it; with `is_exact` that holds for any number of rows. Many rows are
-multiplied by the whole weight, unpacked for the moment.
+depends on nothing beside it; with `is_batch_invariant` that holds for any number of rows. Many rows
+are multiplied by the whole weight, unpacked for the moment.
 
 Scales are applied to sums, where a plain weight is rounded with its scale: in bfloat16 and float16
 the result is nearer to the checkpoint's weight than that of a plain product.
@@ -71,9 +71,7 @@ def multiply(
     num_row_tiles = -(-num_rows // tile.rows)
     num_tiles = -(-num_outputs // tile.outputs)
     num_splits = choose_splits(
-        num_tiles if is_batch_invariant else num_tiles * num_row_tiles,
-        len(weight.words),
-        x.device,
+        num_tiles if is_batch_invariant else num_tiles * num_row_tiles, len(weight.words), x.device
     )
     y = x.new_empty(num_rows, num_outputs)
     parts = x.new_empty(num_splits if num_splits > 1 else 0, *y.shape, dtype=torch.float32)

@@ -1,11 +1,11 @@
-"""What a decoder layer does between its matrix products, in three Triton kernels.
+"""Norms, rotation and SiLU in three Triton kernels: what lies between a layer's products.
 
     add_rms_norm      one program a token:          residual += delta; norm(residual)
-    norm_rope_write   a token, a tile of heads:     norm, scale, rotate; keys and values to pages
+    norm_rope_write   a token, a tile of heads:     norm, scale, rotate; write keys and values
     silu_mul          a token, a tile of outputs:   silu(gate) * up
 
-Sums are float32 and results are rounded where torch rounds them in fused.py: those functions, and
-reference.py, say what is computed. Refuses to know weights and layers; triton launches on the
+Sums are float32 and results are rounded where torch rounds them in qwen_layers.py: its functions,
+and reference.py, say what is computed. Refuses to know weights and layers; triton launches on the
 current device, so every function makes that the one of its tensors.
 
 A program's shape follows from the model alone, never from the number of tokens, so a token's
@@ -78,9 +78,7 @@ def norm_rope_write(
 
 
 def silu_mul(gate_up: Tensor) -> Tensor:
-    """Return `[tokens, width]`: the SiLU of the first half of `[tokens, 2 * width]`, times the
-    second.
-    """
+    """Return the SiLU of the first half of `[tokens, 2 * width]`, times the second."""
     assert gate_up.is_contiguous()
     num_tokens, width = gate_up.shape[0], gate_up.shape[1] // 2
     product = gate_up.new_empty((num_tokens, width))

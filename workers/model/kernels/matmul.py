@@ -1,4 +1,4 @@
-"""y = x Wᵀ + b in one Triton kernel whose tile depends on nothing but the type: for exact.py.
+"""y = x Wᵀ + b in one Triton kernel with one tile and one order of sums, for batch invariance.
 
     program (64 rows of x, 64 of W):  for every 64 inputs, in their order:  acc += x_tile W_tileᵀ
 

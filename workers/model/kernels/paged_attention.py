@@ -1,4 +1,4 @@
-"""Attention over paged keys and values in one Triton kernel: prefill, decode, and both mixed.
+"""Attention over a paged KV cache in one Triton kernel: prefill, decode, and both mixed.
 
     program (block, kv head, split):
       block ──► row and first token, found in `starts` by bisection
@@ -9,14 +9,14 @@ Lengths and block tables are read on the device; the grid is bounded by shapes a
 graph may hold a launch. With several splits each writes its part, and a second kernel folds them.
 Queries come scaled.
 
-With an exact plan there is one tile and one split for prompts and single tokens alike, and one
+A batch-invariant plan has one tile and one split for prompts and single tokens alike, and one
 compiled program. Keys are folded in tiles that begin at multiples of 64 of the sequence, and those
 a query may not see add nothing, so a token's context is the same bits in a prompt, a chunk or
 alone. The price: the keys of one long sequence are read by as many programs as there are key heads.
 
-Checked under Triton's interpreter in float32 and float16 against plain torch and float64, exact
-plans to the bit, and compiled for sm_90. Not checked: any GPU, and so no bfloat16 result, no speed,
-no tile size, and not that matrix units treat every row of a tile alike.
+Checked under Triton's interpreter in float32 and float16 against plain torch and float64, batch-
+invariant plans to the bit, and compiled for sm_90. Not checked: any GPU, and so no bfloat16 result,
+no speed, no tile size, and not that matrix units treat every row of a tile alike.
 """
 
 from typing import NamedTuple
@@ -45,7 +45,7 @@ class AttentionTile(NamedTuple):
 _DECODE = AttentionTile(queries=16, keys=64, num_warps=4, num_stages=5)
 _PREFILL = AttentionTile(queries=128, keys=64, num_warps=8, num_stages=5)
 # The fewest queries that Hopper's instruction for a group of four warps takes.
-_EXACT = AttentionTile(queries=64, keys=64, num_warps=4, num_stages=5)
+_BATCH_INVARIANT = AttentionTile(queries=64, keys=64, num_warps=4, num_stages=5)
 # Full float32 has no matrix units, and twice the bytes. It is for checking, not for speed.
 _DECODE_FLOAT32 = AttentionTile(queries=16, keys=32, num_warps=4, num_stages=2)
 _PREFILL_FLOAT32 = AttentionTile(queries=32, keys=32, num_warps=8, num_stages=2)
@@ -54,7 +54,7 @@ _PREFILL_FLOAT32 = AttentionTile(queries=32, keys=32, num_warps=8, num_stages=2)
 def attend(query: Tensor, keys: Tensor, values: Tensor, plan: PagedPlan) -> Tensor:
     """Return the context `[tokens, heads, head_dim]` of all rows; padding tokens get anything.
 
-    Pages are `[blocks, block_size, kv_heads, head_dim]`, and hold the step's own tokens already.
+    `keys` and `values` `[blocks, block_size, kv_heads, head_dim]` have the step's tokens already.
     """
     num_tokens, num_heads, head_dim = query.shape
     num_kv_heads, num_rows = keys.shape[2], plan.lengths.shape[0]
@@ -87,12 +87,12 @@ def attend(query: Tensor, keys: Tensor, values: Tensor, plan: PagedPlan) -> Tens
 def choose_tile(
     max_query: int, dtype: torch.dtype, *, is_batch_invariant: bool = False
 ) -> AttentionTile:
-    """Return the shape of programs for rows of at most `max_query` tokens, or for any if exact."""
+    """Return the shape of programs: by the most tokens of a row, or one for all."""
     is_single = max_query == 1 and not is_batch_invariant
     if dtype == torch.float32:
         return _DECODE_FLOAT32 if is_single else _PREFILL_FLOAT32
     if is_batch_invariant:
-        return _EXACT
+        return _BATCH_INVARIANT
     return _DECODE if is_single else _PREFILL
 
 
@@ -124,7 +124,7 @@ class _Parts(NamedTuple):
 )
 def _attend_tiles(
     query, keys, values, context, part_context, part_largest, part_total,
-    starts, lengths, tables, num_rows, query_stride, table_stride, page_stride, slot_stride,
+    starts, lengths, tables, num_rows, query_stride, table_stride, place_stride, slot_stride,
     GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, PADDED_DIM: tl.constexpr,
     BLOCK_SIZE: tl.constexpr, NUM_QUERIES: tl.constexpr, NUM_KEYS: tl.constexpr,
     NUM_SPLITS: tl.constexpr, IS_SINGLE: tl.constexpr,
@@ -162,8 +162,8 @@ def _attend_tiles(
     for offset in range(begin, end, NUM_KEYS):
         position = offset + tl.arange(0, NUM_KEYS)
         is_key = position < end
-        page = _find_page(table, offset, position, is_key, BLOCK_SIZE, NUM_KEYS)
-        lies = page.to(tl.int64) * page_stride + position % BLOCK_SIZE * slot_stride
+        place = _find_place(table, offset, position, is_key, BLOCK_SIZE, NUM_KEYS)
+        lies = place.to(tl.int64) * place_stride + position % BLOCK_SIZE * slot_stride
         lies = lies[:, None] + kv_head * HEAD_DIM + dim[None, :]
         key = tl.load(keys + lies, mask=is_key[:, None] & is_dim, other=0.0)
         value = tl.load(values + lies, mask=is_key[:, None] & is_dim, other=0.0)
@@ -212,15 +212,15 @@ def _find_row(block, starts, num_rows, tokens_per_block: tl.constexpr):
 
 
 @triton.jit
-def _find_page(
+def _find_place(
     table, offset, position, is_key, BLOCK_SIZE: tl.constexpr, NUM_KEYS: tl.constexpr
 ):  # fmt: skip
-    """Return the pages of a tile of keys; one look at the table where one page holds them all."""
+    """Return the cache's blocks of a tile of keys; one look at the table where one has them all."""
     if BLOCK_SIZE % NUM_KEYS == 0:
-        page = tl.load(table + offset // BLOCK_SIZE)
+        place = tl.load(table + offset // BLOCK_SIZE)
     else:
-        page = tl.load(table + position // BLOCK_SIZE, mask=is_key, other=0)
-    return page
+        place = tl.load(table + position // BLOCK_SIZE, mask=is_key, other=0)
+    return place
 
 
 @triton.jit(do_not_specialize=["num_rows"], do_not_specialize_on_alignment=["starts"])

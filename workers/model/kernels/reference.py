@@ -1,6 +1,6 @@
 """What the kernels compute, in plain torch, row by row: slow, and obvious enough to be believed.
 
-Its functions have the signatures of those in paged_attention.py and layers.py. Pages are
+Its functions have the signatures of those in paged_attention.py and layers.py. Keys and values are
 `[blocks, block_size, kv_heads, head_dim]`, queries come scaled to attend.
 """
 
@@ -29,8 +29,8 @@ def attend_row(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     """Attend causally with the last tokens of `[kv_heads, length, head_dim]`."""
     tokens, num_heads, head_dim = query.shape
     num_kv_heads, length = keys.shape[:2]
-    packed = query.reshape(tokens, num_kv_heads, -1, head_dim).permute(1, 2, 0, 3)
-    scores = packed @ keys.transpose(1, 2)[:, None]
+    grouped = query.reshape(tokens, num_kv_heads, -1, head_dim).permute(1, 2, 0, 3)
+    scores = grouped @ keys.transpose(1, 2)[:, None]
     last = torch.arange(length - tokens, length, device=query.device)
     is_future = torch.arange(length, device=query.device) > last[:, None]
     weights = scores.masked_fill(is_future, float("-inf")).softmax(-1)

@@ -1,4 +1,4 @@
-"""Choose one token per row on the device: the best, or one drawn under min_p, top_k and top_p.
+"""Choose one token per row in Triton: the best, or one drawn under min_p, top_k and top_p.
 
     program (row, tile of 4,096 logits)
       greedy and free rows: the tile's best token, for free rows by logit + noise
@@ -16,9 +16,9 @@ whatever it holds, but Triton's counts only, and top_p wants sums.
 
 Two launches, always; all that varies is read on the device. Sums of probabilities are exact, in
 multiples of 2**-35, so nothing depends on an order, nor a row on its neighbours. It allows what
-threshold_drawing.py allows, with the noise of noise.py; their exponentials and logarithms round
-otherwise, so two tokens within some 1e-6 of each other may change places. NaN is not looked for,
-but what is returned lies in the vocabulary.
+top_p_sampling_gpu.py allows, with the noise of gumbel_noise.py; their exponentials and logarithms
+round otherwise, so two tokens within some 1e-6 of each other may change places. NaN is not looked
+for, but what is returned lies in the vocabulary.
 
 Checked under Triton's interpreter against both, and compiled for sm_90, where nothing spills. Not
 checked: any GPU, and so no speed, and no number of warps or segments.

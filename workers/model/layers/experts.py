@@ -1,11 +1,11 @@
-"""A mixture-of-experts block: a router picks each token's experts, and their sum is weighted.
+"""Experts: a mixture-of-experts block, whose router picks experts for each token.
 
-Knows three ways to multiply by the chosen experts' weights, all of which transformers' module
-defines: one expert after the other (CPU), the Triton kernels (few pairs of token and expert), and
-`grouped_mm` (many). The router is transformers' own. On a device, shapes alone decide the way and
-nothing waits for the host, so a CUDA graph may hold a step. Refuses to know shared experts.
-
-Checked on a CPU, the kernels under Triton's interpreter. Not checked: any GPU.
+Their weighted sum is the result. Knows three ways to multiply by the chosen experts' weights, all
+of which transformers' module defines: one expert after the other (CPU), the Triton kernels (few
+pairs of token and expert), and `grouped_mm` (many). The router is transformers' own. On a device,
+shapes alone decide the way and nothing waits for the host, so a CUDA graph may hold a step. Refuses
+to know shared experts. Checked on a CPU, the kernels under Triton's interpreter. Not checked: any
+GPU.
 """
 
 from typing import Any
@@ -25,7 +25,7 @@ class Experts:
     """The router and the experts of one layer."""
 
     def __init__(self, module: Any, *, is_batch_invariant: bool, for_kernels: bool = False) -> None:
-        """With `is_exact`, a token's result depends on nothing beside it; see exact.py."""
+        """With `is_batch_invariant`, a token's result depends on nothing beside it."""
         self._router = module.gate
         self._is_batch_invariant = is_batch_invariant
         self._for_kernels = for_kernels

@@ -5,12 +5,12 @@ MLP. Modules of transformers are Any here: which attributes they have is what th
 guard. Refuses to know where keys and values are kept; that is behind LayerKVCache.
 
 What lies between two matrix products is computed by torch here, or with `for_kernels` in one launch
-of kernels/layers.py; heads are, wherever pages are those of kernels.
+of kernels/layers.py; heads are, wherever the cache is a BlockKVCache.
 """
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +22,7 @@ from workers.model.attention.kv_cache import KVCache
 from workers.model.layers.experts import Experts
 from workers.model.layout.paged_plan import PagedPlan
 from workers.model.linear import batch_invariant
-from workers.model.linear.linear import merge, take
+from workers.model.linear.linear import merge
 
 
 class Hidden(NamedTuple):
@@ -34,18 +34,13 @@ class Hidden(NamedTuple):
     residual: Tensor
     delta: Tensor | None = None
 
-    def to(self, device: torch.device) -> Self:
-        return self._replace(
-            residual=self.residual.to(device),
-            delta=None if self.delta is None else self.delta.to(device),
-        )
+    def to(self, device: torch.device) -> "Hidden":
+        delta = None if self.delta is None else self.delta.to(device)
+        return Hidden(self.residual.to(device), delta)
 
-    def at(self, rows: Tensor) -> Self:
+    def at(self, rows: Tensor) -> "Hidden":
         """Return a copy of some tokens."""
-        return self._replace(
-            residual=self.residual[rows],
-            delta=None if self.delta is None else self.delta[rows],
-        )
+        return Hidden(self.residual[rows], None if self.delta is None else self.delta[rows])
 
 
 class Rope(NamedTuple):
@@ -110,7 +105,7 @@ def normalize(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return x.mul_(mean.add_(eps).rsqrt_()).mul_(weight)
 
 
-class FusedAttention:
+class Attention:
     """Self-attention with one projection for queries, keys and values.
 
     Qwen2 has a bias and no head norms, Qwen3 the reverse; both are told from the module itself.
@@ -126,35 +121,35 @@ class FusedAttention:
         self._qkv = merge(
             [module.q_proj, module.k_proj, module.v_proj], is_batch_invariant=is_batch_invariant
         )
-        self._out = take(module.o_proj, is_batch_invariant=is_batch_invariant)
+        self._out = merge([module.o_proj], is_batch_invariant=is_batch_invariant)
 
-    def __call__(self, normed: Tensor, rope: Rope, pages: LayerKVCache, plan: Plan) -> Tensor:
+    def __call__(self, normed: Tensor, rope: Rope, cache: LayerKVCache, plan: Plan) -> Tensor:
         qkv = self._qkv(normed)
-        if isinstance(pages, BlockKVCache):
-            context = self._attend_by_kernels(qkv, rope, pages, plan)
+        if isinstance(cache, BlockKVCache):
+            context = self._attend_by_kernels(qkv, rope, cache, plan)
         else:
-            context = self._attend_by_torch(qkv, rope, pages, plan)
+            context = self._attend_by_torch(qkv, rope, cache, plan)
         return self._out(context.view(qkv.shape[0], -1))
 
     def _attend_by_kernels(
-        self, qkv: Tensor, rope: Rope, pages: BlockKVCache, plan: Plan
+        self, qkv: Tensor, rope: Rope, cache: BlockKVCache, plan: Plan
     ) -> Tensor:
         assert isinstance(plan, PagedPlan)
         scale = self._scale if self._head_norm is None else 1.0
-        query = pages.rotate_and_write(
+        query = cache.rotate_and_write(
             qkv, self._head_norm, self._eps, scale, rope.cos, rope.sin, plan.slots
         )
-        return pages.attend(query, plan)
+        return cache.attend(query, plan)
 
-    def _attend_by_torch(self, qkv: Tensor, rope: Rope, pages: KVCache, plan: Plan) -> Tensor:
+    def _attend_by_torch(self, qkv: Tensor, rope: Rope, cache: KVCache, plan: Plan) -> Tensor:
         heads = qkv.view(qkv.shape[0], -1, self._head_dim)
         num_rotated = self._num_heads + self._num_kv_heads
         rotated = self._normalize_and_rotate(heads[:, :num_rotated], rope).to(heads.dtype)
         query, key = rotated[:, : self._num_heads], rotated[:, self._num_heads :]
         value = heads[:, num_rotated:]
         assert isinstance(plan, AttentionPlan)
-        pages.write(plan.slots, key, value)
-        return attend(query, key, value, pages, plan)
+        cache.write(plan.slots, key, value)
+        return attend(query, key, value, cache, plan)
 
     def _normalize_and_rotate(self, heads: Tensor, rope: Rope) -> Tensor:
         """Return float32 queries and keys; the queries are scaled for the softmax."""
@@ -174,14 +169,14 @@ class FusedAttention:
         return torch.cat((query * self._scale, key))
 
 
-class FusedMLP:
+class MLP:
     """SwiGLU with one projection for gate and up."""
 
     def __init__(self, module: Any, *, is_batch_invariant: bool, for_kernels: bool = False) -> None:
         self._gate_up = merge(
             [module.gate_proj, module.up_proj], is_batch_invariant=is_batch_invariant
         )
-        self._down = take(module.down_proj, is_batch_invariant=is_batch_invariant)
+        self._down = merge([module.down_proj], is_batch_invariant=is_batch_invariant)
         by_torch = partial(silu_mul, silu=batch_invariant.silu if is_batch_invariant else F.silu)
         self._silu_mul = _kernels().silu_mul if for_kernels else by_torch
 
@@ -204,16 +199,16 @@ class DecoderLayer:
         self._input_norm = RMSNorm(module.input_layernorm, for_kernels=for_kernels)
         self.device = self._input_norm.device
         self._post_norm = RMSNorm(module.post_attention_layernorm, for_kernels=for_kernels)
-        self._attention = FusedAttention(module.self_attn, is_batch_invariant=is_batch_invariant)
-        feed_forward = FusedMLP if hasattr(module.mlp, "gate_proj") else Experts
+        self._attention = Attention(module.self_attn, is_batch_invariant=is_batch_invariant)
+        feed_forward = MLP if hasattr(module.mlp, "gate_proj") else Experts
         self._mlp = feed_forward(
             module.mlp, is_batch_invariant=is_batch_invariant, for_kernels=for_kernels
         )
 
-    def __call__(self, hidden: Hidden, rope: Rope, pages: LayerKVCache, plan: Plan) -> Hidden:
+    def __call__(self, hidden: Hidden, rope: Rope, cache: LayerKVCache, plan: Plan) -> Hidden:
         """Return the sum with attention added, and the MLP's outputs for the next norm to add."""
         normed, residual = self._input_norm(hidden)
-        delta = self._attention(normed, rope, pages, plan)
+        delta = self._attention(normed, rope, cache, plan)
         normed, residual = self._post_norm(Hidden(residual, delta))
         return Hidden(residual, self._mlp(normed))
 

@@ -1,1 +1,1 @@
-"""Layouts that kernels and the rest share: a step's plan, a packed batch, int4 words, copies."""
+"""Layouts that kernels and the rest share: a flat batch, its plan, int4 words, e4m3, copies."""

@@ -1,5 +1,6 @@
-"""Copies to a device that nobody waits for. A plain `.to(device)` first lets the device finish all
-it has been given, and then nothing overlaps.
+"""Copy tensors to a device without waiting.
+
+A plain `.to(device)` first lets the device finish all it has been given: nothing overlaps then.
 """
 
 import torch

@@ -1,4 +1,4 @@
-"""e4m3 numbers: their type, their largest, and the least a row's scale is made of."""
+"""The FP8 format: e4m3's type, its largest number, and the least scale of a row."""
 
 import torch
 

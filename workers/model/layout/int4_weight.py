@@ -1,4 +1,4 @@
-"""A linear's weight kept in 4 bits, in one layout for kernels, whatever the checkpoint's was.
+"""Int4Weight: a linear's weight in 4 bits, in one layout for kernels, whatever the checkpoint's.
 
     block b of 8 W inputs, output n: W words, 32 or 16 by the size of a group
     word w:  high half   plane 3 │ 2 │ 1 │ 0     plane p is input 8 W b + 2 W p + 2 w + 1
@@ -9,7 +9,7 @@ a register: so one mask makes a pair of floats of 16 bits, and no number moves b
 words of neighbouring outputs follow each other in memory. With a float16 scale and a byte of zero
 point for every 128 inputs that is 4.19 bits a weight.
 
-Knows the layout. Refuses to know checkpoints, which are in quantized.py, and who multiplies.
+Knows the layout. Refuses to know checkpoints, which are in awq_gptq.py, and who multiplies.
 """
 
 from collections.abc import Sequence
@@ -58,12 +58,7 @@ class Int4Weight:
 
     @property
     def num_bytes(self) -> int:
-        held = (
-            self.words,
-            self.scales,
-            self.zeros,
-            *(() if self.order is None else (self.order,)),
-        )
+        held = (self.words, self.scales, self.zeros, *(() if self.order is None else (self.order,)))
         return sum(tensor.numel() * tensor.itemsize for tensor in held)
 
     @property

@@ -1,4 +1,4 @@
-"""The plan of a step for kernels that find everything themselves: a few tensors on the device.
+"""PagedPlan: the attention of one step for the kernels, as a few tensors on the device.
 
     row 0      row 1         row 2
     ┌──────────┬─┬───────────┐
@@ -6,11 +6,12 @@
     └──────────┴─┴───────────┘
 
 Row r is the newest `starts[r + 1] - starts[r]` tokens of a sequence of `lengths[r]`, whose block b
-is page `tables[r, b]`. A row without tokens is padding, as are tokens beyond `starts[-1]`.
+is block `tables[r, b]` of the cache. A row without tokens is padding, as are tokens beyond
+`starts[-1]`.
 """
 
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -29,8 +30,8 @@ class PagedPlan:
 
     `slots` `[tokens]` is where keys and values go, `starts` `[rows + 1]`, `lengths` `[rows]`,
     `tables` `[rows, blocks]`. `max_query` bounds the tokens of any row; `num_splits`, a power of
-    two, is into how many parts each row's keys are cut. An exact plan cuts none, and computes every
-    row with one tile, so that a token's context depends on nothing beside it.
+    two, is into how many parts each row's keys are cut. A batch-invariant plan cuts none and has
+    one tile for every row, so that a token's context depends on nothing beside it.
     """
 
     slots: Tensor
@@ -46,13 +47,9 @@ class PagedPlan:
 
     def to(self, device: torch.device) -> Self:
         """Return the plan with its tensors on another device."""
-        return replace(
-            self,
-            slots=self.slots.to(device),
-            starts=self.starts.to(device),
-            lengths=self.lengths.to(device),
-            tables=self.tables.to(device),
-        )
+        parts = vars(self).items()
+        moved: Any = {name: part.to(device) for name, part in parts if isinstance(part, Tensor)}
+        return replace(self, **moved)
 
 
 def locate(

@@ -1,4 +1,4 @@
-"""Arithmetic whose result for one token depends on nothing beside it: for `deterministic = true`.
+"""Batch-invariant arithmetic: a token's result depends on nothing beside it (`deterministic`).
 
 A matrix product picks its kernel by the number of rows, and another kernel adds in another order:
 one row of `F.linear` alone and among 64 differs in nine of ten elements. So every shape is fixed
@@ -7,7 +7,7 @@ gives the same bits.
 
     CPU    products in blocks of 16 rows padded with zeros; attention for one query at a time over
            blocks of 128 keys, folded in their order
-    CUDA   products by kernels/matmul.py, attention by kernels/paged_attention.py with an exact plan
+    CUDA   products by kernels/matmul.py, attention by kernels/paged_attention.py with a plan for it
 
 On CUDA norms, rotation and activations are kernels/layers.py's, one program a token whatever the
 batch; of torch it is relied upon that lookups, casts and rotary angles, products of one term each,
@@ -61,9 +61,7 @@ def silu(x: Tensor) -> Tensor:
 
 
 def attend_span(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """Attend causally with `[tokens, heads, head_dim]`, the last tokens of `[kv_heads, length,
-    head_dim]`; queries come scaled.
-    """
+    """Attend causally; scaled queries are of the last tokens of `[kv_heads, length, head_dim]`."""
     tokens, num_heads, head_dim = query.shape
     num_kv_heads, length = keys.shape[:2]
     filled = (0, 0, 0, -length % KEY_BLOCK)
@@ -73,11 +71,11 @@ def attend_span(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         (key.contiguous().transpose(1, 2), value.contiguous())
         for key, value in zip(key_blocks, value_blocks, strict=True)
     ]
-    packed = query.reshape(tokens, num_kv_heads, -1, head_dim)
-    context = torch.empty_like(packed)
+    grouped = query.reshape(tokens, num_kv_heads, -1, head_dim)
+    context = torch.empty_like(grouped)
     for token in range(tokens):
         num_visible = length - tokens + token + 1
-        context[token] = _attend_one(packed[token].contiguous(), blocks, num_visible)
+        context[token] = _attend_one(grouped[token].contiguous(), blocks, num_visible)
     return context.view(tokens, num_heads, head_dim)
 
 

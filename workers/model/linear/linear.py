@@ -1,9 +1,9 @@
-"""One matrix multiplication with a fixed weight, in the fastest form its device and dtype offer.
+"""Linear: a product with one fixed weight, in the fastest form its device and dtype offer.
 
 On a CPU in bfloat16 the weight is kept in oneDNN's own blocked layout: `F.linear` would repack it
 at every call, which costs 1.5 times the whole product at 1 to 32 rows. Weights of 4 bits and of
-FP8 stay what they are. Where exactness is asked for, every product has the same number of rows, or
-is a kernel's that has one tile and one order of sums whatever the number of rows.
+FP8 stay what they are. A batch-invariant product always has the same number of rows, or is a
+kernel's that has one tile and one order of sums whatever the number of rows.
 """
 
 from collections.abc import Callable, Sequence
@@ -29,7 +29,7 @@ class Linear:
     def __init__(
         self, weight: Weight, bias: Tensor | None = None, *, is_batch_invariant: bool = False
     ) -> None:
-        self._multiply = _choose_product(weight, bias, is_batch_invariant=is_batch_invariant)
+        self._multiply = _choose_product(weight, bias, is_batch_invariant)
 
     def __call__(self, x: Tensor) -> Tensor:
         return self._multiply(x)
@@ -38,26 +38,18 @@ class Linear:
 def merge(parts: list[torch.nn.Linear], *, is_batch_invariant: bool) -> Product:
     """Return what computes all parts side by side; the parts keep no weights.
 
-    That is one Linear, but for packed parts that group or order their inputs differently.
+    That is one Linear, but for packed parts that group or order their inputs differently. Of one
+    part alone it takes the weight as it is.
     """
     weights: list[Weight] = [_weight_of(part) for part in parts]
     biases = [part.bias.detach() for part in parts if part.bias is not None]
-    weight = _concatenate(weights)
+    whole = _concatenate(weights)
     release(parts)
-    if weight is not None:
-        return Linear(
-            weight, torch.cat(biases) if biases else None, is_batch_invariant=is_batch_invariant
-        )
-    each = [
-        Linear(weight, biases[index] if biases else None, is_batch_invariant=is_batch_invariant)
-        for index, weight in enumerate(weights)
-    ]
-    return lambda x: torch.cat([linear(x) for linear in each], dim=-1)
-
-
-def take(part: torch.nn.Linear, *, is_batch_invariant: bool) -> Product:
-    """Return a Linear with a module's weight; the module keeps none."""
-    return merge([part], is_batch_invariant=is_batch_invariant)
+    if whole is not None:
+        weights, biases = [whole], [torch.cat(biases)] if biases else []
+    pairs = zip(weights, biases, strict=True) if biases else ((one, None) for one in weights)
+    each = [Linear(*pair, is_batch_invariant=is_batch_invariant) for pair in pairs]
+    return each[0] if len(each) == 1 else lambda x: torch.cat([one(x) for one in each], dim=-1)
 
 
 def release(parts: list[torch.nn.Linear]) -> None:
@@ -85,18 +77,15 @@ def _concatenate(weights: Sequence[Weight]) -> Weight | None:
     return torch.cat(plain) if len(plain) == len(weights) else None
 
 
-def _choose_product(weight: Weight, bias: Tensor | None, *, is_batch_invariant: bool) -> Product:
+def _choose_product(weight: Weight, bias: Tensor | None, is_batch_invariant: bool) -> Product:
     """Return what multiplies by a weight; Triton is imported for packed ones, not before."""
     if isinstance(weight, Int4Weight):
-        return _product_by_kernel(weight, bias, is_batch_invariant=is_batch_invariant)
-    if (
-        is_batch_invariant
-        and isinstance(weight, Tensor)
-        and batch_invariant.multiplies_by_kernel(weight.device)
-    ):
+        return _product_by_kernel(weight, bias, is_batch_invariant)
+    if not is_batch_invariant:
+        return _choose_fastest(weight, bias)
+    if isinstance(weight, Tensor) and batch_invariant.multiplies_by_kernel(weight.device):
         return partial(batch_invariant.multiply, weight=weight, bias=bias)
-    product = _choose_fastest(weight, bias)
-    return partial(batch_invariant.in_blocks, product) if is_batch_invariant else product
+    return partial(batch_invariant.in_blocks, _choose_fastest(weight, bias))
 
 
 def _choose_fastest(weight: Tensor | Fp8Weight, bias: Tensor | None) -> Product:
@@ -108,14 +97,12 @@ def _choose_fastest(weight: Tensor | Fp8Weight, bias: Tensor | None) -> Product:
     return partial(F.linear, weight=weight, bias=bias)
 
 
-def _product_by_kernel(
-    weight: Int4Weight, bias: Tensor | None, *, is_batch_invariant: bool
-) -> Product:
+def _product_by_kernel(weight: Int4Weight, bias: Tensor | None, is_invariant: bool) -> Product:
     from workers.model.kernels import int4
 
     def multiply(x: Tensor) -> Tensor:
         with torch.cuda.device_of(x):
-            return int4.multiply(x, weight, bias, is_batch_invariant=is_batch_invariant)
+            return int4.multiply(x, weight, bias, is_batch_invariant=is_invariant)
 
     return multiply
 

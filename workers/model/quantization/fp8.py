@@ -1,4 +1,4 @@
-"""Weights of 8 bits: e4m3 numbers with a scale for every output, and for every token of x.
+"""Fp8Weight: a weight of 8 bits, e4m3 with a scale for every output, and products with it.
 
     y = ((q_x q_Wᵀ) * scale_x * scale_W) + b      q in e4m3, up to 448; scales float32
 
@@ -48,11 +48,7 @@ class Fp8Weight:
         """Return x Wᵀ + b for x of shape [rows, in]."""
         values, scales = _quantize_rows_fast(x)
         y = torch._scaled_mm(
-            values,
-            self.values.T,
-            scale_a=scales,
-            scale_b=self.scales,
-            out_dtype=x.dtype,
+            values, self.values.T, scale_a=scales, scale_b=self.scales, out_dtype=x.dtype
         )
         return y if bias is None else y.add_(bias)
 

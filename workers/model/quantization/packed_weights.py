@@ -1,7 +1,7 @@
 """A checkpoint's weights as a state dict: slices of files, packed linears whole when read.
 
 Which tensors there must be has been checked: `checkpoint.weights` says what the files hold. A
-packed linear is unpacked when transformers asks for it, which then places it, fuses experts and
+packed linear is unpacked when transformers asks for it, which then places it, stacks experts and
 drops it, as with a plain one; so no more than a few linears exist twice. Those that are to stay as
 they are on disk are taken out of the state before transformers sees it.
 """
@@ -20,7 +20,7 @@ from workers.checkpoint.checkpoint import Checkpoint
 from workers.checkpoint.quantization import Int4Quantization
 from workers.errors import ModelError
 from workers.model.layout.int4_weight import Int4Weight
-from workers.model.quantization.quantized import repack, unpack
+from workers.model.quantization.awq_gptq import repack, unpack
 
 State = dict[str, Any]
 
@@ -97,7 +97,7 @@ def open_weights(
 def take_packed(state: State, linears: tuple[str, ...]) -> dict[str, PackedWeight]:
     """Take the weights that can stay packed out of a state, by the names of their modules.
 
-    Those are of linears in decoder layers: experts are fused, the head is read by others.
+    Those are of linears in decoder layers: experts are stacked, the head is read by others.
     """
     taken = {name: state.get(f"{name}.weight") for name in linears}
     packed = {name: weight for name, weight in taken.items() if isinstance(weight, PackedWeight)}

@@ -1,4 +1,4 @@
-"""Gets the vendored files again and verifies them against the table of README.md.
+"""Gets the chat page's vendored files again, and verifies them against README.md's table.
 
 Knows no registry: `npm pack` asks the one that npm is set up with. A file whose sum differs is
 never written.

@@ -24,7 +24,7 @@ from workers.model.attention.attention import AttentionPlan, PrefillSpan
 from workers.model.decoder import CacheShape, Decoder
 from workers.model.layout.int4_weight import Int4Weight
 from workers.model.loader import load_config, load_weights
-from workers.model.quantization import quantized
+from workers.model.quantization import awq_gptq
 
 NOT_PACKED = ("embed_tokens.weight", "lm_head.weight", "mlp.gate.weight")
 
@@ -352,9 +352,9 @@ def test_whatever_is_packed_comes_out_again(data):
     assert {k: tuple(v.shape) for k, v in tensors.items()} == {
         name: part.shape for name, part in how.parts((shape[0], shape[1])).items()
     }
-    with patch.object(quantized, "_SLAB", data.draw(st.sampled_from((1, 1000, 1 << 20)))):
-        found = quantized.unpack(how, tensors, torch.float32)
-        kept = quantized.repack(how, tensors)
+    with patch.object(awq_gptq, "_SLAB", data.draw(st.sampled_from((1, 1000, 1 << 20)))):
+        found = awq_gptq.unpack(how, tensors, torch.float32)
+        kept = awq_gptq.repack(how, tensors)
     assert np.array_equal(found.numpy(), exact)
     is_keepable = packer.group_size in (-1, 128) or packer.group_size >= shape[1]
     assert (kept is not None) == is_keepable
@@ -371,5 +371,5 @@ def test_a_v1_zero_point_of_zero_gives_its_neighbour_back_what_it_borrowed():
         "scales": torch.ones(1, 8, dtype=torch.float16),
     }
     how = Int4Quantization("gptq", 8, zeros_less_one=True)
-    weight = quantized.unpack(how, tensors, torch.float32)
+    weight = awq_gptq.unpack(how, tensors, torch.float32)
     assert np.array_equal(weight.numpy(), -zeros.T.repeat(8, 1))

@@ -1,4 +1,4 @@
-"""AWQ (gemm) and GPTQ int4 linears: one of them unpacked, or in the layout that kernels read.
+"""Unpack AWQ (gemm) and GPTQ linears of 4 bits, or turn them into the layout that kernels read.
 
 Knows how eight 4-bit numbers lie in an int32. What a checkpoint says of them, and which tensors
 make up a linear, workers/checkpoint/quantization.py knows; in which files they lie,

@@ -1,4 +1,4 @@
-"""How many CPU cores there are to compute on."""
+"""Count the physical CPU cores that this process may compute on."""
 
 import os
 from pathlib import Path

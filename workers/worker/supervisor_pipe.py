@@ -1,11 +1,9 @@
-"""What passes between a supervisor and an engine process: where it belongs, and how it fares.
+"""SupervisorPipe: an engine process tells its supervisor of progress, readiness or failure.
 
-The pipe between them carries one JSON object per message (never a pickle): progress, ready, fatal.
+One JSON object per message, never a pickle.
 """
 
-from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -13,24 +11,7 @@ import msgspec
 from workers import parent_death
 
 
-@dataclass(frozen=True)
-class WorkerSpec:
-    """Where an engine process belongs: its number, run directory and the model half's page."""
-
-    index: int
-    run_dir: Path
-    shared_memory_path: Path
-
-    @property
-    def name(self) -> str:
-        return f"engine-{self.index}"
-
-    @property
-    def socket_path(self) -> Path:
-        return self.run_dir / f"{self.name}.sock"
-
-
-class Report:
+class SupervisorPipe:
     """The engine's end of the pipe to its supervisor."""
 
     def __init__(self, pipe: Connection) -> None:

@@ -1,4 +1,4 @@
-"""The rows of a step as five tensors, from which kernels' plans follow without the host.
+"""FlatBatch: the rows of a step as five tensors on the device, from which its plan follows.
 
 Knows shapes alone, so that what it derives may be recorded in a CUDA graph: how many splits and
 what tile is decided by sizes of tensors and never by what they hold. Refuses to know sequences.
@@ -11,7 +11,7 @@ from torch import Tensor
 from workers.model.layout.paged_plan import PagedPlan, choose_splits, locate
 
 
-class PackedBatch(NamedTuple):
+class FlatBatch(NamedTuple):
     """A flat batch on a device, int32; rows as in paged_plan.py.
 
     `token_ids` `[tokens]`, `starts` `[rows + 1]`, `lengths` `[rows]`, `tables` `[rows, blocks]`,
@@ -26,8 +26,8 @@ class PackedBatch(NamedTuple):
     last_tokens: Tensor
     max_query: int
 
-    def lay_out(
-        self, num_kv_heads: int, block_size: int, *, is_batch_invariant: bool = False
+    def plan_attention(
+        self, num_kv_heads: int, block_size: int, is_batch_invariant: bool = False
     ) -> tuple[Tensor, PagedPlan]:
         """Return the positions `[tokens]` and the plan of their attention."""
         num_rows, num_blocks = self.tables.shape

@@ -10,18 +10,9 @@ from flask.testing import FlaskClient
 from marshmallow import fields
 
 from qwenapi.errors import ApiError, BadRequest, Wording, render_openai
-from qwenapi.http.validation import (
-    Neutral,
-    RequestSchema,
-    StrictBoolean,
-    StrictFloat,
-    StrictInteger,
-    StrictSchema,
-    StrictString,
-    accepts,
-    load_request,
-    parse_json,
-)
+from qwenapi.http.body import accepts, parse_json
+from qwenapi.http.fields import Neutral, StrictBoolean, StrictFloat, StrictInteger, StrictString
+from qwenapi.http.schemas import RequestSchema, StrictSchema, load_request
 
 LIMIT = 1000
 

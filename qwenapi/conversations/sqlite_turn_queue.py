@@ -1,7 +1,8 @@
-"""Line: who may take the next turn of each conversation, in the tables of tickets and leases.
+"""TurnQueue: who may take the next turn of each conversation, as SQLite rows.
 
-Works inside the transactions of its caller. A row runs out by the monotonic clock of the machine;
-one that would run out later than a lease is long is of an earlier boot, and dead.
+A waiting turn has a ticket, the running one the lease. Works inside the transactions of its caller.
+A row runs out by the monotonic clock of the machine; one that would run out later than a lease is
+long is of an earlier boot, and dead.
 """
 
 import sqlite3
@@ -12,8 +13,8 @@ from qwenapi.conversations.values import Claim
 LEASE = "SELECT 1 FROM leases WHERE conversation_id = ? AND {} = ? AND expires_at BETWEEN ? AND ?"
 
 
-class Line:
-    """The lines before all conversations. `seconds` is how long a claim lives unrenewed."""
+class TurnQueue:
+    """The queues before all conversations. `seconds` is how long a claim lives unrenewed."""
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds

@@ -1,0 +1,33 @@
+"""Delta: what is new in one choice of a generation, and deltas put together again."""
+
+import itertools
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from workers.wire.protocol import TokenLogprob
+
+
+@dataclass(frozen=True)
+class Delta:
+    """What is new in one choice; `finish_reason` is set on its last delta."""
+
+    index: int
+    text: str
+    logprobs: tuple[TokenLogprob, ...] = ()
+    finish_reason: str | None = None
+
+
+def gather(batches: Iterable[Sequence[Delta]]) -> list[Delta]:
+    """Return each choice whole, in the order of their indexes, once all have ended."""
+    parts: dict[int, list[Delta]] = {}
+    for delta in itertools.chain.from_iterable(batches):
+        parts.setdefault(delta.index, []).append(delta)
+    return [
+        Delta(
+            index,
+            "".join(delta.text for delta in deltas),
+            tuple(itertools.chain.from_iterable(delta.logprobs for delta in deltas)),
+            deltas[-1].finish_reason,
+        )
+        for index, deltas in sorted(parts.items())
+    ]

@@ -1,0 +1,21 @@
+"""GenerationRequest: what to ask of the engines for one caller."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from qwenapi.settings.queue_limits import QueueLimits
+from workers.wire.protocol import SamplingParams
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationRequest:
+    """Prompts, each with its parameters; how their text ends; in which queue they wait."""
+
+    prompts: Sequence[tuple[Sequence[int], SamplingParams]]
+    model_hash: str  # of the model whose tokenizer made them
+    request_id: str
+    n: int = 1
+    priority: int | None = None  # as the caller asked
+    stops: Sequence[str] = field(default=(), repr=False)
+    skip_special_tokens: bool = True
+    limits: QueueLimits = QueueLimits()

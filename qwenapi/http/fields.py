@@ -1,0 +1,92 @@
+"""Strict marshmallow fields: integers, floats, booleans and strings that coerce nothing.
+
+A number in quotes is a string, `true` is no number.
+"""
+
+from typing import Any
+
+from marshmallow import ValidationError, fields, validate
+
+MISSING = "is required"
+
+
+class StrictInteger(fields.Integer):
+    """A whole number within inclusive bounds. No string, boolean or float, not even 1.0."""
+
+    def __init__(self, low: int | None = None, high: int | None = None, **kwargs: Any) -> None:
+        claim = _claim("an integer", low, high)
+        if (low, high) != (None, None):
+            kwargs["validate"] = validate.Range(low, high, error=claim)
+        super().__init__(
+            strict=True, error_messages={"invalid": claim, "required": MISSING}, **kwargs
+        )
+
+
+class StrictFloat(fields.Float):
+    """A finite number within bounds: `low` and `high` inclusive, `above` exclusive."""
+
+    def __init__(
+        self,
+        low: float | None = None,
+        high: float | None = None,
+        *,
+        above: float | None = None,
+        **kwargs: Any,
+    ) -> None:
+        claim = (
+            _claim("a number", low, high)
+            if above is None
+            else f"must be a number above {above} and up to {high}"
+        )
+        bottom = low if above is None else above
+        kwargs["validate"] = validate.Range(bottom, high, min_inclusive=above is None, error=claim)
+        super().__init__(
+            error_messages={"invalid": claim, "special": claim, "too_large": claim}, **kwargs
+        )
+
+    def _validated(self, value: Any) -> float:
+        if type(value) not in (int, float):
+            raise self.make_error("invalid", input=value)
+        return super()._validated(value)
+
+
+class StrictBoolean(fields.Boolean):
+    """`true` or `false` and nothing that resembles them."""
+
+    def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> bool:
+        if value is True or value is False:
+            return bool(value)
+        raise ValidationError("must be true or false")
+
+
+class StrictString(fields.String):
+    """A string of at most `max_chars` characters."""
+
+    def __init__(self, max_chars: int, **kwargs: Any) -> None:
+        claim = f"must be a string of at most {max_chars} characters"
+        super().__init__(
+            validate=validate.Length(max=max_chars, error=claim),
+            error_messages={"invalid": claim, "required": MISSING},
+            **kwargs,
+        )
+
+
+class Neutral(fields.Field[Any]):
+    """A field whose feature does not exist yet; only values that ask for nothing pass."""
+
+    def __init__(self, *values: Any, feature: str, **kwargs: Any) -> None:
+        self._values = values
+        self.json_schema: dict[str, Any] = {"enum": list(values)} if values else {"not": {}}
+        self._claim = f"asks for {feature}, which this server does not support"
+        super().__init__(**kwargs)
+
+    def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> Any:
+        if any(type(value) is type(known) and value == known for known in self._values):
+            return value
+        raise ValidationError(self._claim)
+
+
+def _claim(kind: str, low: float | None, high: float | None) -> str:
+    if low is not None and high is not None:
+        return f"must be {kind} from {low} to {high}"
+    return f"must be {kind}" if low is None else f"must be {kind} of at least {low}"

@@ -1,0 +1,90 @@
+"""What the current request is: its profile and key, its stream and metrics, all in Flask's `g`."""
+
+from collections.abc import Sequence
+
+from flask import g, request
+
+from qwenapi.engines.client import random_seed
+from qwenapi.errors import ApiError
+from qwenapi.generation.request import GenerationRequest
+from qwenapi.generation.sampling import Clamped, SamplingRequest, defaults_of, engine_params
+from qwenapi.generation.stream import GenerationStream
+from qwenapi.keys import Key
+from qwenapi.metrics.store import RequestMetrics
+from qwenapi.request_context.services import services
+from qwenapi.settings.profile import Profile
+from qwenapi.text.tokenizer import Tokenizer
+from workers.wire.protocol import ModelCard
+
+
+def use_profile(profile: Profile) -> None:
+    """Serve the current request as this profile says, its errors included."""
+    g.profile = profile
+
+
+def current_profile() -> Profile:
+    """Return the profile of the current request; before one was chosen, the general one."""
+    chosen: Profile | None = g.get("profile")
+    return chosen or services().profiles.unread
+
+
+def caller() -> Key:
+    """Return the key of the current request, ANYONE's where none are asked for."""
+    key: Key = g.key
+    return key
+
+
+def count_request() -> None:
+    """Count the current request against its key's limit, once its dialect is known."""
+    g.rate_limit.count_request()
+
+
+def count_post() -> None:
+    """Hold a POST, whose profile its address has chosen, against its key's models and limit."""
+    if request.method == "POST":
+        services().profiles.check_model(current_profile(), caller().models)
+        count_request()
+
+
+def generation_request(
+    ask: SamplingRequest, prompts: Sequence[list[int]], card: ModelCard
+) -> tuple[GenerationRequest, Clamped]:
+    """Return what to ask of the engines for the current request, and what had to be cut for it."""
+    profile = current_profile()
+    defaults = defaults_of(profile.settings)
+    cut: dict[str, int | float] = {}
+    asked = []
+    for ids in prompts:
+        params, clamped = engine_params(
+            ask, prompt_tokens=len(ids), card=card, defaults=defaults, new_seed=random_seed
+        )
+        asked.append((ids, params))
+        cut |= clamped
+    wanted = GenerationRequest(
+        prompts=asked,
+        model_hash=card.model_hash,
+        request_id=g.request_id,
+        n=ask.n,
+        priority=ask.priority,
+        stops=ask.stop,
+        skip_special_tokens=ask.skip_special_tokens,
+        limits=profile.limits,
+    )
+    return wanted, cut
+
+
+def new_stream(tokenizer: Tokenizer) -> GenerationStream:
+    """Return a stream for the current request, which counts in the metrics from now on."""
+    metrics = g.request_metrics = _begin_metrics()
+    return GenerationStream(services().engine, tokenizer, metrics, g.rate_limit, request.environ)
+
+
+def count_failure(error: ApiError) -> None:
+    """Count a request that the service failed to answer, whether or not it got to an engine."""
+    metrics: RequestMetrics = g.get("request_metrics") or _begin_metrics()
+    metrics.accept(0)
+    metrics.fail(error.name)
+
+
+def _begin_metrics() -> RequestMetrics:
+    return services().metrics_store.begin(current_profile().name, g.log.arrival)

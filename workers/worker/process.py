@@ -1,0 +1,84 @@
+"""An engine process from spawn to exit: load the engine, serve until drained, say why it ends."""
+
+import faulthandler
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+
+from workers import logs
+from workers.config import EngineConfig
+from workers.engine_core import EngineCore
+from workers.errors import ExitCode, WorkerError
+from workers.wire.engine_stats import ENGINE_LAYOUT, Phase
+from workers.wire.shared_memory import SharedMemory
+from workers.worker.supervisor_pipe import SupervisorPipe
+from workers.worker.worker import Worker
+from workers.worker.worker_spec import WorkerSpec
+
+LOADING_TIMEOUT = 900.0
+
+
+def main(config: EngineConfig, spec: WorkerSpec, pipe: SupervisorPipe) -> None:
+    """Run an engine process from its spawn to its end; the exit code says why it ended."""
+    os.setsid()
+    pipe.end_with_supervisor()
+    # Also on SIGABRT, the supervisor's way of asking a hung engine where it hangs.
+    faulthandler.enable()
+    logs.configure(spec.name, config.log_level, config.log_format)
+    try:
+        worker = _start(config, spec, pipe)
+    except WorkerError as error:
+        pipe.fatal(str(error))
+        sys.exit(error.exit_code)
+    except Exception as error:
+        if not _is_out_of_memory(error):
+            raise
+        pipe.fatal(f"out of memory while loading {config.model}; see --max-num-seqs and --dtype")
+        sys.exit(ExitCode.OUT_OF_MEMORY)
+    signal.signal(signal.SIGTERM, lambda *_: worker.drain())
+    worker.start()
+    pipe.ready()
+    worker.run()
+    sys.exit(ExitCode.OK)
+
+
+def _start(config: EngineConfig, spec: WorkerSpec, pipe: SupervisorPipe) -> Worker:
+    # OpenMP reads this once, when torch is imported: more threads than cores fight for them.
+    os.environ["OMP_NUM_THREADS"] = str(config.threads or os.cpu_count() or 1)
+    row = SharedMemory.open(spec.shared_memory_path, ENGINE_LAYOUT).lease(spec.index)
+    row.update(
+        pid=os.getpid(),
+        starts=row["starts"] + 1,
+        generation=time.time_ns(),
+        phase=Phase.LOADING,
+        beat_ns=time.monotonic_ns(),
+        step_timeout_ns=int(LOADING_TIMEOUT * 1e9),
+        running=0,
+        waiting=0,
+        free_blocks=0,
+        total_blocks=0,
+    )
+
+    def progress(what: str, fraction: float) -> None:
+        row["beat_ns"] = time.monotonic_ns()
+        pipe.progress(what, fraction)
+
+    return Worker(_load_engine(config, progress), config, spec, row)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Tell memory that ran out, by name where it is torch's: this module never imports torch."""
+    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+
+
+def _load_engine(config: EngineConfig, progress: Callable[[str, float], None]) -> EngineCore:
+    """Return the engine, or its stub; torch is imported only here."""
+    if config.stub:
+        from workers.worker.stub import StubEngine
+
+        return StubEngine(config)
+    from workers.engine.engine import Engine
+
+    return Engine(config, progress)
