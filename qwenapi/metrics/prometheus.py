@@ -166,6 +166,13 @@ ENGINE_FIGURES = tuple(
         ),
         (
             "counter",
+            "qwenapi_engine_nonfinite_logits",
+            "",
+            "Requests that failed because their logits were NaN or infinite.",
+            _field("nonfinite_logits"),
+        ),
+        (
+            "counter",
             "qwenapi_engine_restarts",
             "",
             "Starts of the engine after its first.",

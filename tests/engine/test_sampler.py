@@ -245,6 +245,30 @@ def murmur(word: np.ndarray) -> np.ndarray:
     return word ^ word >> np.uint32(16)
 
 
+@pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("where", [slice(5, 6), slice(None)])
+@pytest.mark.parametrize(
+    "params",
+    [
+        {"temperature": 0.0},
+        {"temperature": 0.0, "repetition_penalty": 1.2},
+        {"logit_bias": {5: 100.0}},
+        {"temperature": 1.0},
+        {"top_k": 5, "logprobs": 2},
+        {"top_p": 0.5},
+        {"min_p": 0.1},
+    ],
+)
+def test_rows_whose_logits_are_not_finite_are_told(number, where, params):
+    logits = logits_of(3)
+    logits[1, where] = number
+    found = sample(logits, [row(**({"temperature": 1.0} | params)) for _ in range(3)])
+    # One forbidden token is nothing wrong, nothing but forbidden ones is.
+    is_finite = number == -math.inf and where != slice(None)
+    assert [drawn.is_finite for drawn in found] == [True, is_finite, True]
+    assert found[1].is_finite or found[1].logprob is None
+
+
 ROWS = st.builds(
     row,
     position=st.integers(0, 9),

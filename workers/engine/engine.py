@@ -5,6 +5,7 @@ it as an EngineCore. An error inside a step is not caught: what the device and t
 is unknown, so the process has to end and be started again.
 """
 
+import logging
 import time
 from collections.abc import Callable
 from typing import Any
@@ -22,6 +23,8 @@ from workers.engine_core import Key, StepOutput
 from workers.model.loader import Progress
 from workers.wire.engine_stats import EngineStats
 from workers.wire.protocol import Chunk, Failed, Generate, Started
+
+log = logging.getLogger(__name__)
 
 
 class Engine:
@@ -48,6 +51,7 @@ class Engine:
         # What `add` found out and the next step reports.
         self._pending = StepOutput()
         self._prompt_tokens = self._cached_tokens = self._generated_tokens = 0
+        self._nonfinite_logits = 0
 
     @property
     def has_work(self) -> bool:
@@ -107,6 +111,8 @@ class Engine:
             output.started.append((request.key, Started(request.generate.wid, cached_tokens)))
             self._prompt_tokens += len(request.prompt_ids)
             self._cached_tokens += cached_tokens
+        if unclean := self._blocks.take_unclean():
+            self._runner.clear(unclean)
         launched = self._runner.launch(batch, previous) if batch.rows else None
         if previous is not None:
             self._take(previous, output)
@@ -130,6 +136,7 @@ class Engine:
             preemptions=scheduler.num_preemptions,
             drafted_tokens=scheduler.num_drafted,
             accepted_tokens=scheduler.num_accepted,
+            nonfinite_logits=self._nonfinite_logits,
             **self._runner.device_memory(),
         )
 
@@ -151,9 +158,29 @@ class Engine:
     def _take(self, step: RunningStep, output: StepOutput) -> None:
         """Wait for a step's samples and say what they are."""
         for row, samples in step.read():
+            if not all([sample.is_finite for sample in samples]):
+                self._fail(row.sequence, output)
+                continue
             num_taken = self._scheduler.update(row, [sample.token_id for sample in samples])
             for left, sample in zip(range(num_taken, 0, -1), samples, strict=False):
                 self._report(row.sequence, sample, left - 1, output)
+
+    def _fail(self, sequence: Sequence, output: StepOutput) -> None:
+        """Give a request up whose logits are NaN or infinite: no token follows from them."""
+        request = sequence.request
+        if sequence.is_finished:  # while the step was under way
+            return
+        log.error(
+            "request %s: logits are not finite at token %d; the weights are damaged, or too large"
+            " for %s",
+            request.generate.request_id,
+            len(sequence.token_ids),
+            self.card.dtype,
+        )
+        self._nonfinite_logits += 1
+        group = self._groups.pop(request.key)
+        self._scheduler.abort(group, request.generate.choices, is_damaged=True)
+        output.failed.append((request.key, Failed(request.generate.wid, "engine_error")))
 
     def _report(
         self, sequence: Sequence, sample: Sample, num_later: int, output: StepOutput

@@ -83,6 +83,10 @@ class ModelRunner:
             "device_total": self._device_total,
         }
 
+    def clear(self, blocks: list[int]) -> None:
+        """Make the cache's blocks as they were before anything was written."""
+        self._decoder.clear_cache(blocks)
+
     def launch(self, batch: Batch, previous: RunningStep | None = None) -> RunningStep:
         """Begin a step; `previous`, if still under way, samples what some rows begin with."""
         forward = self._forward_by_kernels if self._for_kernels else self._forward_by_torch
