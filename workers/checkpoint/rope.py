@@ -98,7 +98,16 @@ class _RopeFields:
 
     def kind(self) -> str:
         if not isinstance(self.fields, dict):
-            raise ModelError(f"{self.file}: {self.name} is {self.fields!r}, not an object")
+            raise ModelError(
+                f"{self.file}: {self.name} is {self.fields!r}, not an object; take the file of the"
+                " published model"
+            )
+        for name, value in self.fields.items():
+            if isinstance(value, dict):
+                raise ModelError(
+                    f"{self.file}: {self.name} has its own values for {name!r}, but all layers must"
+                    " be alike; choose another model"
+                )
         kind = self.fields.get("rope_type", self.fields.get("type", "default"))
         if not isinstance(kind, str) or kind not in _KINDS:
             raise ModelError(

@@ -182,7 +182,10 @@ def _take_parts(
     """Take the tensors of one packed linear [out, in] out of `stored`."""
     marker = stored[f"{module}.{packing.marker}"]
     if len(shape) != 2:
-        raise ModelError(f"{marker.file}: {marker.name}: the model has no such linear")
+        raise ModelError(
+            f"{marker.file}: {marker.name} is of no linear of the model; take config.json and"
+            " weights from the same model"
+        )
     try:
         parts = packing.parts(shape)
     except ValueError as error:
