@@ -1,8 +1,8 @@
 """Every setting of qwenapi, in one table: the fields of Settings.
 
 From each field come its flag, its QWENAPI_* variable, its key in a TOML file, its line of `--help`
-and its row in the README. Knows names, types, bounds and defaults. Refuses to know: where values
-come from (sources.py) and what they do.
+and its row in docs/settings.md. Knows names, types, bounds and defaults. Refuses to know: where
+values come from (sources.py) and what they do.
 """
 
 import os
@@ -94,7 +94,7 @@ class Settings:
     uds: str = _row("", "Unix socket to listen on instead of host and port", scope="http")
     profile: str = _row("all", "a name in etc/profiles, or a TOML file")
     config: str = _row("", "TOML file laid over the profile")
-    run_dir: str = _row("", "folder of sockets and pages; empty: one per command and port")
+    run_dir: str = _row("", "folder of sockets and shared memory; empty: one per command and port")
     model_run_dir: str = _row(
         "", "run folder of the model half; empty: the one named like the model", scope="http"
     )

@@ -1,6 +1,6 @@
-"""EngineStats: the figures of one engine, their layout in shared memory, and a row as read.
+"""EngineStats: the numbers an engine publishes, where they lie in its slot, and a row as read.
 
-A new figure is a field of EngineStats and a line in qwenapi/metrics/prometheus.py.
+How to add a number: qwenapi/metrics/__init__.py.
 """
 
 from collections.abc import Mapping
