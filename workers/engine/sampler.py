@@ -99,9 +99,8 @@ def choose(
         for index, row in enumerate(rows)
         if row.params.logprobs is not None
     }
-    if masks is None and not asking and all(row.is_greedy and not row.is_processed for row in rows):
-        best = logits.max(-1)
-        return TokenChoice(best.indices, best.values, {})
+    if not asking and all(row.is_greedy and not row.is_processed for row in rows):
+        return _choose_best(logits, masks)
     if logits.device.type == "cpu" or any(row.is_processed for row in rows):
         logits = logits.float()
     raw = None
@@ -118,6 +117,16 @@ def choose(
         tokens = choose_on_gpu(logits, rows, by_kernels=by_kernels)
     logprobs = () if raw is None else _logprobs(raw, tokens[where])
     return TokenChoice(tokens, peaks, asking, logprobs)
+
+
+def _choose_best(logits: Tensor, masks: MaskedRows | None) -> TokenChoice:
+    """Return the largest of each row, in the logits' own type."""
+    if masks is None:
+        best = logits.max(-1)
+        return TokenChoice(best.indices, best.values, {})
+    peaks = logits.amax(-1)
+    masks.apply(logits)
+    return TokenChoice(_best(logits), peaks, {})
 
 
 def choose_on_cpu(logits: Tensor, rows: Sequence[SamplingRow]) -> Tensor:

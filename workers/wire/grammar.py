@@ -1,4 +1,4 @@
-"""The wire's Grammar: what a request's answer must look like, as text that llguidance understands.
+"""Grammar: what an answer must look like, as text that llguidance understands.
 
 Knows kinds and where the grammar begins. Refuses to know llguidance: the engine process has it.
 """

@@ -1,4 +1,4 @@
-"""Writers: one generation in the words of chat completions or of completions, whole or streamed."""
+"""Writers: one generation as a chat completion or a completion, whole or streamed."""
 
 import time
 import uuid
@@ -19,7 +19,6 @@ from qwenapi.settings.profile import Profile
 from qwenapi.text.output.events import join_events
 from qwenapi.text.tokenizer import Tokenizer
 from workers.wire.protocol import TokenLogprob
-
 
 # A little less than the engines' client waits before it asks for a sign of life.
 BEAT_SECONDS = 10.0
