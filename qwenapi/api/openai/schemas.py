@@ -67,6 +67,7 @@ class ChatRequest(SamplingRequest):
     enable_thinking: bool | None = None
     template_arguments: Mapping[str, Any] = field(default_factory=dict)
     include_reasoning: bool = True
+    max_thought_tokens: int | None = None
     continue_final_message: bool = False
     add_generation_prompt: bool = True
     answer_format: AnswerFormat | None = None
@@ -271,6 +272,8 @@ class ChatSchema(SamplingSchema):
     enable_thinking = StrictBoolean()
     reasoning_effort = OneOf(*EFFORTS)
     include_reasoning = StrictBoolean()
+    thinking_token_budget = StrictInteger(0, INT32)
+    thinking_budget = StrictInteger(0, INT32)  # DashScope's name of it
 
     tools = Tools()
     tool_choice = ToolChoiceField()
@@ -301,6 +304,7 @@ class ChatSchema(SamplingSchema):
         return super().shape(data) | {
             "logprobs": data.get("top_logprobs", 0) if data.get("logprobs") else None,
             "enable_thinking": _thinking(data),
+            "max_thought_tokens": data.get("thinking_token_budget", data.get("thinking_budget")),
             "template_arguments": data.get("chat_template_kwargs", {}),
             "continue_final_message": data.get("continue_final_message", False)
             or bool(data["messages"][-1].get("prefix")),

@@ -104,6 +104,7 @@ def _chat_prompt(ask: ChatRequest, profile: Profile) -> ChatPrompt:
         continues=ask.continue_final_message,
         add_generation_prompt=ask.add_generation_prompt,
         answer_format=ask.answer_format,
+        max_thought_tokens=ask.max_thought_tokens,
     )
 
 
