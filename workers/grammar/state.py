@@ -89,7 +89,7 @@ class GrammarState:
         if not drafts or self.error or self.opening_id is not None or self.due:
             return ()
         if self.is_thinking and self._num_left is not None:
-            drafts = drafts[: self._num_left]
+            drafts = drafts[: max(0, self._num_left - 1)]
         if not self.is_thinking:
             return drafts[: self.matcher.validate_tokens(list(drafts))]
         newest = self._newest
