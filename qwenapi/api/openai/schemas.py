@@ -1,18 +1,32 @@
 """Request bodies of OpenAI's interface: fields, schemas, and the frozen values they make.
 
-A field is honoured, or refused by name; the few that change no output are listed as such. None in a
-value means that the caller said nothing. Knows no model: what depends on its context or vocabulary
-is checked in generation/sampling.py.
+A field is honoured, refused by name (foreign_fields.py), or ignored and named in the answer. None
+in a value means that the caller said nothing. Knows no model: what depends on its context or
+vocabulary is checked in generation/sampling.py.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NoReturn, cast
 
 from marshmallow import ValidationError, fields, validates_schema
 
+from qwenapi.api.openai.foreign_fields import (
+    CHAT_UNSUPPORTED,
+    COMPLETION_UNSUPPORTED,
+    MESSAGE_UNSUPPORTED,
+    WITHOUT_EFFECT,
+)
 from qwenapi.generation.sampling import SamplingRequest
-from qwenapi.http.fields import Neutral, StrictBoolean, StrictFloat, StrictInteger, StrictString
+from qwenapi.http.fields import (
+    Composite,
+    Path,
+    StrictBoolean,
+    StrictChoice,
+    StrictFloat,
+    StrictInteger,
+    StrictString,
+)
 from qwenapi.http.schemas import RequestSchema, StrictSchema
 
 MAX_MESSAGES = 1024
@@ -24,10 +38,10 @@ MAX_STOP_BYTES = 256
 MAX_STOP_TOKENS = 128
 MAX_BIASES = 300
 MAX_TOP_LOGPROBS = 20
-MAX_METADATA = 16
 INT32 = 2**31 - 1
 INT64 = 2**63 - 1
 
+REASONING_EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh")
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 TOKEN_IDS = {"type": "array", "items": {"type": "integer", "minimum": 0, "maximum": INT32}}
 TOKEN_IDS_CLAIM = f"must be a list of token ids, integers from 0 to {INT32}"
@@ -48,6 +62,7 @@ class CompletionRequest(SamplingRequest):
     """Raw prompts to continue, as text or as token ids."""
 
     prompts: tuple[Prompt, ...] = field(repr=False)
+    add_special_tokens: bool = True
 
 
 class Stops(fields.Field[tuple[str, ...]]):
@@ -96,34 +111,19 @@ class LogitBias(fields.Field[Mapping[int, float]]):
         return {int(key): float(bias) for key, bias in value.items()}
 
 
-class Metadata(fields.Field[dict[str, str]]):
-    """OpenAI's labels of a request; they change no output."""
-
-    json_schema = {
-        "type": "object",
-        "additionalProperties": {"type": "string"},
-        "maxProperties": MAX_METADATA,
-    }
-
-    def _deserialize(self, value: Any, attr: str | None, data: Any, **_: Any) -> dict[str, str]:
-        if not isinstance(value, dict) or len(value) > MAX_METADATA:
-            raise ValidationError(f"must be an object of at most {MAX_METADATA} strings")
-        if not all(isinstance(item, str) for item in value.values()):
-            raise ValidationError("must map names to strings")
-        return value
-
-
-class Messages(fields.Field[tuple[Mapping[str, str], ...]]):
+class Messages(Composite):
     """A conversation. Text parts are joined by line breaks, as vLLM and llama.cpp join them."""
 
-    OPTIONAL = {"system": ("name",), "user": ("name",), "assistant": ("name", "reasoning_content")}
-    # Parts of OpenAI's assistant message that a client echoes back empty.
-    EMPTY = ("tool_calls", "function_call", "refusal", "audio", "annotations")
+    # What the chat template may read, by role; vLLM and its clients say `reasoning`.
+    OPTIONAL = {
+        "system": ("name",),
+        "user": ("name",),
+        "assistant": ("name", "reasoning", "reasoning_content"),
+    }
     PART = {
         "type": "object",
         "properties": {"type": {"const": "text"}, "text": {"type": "string"}},
         "required": ["type", "text"],
-        "additionalProperties": False,
     }
     PARTS = {"type": "array", "items": PART, "minItems": 1, "maxItems": MAX_PARTS}
     MESSAGE = {
@@ -136,6 +136,21 @@ class Messages(fields.Field[tuple[Mapping[str, str], ...]]):
         "required": ["role", "content"],
     }
     json_schema = {"type": "array", "items": MESSAGE, "minItems": 1, "maxItems": MAX_MESSAGES}
+
+    def unknown(self, value: Any) -> Iterator[Path]:
+        """Yield the keys of messages and of their parts that no template is given."""
+        for i, message in enumerate(value if isinstance(value, list) else ()):
+            if not isinstance(message, dict):
+                continue
+            known = {"role", "content", *self._optional(message), *MESSAGE_UNSUPPORTED}
+            yield from (
+                (i, key) for key in message if key not in known and message[key] is not None
+            )
+            content = message.get("content")
+            for j, part in enumerate(content if isinstance(content, list) else ()):
+                for key in part if isinstance(part, dict) else ():
+                    if key not in ("type", "text") and part[key] is not None:
+                        yield i, "content", j, key
 
     def _deserialize(
         self, value: Any, attr: str | None, data: Any, **_: Any
@@ -151,22 +166,30 @@ class Messages(fields.Field[tuple[Mapping[str, str], ...]]):
             _refuse((i, "role"), "asks for tools, which this server does not support")
         if not isinstance(message.get("role"), str) or message["role"] not in ROLES:
             _refuse((i, "role"), f"must be one of {', '.join(ROLES)}")
-        role = ROLES[message["role"]]
-        known = {"role": role, "content": _content(i, message.get("content"))}
-        for key, item in message.items():
-            if (
-                key in ("role", "content")
-                or item is None
-                and key in (*self.EMPTY, *self.OPTIONAL[role])
-            ):
-                continue
-            if key in self.OPTIONAL[role]:
-                known[key] = (
-                    item if isinstance(item, str) else _refuse((i, key), "must be a string")
-                )
-            elif item != [] or key not in self.EMPTY:
-                _refuse_key(i, key)
+        for key in MESSAGE_UNSUPPORTED.keys() & message.keys():
+            _check_neutral(i, key, message[key])
+        known = {
+            "role": ROLES[message["role"]],
+            "content": _content(i, message.get("content")),
+            **self._further(i, message),
+        }
+        if thought := known.pop("reasoning", ""):
+            known.setdefault("reasoning_content", thought)
         return known
+
+    def _further(self, i: int, message: dict[str, Any]) -> dict[str, str]:
+        """Return the optional texts of a message that its template may read."""
+        given = {
+            key: message[key] for key in self._optional(message) if message.get(key) is not None
+        }
+        for key, item in given.items():
+            if not isinstance(item, str):
+                _refuse((i, key), "must be a string")
+        return given
+
+    def _optional(self, message: dict[str, Any]) -> tuple[str, ...]:
+        role = message.get("role")
+        return self.OPTIONAL.get(ROLES.get(role, ""), ()) if isinstance(role, str) else ()
 
 
 class Prompts(fields.Field[tuple[Prompt, ...]]):
@@ -201,8 +224,10 @@ class Prompts(fields.Field[tuple[Prompt, ...]]):
 
 
 class StreamOptionsSchema(StrictSchema):
+    """`continuous_usage_stats` is vLLM's: the counts so far on every event."""
+
     include_usage = StrictBoolean()
-    include_obfuscation = Neutral(False, feature="stream obfuscation")
+    continuous_usage_stats = StrictBoolean()
 
 
 class TemplateArgumentsSchema(StrictSchema):
@@ -212,7 +237,9 @@ class TemplateArgumentsSchema(StrictSchema):
 
 
 class SamplingSchema(RequestSchema):
-    """Fields of both interfaces: OpenAI's, vLLM's extras, then those that change nothing."""
+    """Fields of both interfaces: OpenAI's, then vLLM's extras."""
+
+    without_effect = WITHOUT_EFFECT
 
     model = StrictString(256)
     max_tokens = StrictInteger(1)
@@ -236,15 +263,7 @@ class SamplingSchema(RequestSchema):
     skip_special_tokens = StrictBoolean()
     priority = StrictInteger(-INT32 - 1, INT32)
 
-    user = StrictString(512)
-    metadata = Metadata()
-    safety_identifier = StrictString(512)
-    prompt_cache_key = StrictString(512)
-    response_format = Neutral({"type": "text"}, feature="structured output")
-    service_tier = Neutral("auto", feature="service tiers")
-    store = Neutral(False, feature="stored completions")
-    best_of = Neutral(1, feature="best_of")
-    echo = Neutral(False, feature="echo")
+    best_of = StrictInteger(1, INT32)
 
     @validates_schema
     def check_together(self, data: dict[str, Any], **_: Any) -> None:
@@ -254,11 +273,17 @@ class SamplingSchema(RequestSchema):
         limit = _max_tokens(data)
         if limit is not None and data.get("min_tokens", 0) > limit:
             raise ValidationError(f"must be at most max_tokens, {limit}", "min_tokens")
+        if data.get("best_of", 1) > data.get("n", 1):
+            claim = "asks for best_of, which this server does not support"
+            raise ValidationError(claim, "best_of")
 
     def shape(self, data: dict[str, Any]) -> dict[str, Any]:
+        options = data.get("stream_options", {})
+        include_usage = options.get("include_usage", False)
         return data | {
             "max_tokens": _max_tokens(data),
-            "include_usage": data.get("stream_options", {}).get("include_usage", False),
+            "include_usage": include_usage,
+            "continuous_usage": include_usage and options.get("continuous_usage_stats", False),
         }
 
 
@@ -266,26 +291,26 @@ class ChatSchema(SamplingSchema):
     """`POST /v1/chat/completions`."""
 
     value_class = ChatRequest
+    unsupported = CHAT_UNSUPPORTED
 
     messages = Messages(required=True, error_messages={"required": "is required"})
     max_completion_tokens = StrictInteger(1)
     logprobs = StrictBoolean()
     top_logprobs = StrictInteger(0, MAX_TOP_LOGPROBS)
     chat_template_kwargs = fields.Nested(TemplateArgumentsSchema)
-
-    tools = Neutral([], feature="tools")
-    tool_choice = Neutral("none", "auto", feature="tools")
+    enable_thinking = StrictBoolean()  # DashScope's and SiliconFlow's
+    reasoning_effort = StrictChoice(*REASONING_EFFORTS)
     parallel_tool_calls = StrictBoolean()
 
     @validates_schema
     def check_logprobs(self, data: dict[str, Any], **_: Any) -> None:
-        if "top_logprobs" in data and not data.get("logprobs"):
+        if data.get("top_logprobs") and not data.get("logprobs"):
             raise ValidationError("needs 'logprobs' to be true", "top_logprobs")
 
     def shape(self, data: dict[str, Any]) -> dict[str, Any]:
         return super().shape(data) | {
             "logprobs": data.get("top_logprobs", 0) if data.get("logprobs") else None,
-            "enable_thinking": data.get("chat_template_kwargs", {}).get("enable_thinking"),
+            "enable_thinking": _enable_thinking(data),
         }
 
 
@@ -293,10 +318,21 @@ class CompletionSchema(SamplingSchema):
     """`POST /v1/completions`."""
 
     value_class = CompletionRequest
+    unsupported = COMPLETION_UNSUPPORTED
 
     prompts = Prompts(required=True, data_key="prompt", error_messages={"required": "is required"})
     logprobs = StrictInteger(0, MAX_TOP_LOGPROBS)
-    suffix = Neutral(feature="a suffix")
+    add_special_tokens = StrictBoolean()
+
+
+def _enable_thinking(data: dict[str, Any]) -> bool | None:
+    """Return whether to think, as the most exact of the three fields that say it has it."""
+    chosen = data.get("chat_template_kwargs", {}).get("enable_thinking")
+    if chosen is None:
+        chosen = data.get("enable_thinking")
+    if chosen is None and "reasoning_effort" in data:
+        chosen = data["reasoning_effort"] != "none"
+    return cast("bool | None", chosen)
 
 
 def _max_tokens(data: dict[str, Any]) -> int | None:
@@ -319,11 +355,9 @@ def _part(i: int, j: int, part: Any) -> str:
         _refuse(
             (i, "content", j, "type"), "must be text; this server takes no images, audio or files"
         )
-    if part.keys() != {"type", "text"} or not isinstance(part["text"], str):
-        _refuse(
-            (i, "content", j), "must hold a type and a text, which is a string, and nothing else"
-        )
-    return part["text"]
+    if not isinstance(part.get("text"), str):
+        _refuse((i, "content", j), "must hold a type and a text, which is a string")
+    return cast("str", part["text"])
 
 
 def _refuse(path: tuple[str | int, ...], claim: str) -> NoReturn:
@@ -333,10 +367,11 @@ def _refuse(path: tuple[str | int, ...], claim: str) -> NoReturn:
     raise ValidationError(errors)
 
 
-def _refuse_key(i: int, key: str) -> NoReturn:
-    if key in ("tool_calls", "function_call"):
-        _refuse((i, key), "asks for tools, which this server does not support")
-    _refuse((i, key), "is not a field of this message")
+def _check_neutral(i: int, key: str, value: Any) -> None:
+    """Refuse a key of a message that asks for what is not built."""
+    neutral = MESSAGE_UNSUPPORTED[key]
+    if value is not None and not neutral.accepts(value):
+        _refuse((i, key), neutral.claim)
 
 
 def _is_stop(value: Any) -> bool:
@@ -344,7 +379,10 @@ def _is_stop(value: Any) -> bool:
 
 
 def _are_token_ids(values: list[Any]) -> bool:
-    return all(type(value) is int and 0 <= value <= INT32 for value in values)
+    """Return whether all are; of a million this takes a few milliseconds, looking at each 60."""
+    return not values or (
+        set(map(type, values)) == {int} and min(values) >= 0 and max(values) <= INT32
+    )
 
 
 def _is_token_key(key: str) -> bool:

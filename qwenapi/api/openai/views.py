@@ -1,13 +1,17 @@
 """Views of OpenAI's interface: chat completions and completions, whole or streamed, and models."""
 
+import hashlib
+import re
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from flask import Blueprint, Response, g
 
+from qwenapi import __version__
 from qwenapi.api.openai import render
 from qwenapi.api.openai.clamp import clamp
 from qwenapi.api.openai.schemas import (
@@ -18,10 +22,23 @@ from qwenapi.api.openai.schemas import (
     Prompt,
 )
 from qwenapi.engines.mailbox import Cancelled
-from qwenapi.errors import DIALECTS, ApiError, BadRequest, EngineUnavailable, Wording
+from qwenapi.errors import (
+    DIALECTS,
+    ApiError,
+    BadRequest,
+    EngineUnavailable,
+    ModelNotFound,
+    Wording,
+)
 from qwenapi.generation.delta import Delta, gather
 from qwenapi.generation.prompt import beside_others, encode_chat
-from qwenapi.generation.sampling import SamplingRequest, check_token_ids, clamped_header
+from qwenapi.generation.request import GenerationRequest
+from qwenapi.generation.sampling import (
+    Clamped,
+    SamplingRequest,
+    check_token_ids,
+    clamped_header,
+)
 from qwenapi.generation.stream import GenerationStream
 from qwenapi.http import sse
 from qwenapi.http.body import accepts
@@ -31,12 +48,13 @@ from qwenapi.request_context.current_request import (
     count_request,
     current_profile,
     generation_request,
+    load_body,
     new_stream,
     use_profile,
 )
 from qwenapi.request_context.services import served_model, services
 from qwenapi.text.tokenizer import Tokenizer
-from workers.wire.protocol import ModelCard, TokenLogprob
+from workers.wire.protocol import TokenLogprob
 
 blueprint = Blueprint("openai", __name__)
 
@@ -48,20 +66,26 @@ class Form:
     make_id: Callable[[str], str]
     chunks: type[render.Chunks]
     body: Callable[[render.Reply, Sequence[render.ReplyChoice], render.TokenUsage], dict[str, Any]]
-    logprobs: Callable[[Sequence[TokenLogprob], render.TokenBytesOf, int], dict[str, Any]]
+    logprobs: Callable[
+        [Sequence[TokenLogprob], render.TokenBytesOf, render.TextOffsets, bool], dict[str, Any]
+    ]
 
 
 CHAT = Form(
     render.chat_id,
     render.ChatChunks,
     render.chat_body,
-    lambda entries, bytes_of, offset: render.chat_logprobs(entries, bytes_of),
+    lambda entries, bytes_of, offsets, has_refusal: render.chat_logprobs(
+        entries, bytes_of, has_refusal=has_refusal
+    ),
 )
 COMPLETION = Form(
     render.completion_id,
     render.CompletionChunks,
     render.completion_body,
-    render.completion_logprobs,
+    lambda entries, bytes_of, offsets, has_refusal: render.completion_logprobs(
+        entries, bytes_of, offsets
+    ),
 )
 
 
@@ -82,57 +106,85 @@ def _choose_profile(body: dict[str, Any]) -> None:
 @blueprint.post("/v1/chat/completions")
 @blueprint.post("/api/chat/completions", endpoint="chat_completions_of_page")
 @blueprint.post("/chat/completions", endpoint="chat_completions_bare")
-@accepts(ChatSchema, before=_choose_profile)
+@accepts(ChatSchema, before=_choose_profile, load=load_body)
 def chat_completions(ask: ChatRequest) -> Response:
     card, tokenizer = served_model()
     thinking = ask.enable_thinking
     if thinking is None:
         thinking = current_profile().thinking
     ids = encode_chat(tokenizer, ask.messages, thinking, param="messages")
-    return _respond(ask, [ids], CHAT, card, tokenizer)
+    asked = generation_request(ask, [ids], card, current_profile().chat_max_tokens)
+    return _respond(ask, asked, CHAT, tokenizer)
 
 
 @blueprint.post("/v1/completions")
-@accepts(CompletionSchema, before=_choose_profile)
+@accepts(CompletionSchema, before=_choose_profile, load=load_body)
 def completions(ask: CompletionRequest) -> Response:
     card, tokenizer = served_model()
     for prompt in ask.prompts:
         if not isinstance(prompt, str):
             check_token_ids(prompt, card.vocab_size, "prompt")
     size = sum(len(prompt) for prompt in ask.prompts)
-    prompts = beside_others(size, lambda: [_encode(tokenizer, prompt) for prompt in ask.prompts])
-    return _respond(ask, prompts, COMPLETION, card, tokenizer)
+    prompts = beside_others(size, lambda: [_encode(tokenizer, ask, p) for p in ask.prompts])
+    asked = generation_request(ask, prompts, card, current_profile().completion_max_tokens)
+    return _respond(ask, asked, COMPLETION, tokenizer)
 
 
 @blueprint.get("/v1/models")
 def models() -> Response:
+    return json_response(render.model_list(list(_model_cards().values())))
+
+
+@blueprint.get("/v1/models/<path:model>")
+def model(model: str) -> Response:
+    """Answer with one entry of the list; slashes of a name may be encoded, or doubled."""
+    cards = _model_cards()
+    for name, found in cards.items():
+        if _plain(name) == _plain(model):
+            return json_response(found)
+    raise ModelNotFound(model, tuple(cards))
+
+
+def _model_cards() -> dict[str, dict[str, Any]]:
+    """Return what is said of each name that the caller's key may ask for."""
     card, names = services().engine.card, services().profiles.names_for(caller().models)
     if card is None:
         raise EngineUnavailable(retry_after=1)
-    since = services().tokenizers.since
-    cards = [
-        render.model_card(name, root=names[0], created=since, max_model_len=card.max_model_len)
+    since, length = services().tokenizers.since, card.max_model_len
+    return {
+        name: render.model_card(name, root=names[0], created=since, max_model_len=length)
         for name in names
-    ]
-    return json_response(render.model_list(cards))
+    }
 
 
-def _encode(tokenizer: Tokenizer, prompt: Prompt) -> list[int]:
-    return tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
+def _plain(name: str) -> str:
+    """Return a name as it is left where an address loses doubled slashes and those at its ends."""
+    return re.sub("/+", "/", name).strip("/")
+
+
+def _encode(tokenizer: Tokenizer, ask: CompletionRequest, prompt: Prompt) -> list[int]:
+    if isinstance(prompt, str):
+        return tokenizer.encode(prompt, ask.add_special_tokens)
+    return list(prompt)
+
+
+@cache
+def _fingerprint(model_hash: str) -> str:
+    """Return what changes when answers to one seed may: this build, or the model."""
+    return f"fp_{hashlib.sha256(f'{__version__} {model_hash}'.encode()).hexdigest()[:10]}"
 
 
 def _respond(
     ask: SamplingRequest,
-    prompts: list[list[int]],
+    asked: tuple[GenerationRequest, Clamped],
     form: Form,
-    card: ModelCard,
     tokenizer: Tokenizer,
 ) -> Response:
-    wanted, cut = generation_request(ask, prompts, card)
+    wanted, cut = asked
     stream = new_stream(tokenizer)
     try:
         stream.ask(wanted)
-        writer = Writer(stream, ask, form, tokenizer, len(prompts) * ask.n)
+        writer = Writer(stream, ask, form, tokenizer, wanted)
         if ask.stream:
             response = sse.stream(writer.events(current_profile().wording(g.request_id)))
             response.call_on_close(stream.close)
@@ -156,17 +208,24 @@ class Writer:
         ask: SamplingRequest,
         form: Form,
         tokenizer: Tokenizer,
-        num_choices: int,
+        wanted: GenerationRequest,
     ) -> None:
         self._profile = current_profile()
         self._stream = stream
         self._ask = ask
         self._form = form
+        self._num_choices = len(wanted.prompts) * wanted.n
+        self._as_openai = self._profile.as_openai
         self._bytes_of = tokenizer.token_bytes.__getitem__
-        self._num_choices = num_choices
-        self._text_offsets = [0] * num_choices
+        skipped = tokenizer.special_ids if ask.skip_special_tokens else frozenset()
+        self._text_offsets = [
+            render.TextOffsets(self._bytes_of, skipped) for _ in range(self._num_choices)
+        ]
         self._reply = render.Reply(
-            form.make_id(uuid.uuid4().hex), int(time.time()), self._profile.canonical
+            form.make_id(uuid.uuid4().hex),
+            int(time.time()),
+            self._profile.canonical,
+            _fingerprint(wanted.model_hash) if self._as_openai else "",
         )
 
     def body(self) -> dict[str, Any]:
@@ -186,10 +245,14 @@ class Writer:
     def events(self, wording: Wording) -> Iterator[bytes]:
         """Yield the server-sent events; everything that waits goes out as one piece."""
         chunks = self._form.chunks(self._reply, self._ask.include_usage, self._profile.logprobs_key)
+        if self._ask.continuous_usage:
+            chunks.show_usage(self._usage())
         # An empty piece still sends the headers: the request is accepted, and its status is final.
         yield b"".join(chunks.opening(i) for i in range(self._num_choices))
         try:
             for deltas in self._stream.deltas():
+                if self._ask.continuous_usage:
+                    chunks.show_usage(self._usage())
                 yield b"".join(self._event(chunks, delta) for delta in deltas) or chunks.heartbeat()
         except Cancelled:
             return
@@ -215,11 +278,9 @@ class Writer:
     def _logprobs(self, index: int, entries: Sequence[TokenLogprob]) -> dict[str, Any] | None:
         if self._ask.logprobs is None:
             return None
-        rendered = self._form.logprobs(entries, self._bytes_of, self._text_offsets[index])
-        self._text_offsets[index] += sum(
-            render.num_characters(self._bytes_of(e.token_id)) for e in entries
+        return self._form.logprobs(
+            entries, self._bytes_of, self._text_offsets[index], self._as_openai
         )
-        return rendered
 
     def _usage(self) -> render.TokenUsage:
         stream = self._stream
