@@ -123,9 +123,9 @@ def _read_chunks(incoming: Request, limit: int | None) -> bytes:
                 raise _too_large(limit)
             time.sleep(0)  # bytes that have come are read without a pause for others
     except ParseException as error:
-        raise BadRequest("The chunks of the body are malformed.", kind="json") from error
+        raise BadRequest("The chunks of the body are malformed.") from error
     except OSError as error:
-        raise BadRequest("The body ended before its last chunk.", kind="json") from error
+        raise BadRequest("The body ended before its last chunk.") from error
     return bytes(body)
 
 

@@ -17,6 +17,7 @@ import orjson
 from gunicorn.http import errors
 from gunicorn.workers.ggevent import GeventWorker
 
+from qwenapi.serving import fast_chunks
 from qwenapi.serving.patience import Patience
 
 log = logging.getLogger(__name__)
@@ -111,6 +112,7 @@ class FastWorker(GeventWorker):
         # gunicorn has no limit of its own for an answer nobody takes.
         sock.settimeout(self.app.patience_limits.silence)
         sock.patience.await_body()
+        fast_chunks.install(req)
         try:
             super().handle_request(listener_name, req, sock, addr)
         finally:
