@@ -71,8 +71,9 @@ ROOMS: dict[str, str] = {
         qwenapi.errors qwenapi.greenlets qwenapi.settings qwenapi.text qwenapi.keys qwenapi.metrics
         qwenapi.engines workers.errors workers.wire""",
     "qwenapi.request_context": """
-        qwenapi.errors qwenapi.settings qwenapi.text qwenapi.keys qwenapi.metrics qwenapi.engines
-        qwenapi.conversations qwenapi.observability qwenapi.generation workers.wire""",
+        qwenapi.errors qwenapi.settings qwenapi.text qwenapi.http qwenapi.keys qwenapi.metrics
+        qwenapi.engines qwenapi.conversations qwenapi.observability qwenapi.generation
+        workers.wire""",
     "qwenapi.api": """
         qwenapi.errors qwenapi.settings qwenapi.text qwenapi.http qwenapi.web qwenapi.metrics
         qwenapi.engines qwenapi.conversations qwenapi.generation qwenapi.request_context

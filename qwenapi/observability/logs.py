@@ -126,5 +126,11 @@ def _to_json(event: dict[str, Any]) -> str:
 
 
 def _to_console() -> Callable[[dict[str, Any]], str]:
+    """Return what writes a line for people: it says nothing of what is empty."""
     renderer = structlog.dev.ConsoleRenderer(colors=False, pad_event_to=0)
-    return lambda event: str(renderer(None, "", event))
+
+    def render(event: dict[str, Any]) -> str:
+        told = {key: value for key, value in event.items() if value is not None and value != ""}
+        return str(renderer(None, "", told))
+
+    return render

@@ -56,12 +56,14 @@ def scope_of(rule: str) -> Scope:
 
 
 def presented_key(headers: Headers) -> str:
-    """Return the key that a request presents; empty for none, several, or what can be no key."""
+    """Return the key that a request presents, in one header or the same in both; empty for none,
+    different ones, or what can be no key.
+    """
     found = [value.strip() for value in headers.getlist("X-Api-Key")]
     for value in headers.getlist("Authorization"):
         scheme, _, credentials = value.partition(" ")
         found.append(credentials.strip() if scheme.lower() == "bearer" else "")
-    key = found[0] if len(found) == 1 else ""
+    key = found[0] if len(set(found)) == 1 else ""
     return key if key.isascii() and len(key) <= MAX_PRESENTED_BYTES else ""
 
 

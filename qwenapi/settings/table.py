@@ -9,6 +9,7 @@ import os
 import sys
 import types
 import typing
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from functools import cache
 from pathlib import Path
@@ -41,6 +42,7 @@ class Setting:
     help: str
     scope: Scope
     choices: tuple[str, ...]
+    synonyms: Mapping[str, str]
     minimum: float | None
     maximum: float | None
     hidden: bool
@@ -71,13 +73,14 @@ def _row(
     *,
     scope: Scope = "both",
     choices: tuple[str, ...] = (),
+    synonyms: Mapping[str, str] | None = None,
     minimum: float | None = None,
     maximum: float | None = None,
     hidden: bool = False,
     secret: bool = False,
 ) -> Any:
     facts = {"help": help, "scope": scope, "choices": choices, "hidden": hidden}
-    metadata = {**facts, "minimum": minimum, "maximum": maximum}
+    metadata = {**facts, "minimum": minimum, "maximum": maximum, "synonyms": synonyms or {}}
     return field(default=default, repr=not secret, metadata=metadata)
 
 
@@ -145,6 +148,7 @@ class Settings:
         "type of weights and cache; auto: bfloat16 where the hardware multiplies it",
         scope="model",
         choices=("auto", "float32", "bfloat16", "float16"),
+        synonyms={"float": "float32", "half": "float16"},
     )
     device: str = _row(
         "auto",
@@ -208,6 +212,18 @@ class Settings:
         scope="http",
         minimum=0.1,
     )
+    limits_head_timeout: float = _row(
+        15.0,
+        "seconds that the first bytes of a request until the end of its head may take",
+        scope="http",
+        minimum=0.1,
+    )
+    limits_connections_per_address: int = _row(
+        2048,
+        "open connections of one address to each HTTP process, then 429; 0: any number",
+        scope="http",
+        minimum=0,
+    )
     max_body_bytes: int = _row(
         4 * 1024 * 1024, "largest request body; above it 413", scope="http", minimum=1024
     )
@@ -227,7 +243,10 @@ class Settings:
         "", "OTLP/HTTP collector that gets a trace of each request; empty: none", scope="http"
     )
     defaults_max_tokens: int | None = _row(
-        None, "max_tokens where a request has none; none: the room left", scope="http", minimum=1
+        None,
+        "max_tokens where a request has none; none: the room left, 16 for /v1/completions",
+        scope="http",
+        minimum=1,
     )
     defaults_temperature: float | None = _row(
         None,
@@ -283,6 +302,12 @@ class Settings:
     )
     template_repair: bool = _row(
         True, "make conversations fit for templates that refuse them as they are", scope="http"
+    )
+    generation_config: str = _row(
+        "auto",
+        "whose sampling defaults hold; auto: generation_config.json's; vllm: neutral ones",
+        scope="http",
+        choices=("auto", "vllm"),
     )
     alerts_error_rate: float = _row(
         0.05,
