@@ -1,4 +1,4 @@
-"""What a model folder holds, read without torch: the one place that says whether it can be served.
+"""Read a model folder without torch: the one place that says whether it can be served.
 
     checkpoint ─┬─ model_config   config.json, by the rows of architectures.py; rope.py beside it
                 ├─ quantization   how linears are packed, and of which tensors

@@ -1,4 +1,4 @@
-"""Weights: the tensors of a folder's safetensors files, compared with what config.json asks for.
+"""Weights: the tensors of safetensors files, compared with what config.json asks for.
 
 Only headers are read, so a whole folder takes a moment and next to no memory. Every tensor that a
 model needs must be there in its shape and type, and every other one that is known to be left out:
