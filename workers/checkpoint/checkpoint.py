@@ -14,7 +14,7 @@ from typing import Any
 from workers.checkpoint.architectures import Architecture, architecture_name, architecture_of
 from workers.checkpoint.files import read_bytes, read_json
 from workers.checkpoint.folder import find_folder
-from workers.checkpoint.model_config import ModelConfig
+from workers.checkpoint.model_config import ModelConfig, flatten
 from workers.checkpoint.quantization import Quantization, read_quantization
 from workers.checkpoint.safetensors_header import header_bytes
 from workers.checkpoint.weights import Weights, find_files, read_weights
@@ -79,7 +79,8 @@ class Checkpoint:
 
     @cached_property
     def quantization(self) -> Quantization | None:
-        return read_quantization(self.raw_config, self.config_file)
+        flat = flatten(self.raw_config, self.config_file)
+        return read_quantization(flat, self.config_file)
 
     @cached_property
     def weights(self) -> Weights:
