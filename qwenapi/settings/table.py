@@ -384,22 +384,6 @@ def table() -> dict[str, Setting]:
     }
 
 
-def settings_table_markdown() -> str:
-    """Return the README's table of settings."""
-    lines = ["| in a file | flag | default | meaning |", "|---|---|---|---|"]
-    for row in table().values():
-        if not row.hidden:
-            meaning = row.help + (f" ({', '.join(row.choices)})" if row.choices else "")
-            lines.append(f"| `{row.key}` | `{row.flag}` | {_cell(row.default)} | {meaning} |")
-    return "\n".join(lines) + "\n"
-
-
-def _cell(default: Any) -> str:
-    if default in ("", (), None):
-        return ""
-    return f"`{str(default).lower() if isinstance(default, bool) else default}`"
-
-
 def _kind(hint: Any) -> Kind:
     if isinstance(hint, types.UnionType):
         (hint,) = (member for member in typing.get_args(hint) if member is not types.NoneType)

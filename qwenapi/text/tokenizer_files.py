@@ -1,4 +1,4 @@
-"""The tokenizer files of a model directory, read and tried out before anything is served.
+"""Read a model directory's tokenizer files, and try them out before anything is served.
 
 Whatever is odd in them is a TokenizerError here, so that no request meets it: another kind of
 tokenizer, ids that the library would change, texts that do not come back, a template of a wrong

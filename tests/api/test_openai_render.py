@@ -9,6 +9,7 @@ from qwenapi.api.openai.render import (
     Chunks,
     CompletionChunks,
     Reply,
+    MessageChoice,
     ReplyChoice,
     TextOffsets,
     TokenUsage,
@@ -26,6 +27,7 @@ from qwenapi.errors import EngineFailed, Wording, render_openai
 from workers.wire.protocol import TokenLogprob
 
 HEX = "0123456789abcdef0123456789abcdef"
+HI = {"role": "assistant", "content": "hi"}
 REPLY = Reply(chat_id(HEX), 1700000000, "MyCoder")
 HEAD = (
     b'data: {"id":"chatcmpl-' + HEX.encode() + b'","object":"chat.completion.chunk",'
@@ -137,7 +139,7 @@ def test_a_failure_is_an_event() -> None:
 
 
 def test_a_whole_chat_completion() -> None:
-    body = chat_body(REPLY, [ReplyChoice(0, "hi", "stop")], TokenUsage(5, 2))
+    body = chat_body(REPLY, [MessageChoice(0, HI, "stop")], TokenUsage(5, 2))
     assert list(body) == ["id", "object", "created", "model", "choices", "usage"]
     assert body["object"] == "chat.completion"
     assert body["choices"] == [
@@ -211,7 +213,7 @@ def test_an_offset_is_a_place_in_the_text_that_is_shown(
 def test_openais_own_keys_are_there_with_a_fingerprint_and_only_then() -> None:
     reply = Reply(chat_id(HEX), 1, "m", "fp_0123456789")
     usage = TokenUsage(5, 2)
-    body = chat_body(reply, [ReplyChoice(0, "hi", "stop")], usage)
+    body = chat_body(reply, [MessageChoice(0, HI, "stop")], usage)
     assert body["choices"][0]["message"] == {"role": "assistant", "content": "hi", "refusal": None}
     assert body["system_fingerprint"] == "fp_0123456789"
     whole = completion_body(reply, [ReplyChoice(0, "hi", "stop")], usage)

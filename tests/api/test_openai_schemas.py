@@ -10,10 +10,9 @@ from qwenapi.api.openai.foreign_fields import (
     UNSUPPORTED,
     WITHOUT_EFFECT,
 )
+from qwenapi.api.openai.messages import MAX_MESSAGES, MAX_PARTS
 from qwenapi.api.openai.schemas import (
     MAX_BIASES,
-    MAX_MESSAGES,
-    MAX_PARTS,
     MAX_PROMPTS,
     MAX_STOPS,
     ChatRequest,

@@ -13,6 +13,7 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 
 from qwenapi.settings.table import etc_dir
+from workers.checkpoint.architectures import ARCHITECTURES
 from workers.checkpoint.checkpoint import Checkpoint
 
 DEMO = etc_dir() / "models" / "demo"
@@ -59,7 +60,7 @@ def write_folder(folder: Path, name: str = "qwen3", **changes: Any) -> Path:
     for file in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(DEMO / file, folder)
     checkpoint = Checkpoint.at(folder)
-    shapes = dict(checkpoint._architecture.shapes(checkpoint.config))
+    shapes = dict(ARCHITECTURES[checkpoint.architecture].shapes(checkpoint.config))
     if checkpoint.config.tie_word_embeddings:
         del shapes["lm_head.weight"]
     save_file(

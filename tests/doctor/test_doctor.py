@@ -22,6 +22,7 @@ from qwenapi.doctor.check import GIB, Outcome, refused
 from qwenapi.doctor.memory import Room, check_memory, find_room, make_plan
 from qwenapi.doctor.report import check_model, refuse_unfit
 from qwenapi.settings.table import Settings, etc_dir
+from tests.checkpoint.folders import LFS_POINTER
 from workers.checkpoint.checkpoint import Checkpoint
 from workers.checkpoint.model_config import ModelConfig
 from workers.checkpoint.weights import Weights
@@ -187,6 +188,16 @@ def an_empty_file(folder: Path) -> str:
     return WEIGHTS
 
 
+def a_git_lfs_pointer(folder: Path) -> str:
+    (folder / WEIGHTS).write_bytes(LFS_POINTER)
+    return WEIGHTS
+
+
+def a_tokenizer_of_git_lfs(folder: Path) -> str:
+    (folder / "tokenizer.json").write_bytes(LFS_POINTER)
+    return "tokenizer.json"
+
+
 def another_architecture(folder: Path) -> str:
     change(folder / "config.json", architectures=["LlamaForCausalLM"])
     return "config.json"
@@ -220,6 +231,8 @@ DAMAGES = (
     a_loop_of_links,
     a_config_that_links_to_itself,
     an_empty_file,
+    a_git_lfs_pointer,
+    a_tokenizer_of_git_lfs,
     another_architecture,
     another_packing,
     no_hidden_size,
@@ -241,7 +254,9 @@ def test_a_damaged_model_is_refused_and_the_file_named(copy, damage):
     assert last.outcome is Outcome.FAILURE and str(copy / name) in last.sentence
 
 
-@pytest.mark.parametrize("damage", [a_header_of(2**63), a_swapped_shape, one_byte_short])
+@pytest.mark.parametrize(
+    "damage", [a_header_of(2**63), a_swapped_shape, one_byte_short, a_git_lfs_pointer]
+)
 @pytest.mark.parametrize("name", ["serve", "model", "doctor"])
 def test_every_command_refuses_in_the_same_words(copy, tmp_path, damage, name):
     file = damage(copy)

@@ -1,4 +1,4 @@
-"""The architectures that are served: the fields of their config.json and all of their tensors.
+"""ARCHITECTURES: for each that is served, the fields of its config.json and all its tensors.
 
 A new one is a row of ARCHITECTURES. Its generators yield a layer's tensors in the order of the
 model, by the names in transformers' own files, experts one by one.

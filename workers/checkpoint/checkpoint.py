@@ -14,7 +14,7 @@ from typing import Any
 from workers.checkpoint.architectures import Architecture, architecture_name, architecture_of
 from workers.checkpoint.files import read_bytes, read_json
 from workers.checkpoint.folder import find_folder
-from workers.checkpoint.model_config import ModelConfig
+from workers.checkpoint.model_config import ModelConfig, flatten
 from workers.checkpoint.quantization import Quantization, read_quantization
 from workers.checkpoint.safetensors_header import header_bytes
 from workers.checkpoint.weights import Weights, find_files, read_weights
@@ -45,8 +45,20 @@ class Checkpoint:
 
     def check(self, quantization: str = "auto") -> None:
         """Raise ModelError or ConfigError if the folder cannot be served as a setting asks."""
-        self._check_quantization(quantization)
+        self.check_quantization(quantization)
+        if quantization == "fp8":
+            self._check_rounding()
         _ = self.weights, self.eos_token_ids, self.sampling_defaults  # reading is what refuses
+
+    def check_quantization(self, asked: str) -> None:
+        """Raise ModelError of a statement about the weights that config.json contradicts."""
+        method = self.quantization.method if self.quantization else "none"
+        is_rounded = (asked, method) == ("fp8", "none")
+        if asked not in ("auto", method) and not is_rounded:
+            raise ModelError(
+                f"{self.config_file}: --quantization {asked}, but the weights are packed as"
+                f" {method!r}; leave the flag out"
+            )
 
     @property
     def config_file(self) -> Path:
@@ -67,7 +79,8 @@ class Checkpoint:
 
     @cached_property
     def quantization(self) -> Quantization | None:
-        return read_quantization(self.raw_config, self.config_file)
+        flat = flatten(self.raw_config, self.config_file)
+        return read_quantization(flat, self.config_file)
 
     @cached_property
     def weights(self) -> Weights:
@@ -138,20 +151,10 @@ class Checkpoint:
     def _architecture(self) -> Architecture:
         return architecture_of(self.raw_config, self.config_file)
 
-    def _check_quantization(self, asked: str) -> None:
-        """Refuse a statement about the weights that config.json contradicts, and rounding that the
-        product of 8 bits cannot take.
-        """
-        method = self.quantization.method if self.quantization else "none"
-        is_rounded = (asked, method) == ("fp8", "none")
-        if asked not in ("auto", method) and not is_rounded:
-            raise ModelError(
-                f"{self.config_file}: --quantization {asked}, but the weights are packed as"
-                f" {method!r}; leave the flag out"
-            )
-        shapes = self.weights.shapes
-        for name in self.weights.decoder_linears if is_rounded else ():
-            shape = shapes[f"{name}.weight"]
+    def _check_rounding(self) -> None:
+        """Refuse plain weights that the product of 8 bits cannot take."""
+        for name in self.weights.decoder_linears:
+            shape = self.weights.shapes[f"{name}.weight"]
             if any(size % _FP8_MULTIPLE for size in shape):
                 raise ConfigError(
                     f"quantization = 'fp8', but {name} of shape {list(shape)} is no multiple of"

@@ -1,4 +1,4 @@
-"""Files of a model folder as bytes and JSON, and what a wrong one is instead.
+"""Read a model folder's files as bytes and JSON, or say what a wrong one is instead.
 
 Every refusal names the file, says what it is and what to do.
 """

@@ -1,4 +1,4 @@
-"""What a path is that --model names: a model folder, or something else that people try.
+"""Find a model folder, or say what else the path is that --model names.
 
 Each refusal is one sentence that says what it is and what to do.
 """

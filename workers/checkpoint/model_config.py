@@ -1,4 +1,4 @@
-"""ModelConfig: the fields of config.json that a model is computed from, checked as they are read.
+"""ModelConfig: the fields of config.json that a model is computed from, each checked.
 
 Knows text models inside larger ones: fields of a nested `text_config` count before those around it.
 Which fields an architecture has is said in architectures.py. What is left out here never reaches

@@ -1,4 +1,4 @@
-"""How linears are packed: what quantization_config says, and which tensors take a linear's place.
+"""Quantization: how linears are packed, and which tensors take the place of one.
 
 Knows names, shapes and types of the parts. Refuses to know how they are unpacked, and every packing
 without a row in METHODS.

@@ -1,4 +1,4 @@
-"""RopeParameters: how positions turn queries and keys, as transformers' configurations say it.
+"""RopeParameters: how positions turn queries and keys, and how far they stretch.
 
 Knows both spellings (`rope_scaling` with `type`, `rope_parameters` with `rope_type`), what each
 kind needs, and how far it lengthens the context. Refuses the kinds whose frequencies depend on a

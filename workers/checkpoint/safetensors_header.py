@@ -1,4 +1,4 @@
-"""The header of a safetensors file: which tensors it has, without reading them.
+"""Read the header of a safetensors file: which tensors it has, without reading them.
 
 Knows how a damaged file, or another in its place, is told. Refuses to know what a model needs.
 """

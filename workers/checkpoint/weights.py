@@ -1,4 +1,4 @@
-"""Weights: the tensors of a folder's safetensors files, compared with what config.json asks for.
+"""Weights: the tensors of safetensors files, compared with what config.json asks for.
 
 Only headers are read, so a whole folder takes a moment and next to no memory. Every tensor that a
 model needs must be there in its shape and type, and every other one that is known to be left out:
@@ -60,10 +60,11 @@ class Weights:
     @property
     def decoder_linears(self) -> tuple[str, ...]:
         """Return the modules of the layers' linears; routers and experts are none."""
+        modules = [name.removesuffix(".weight") for name in self.shapes if name.endswith(".weight")]
         return tuple(
-            name.removesuffix(".weight")
-            for name in self.shapes
-            if name.endswith("_proj.weight") and ".experts." not in name
+            module
+            for module in modules
+            if "proj" in module.rpartition(".")[2] and ".experts." not in module
         )
 
 
@@ -110,7 +111,7 @@ def read_weights(
             raise ModelError(f"{place}: {_why_missing(name, stored, packing)}")
         shapes[name] = shape
     _take_empty_biases(packed, stored)
-    _refuse_unknown(stored, packing)
+    _refuse_unknown(stored)
     return Weights(tensors, shapes, tuple(packed), files)
 
 
@@ -224,7 +225,7 @@ def _checked(tensor: StoredTensor, shape: Shape, dtypes: tuple[str, ...]) -> Sto
     return tensor
 
 
-def _has_twin(name: str, config: ModelConfig, names: "set[str]") -> bool:
+def _has_twin(name: str, config: ModelConfig, names: set[str]) -> bool:
     """Whether a tensor is one of two that are tied, and the other is there."""
     twins = {EMBEDDING: HEAD, HEAD: EMBEDDING}
     return config.tie_word_embeddings and twins.get(name) in names
@@ -265,7 +266,7 @@ def _take_empty_biases(packed: list[str], stored: Stored) -> None:
         )
 
 
-def _refuse_unknown(stored: Stored, packing: Quantization | None) -> None:
+def _refuse_unknown(stored: Stored) -> None:
     unknown = [tensor for name, tensor in stored.items() if not _LEFT_OUT.search(name)]
     if unknown:
         first, others = min(unknown, key=lambda tensor: tensor.name), len(unknown) - 1

@@ -45,7 +45,7 @@ def start(config: EngineConfig, progress: Progress) -> tuple[ModelCard, ModelRun
     device = choose_device(config.device, config.replica)
     dtype = choose_dtype(config.dtype, device)
     checkpoint = Checkpoint.at(config.model)
-    checkpoint.check(config.quantization)
+    checkpoint.check_quantization(config.quantization)
     model_config = load_config(checkpoint)
     for_kernels = uses_kernels(config.attention_backend, device)
     if config.deterministic and device.type != "cpu" and not for_kernels:

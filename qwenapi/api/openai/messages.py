@@ -13,7 +13,7 @@ from marshmallow import ValidationError
 from qwenapi.api.openai.foreign_fields import MESSAGE_UNSUPPORTED
 from qwenapi.http.fields import Composite, Path
 
-MAX_MESSAGES = 4096
+MAX_MESSAGES = 1024
 MAX_PARTS = 256
 MAX_CALLS = 128
 
