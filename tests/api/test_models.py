@@ -46,7 +46,12 @@ def test_a_path_is_a_name_too(tmp_path, spelling):
     assert client.get(f"/v1/models/{spelling}").get_json()["id"] == AWQ
 
 
-@pytest.mark.parametrize("name", ["gpt-4", "Qwen", "qwen-demo/x", "QWEN-DEMO", "x" * 2000, "é", "a/b"])
+NAMES = ["gpt-4", "Qwen", "qwen-demo/x", "QWEN-DEMO", "x" * 2000, "é", "a/b"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+    "name", ["gpt-4", "Qwen", "qwen-demo/x", "QWEN-DEMO", "x" * 2000, "é", "a/b"]
+)
 def test_an_unknown_name_is_404_by_its_code(tmp_path, name):
     answer = client_of("openai", tmp_path).get(f"/v1/models/{name}")
     assert answer.status_code == 404

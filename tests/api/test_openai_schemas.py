@@ -178,8 +178,7 @@ def test_fields_that_change_no_output_are_accepted(ask: Any, body: dict[str, Any
 
 @pytest.mark.parametrize(
     "body",
-    [{"tools": []}, {"tool_choice": "none"}, {"tool_choice": "auto"},
-     {"parallel_tool_calls": True}, {"parallel_tool_calls": False},
+    [{"tools": []}, {"tool_choice": "auto"}, {"parallel_tool_calls": True},
      {"functions": []}, {"function_call": "none"}, {"modalities": ["text"]}, {"documents": []},
      {"add_generation_prompt": True}, {"continue_final_message": False},
      {"add_special_tokens": False}, {"include_reasoning": True}, {"top_logprobs": 0},
@@ -192,25 +191,20 @@ def test_asking_a_chat_for_nothing_more_is_accepted(body: dict[str, Any]) -> Non
 @pytest.mark.parametrize(
     ("ask", "body", "feature"),
     [
-        (chat, {"response_format": {"type": "json_object"}}, "structured output"),
-        (chat, {"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
-        (chat, {"tool_choice": "required"}, "tools"),
         (chat, {"best_of": 2}, "best_of"),
         (completion, {"best_of": 4, "n": 3}, "best_of"),
-        (chat, {"functions": [{"name": "f"}]}, "tools"),
-        (chat, {"function_call": {"name": "f"}}, "tools"),
+        (chat, {"functions": [{"name": "f"}]}, "functions (use tools)"),
+        (chat, {"function_call": {"name": "f"}}, "function_call (use tool_choice)"),
         (chat, {"modalities": ["text", "audio"]}, "answers that are no text"),
         (chat, {"use_beam_search": True}, "beam search"),
         (chat, {"length_penalty": 0.8}, "beam search"),
         (chat, {"length_penalty": True}, "beam search"),
-        (chat, {"guided_json": {}}, "structured output"),
         (completion, {"regex": "a+"}, "structured output"),
         (completion, {"prompt_logprobs": 0}, "log-probabilities of the prompt"),
         (chat, {"chat_template": "x"}, "another chat template"),
         (chat, {"mirostat": 2}, "a sampler"),
         (completion, {"typical_p": 0.9}, "a sampler"),
         (completion, {"lora_path": "x"}, "adapters"),
-        (chat, {"continue_final_message": True}, "going on with the last message"),
         (completion, {"echo": True}, "echo"),
         (completion, {"suffix": ""}, "a suffix"),
         (completion, {"suffix": "x"}, "a suffix"),
@@ -232,8 +226,8 @@ def test_a_strange_value_of_any_unsupported_field_is_refused_by_name(ask: Any, n
 
 
 def test_no_field_is_both_built_and_unsupported_or_without_effect() -> None:
-    for schema, unsupported in ((ChatSchema, CHAT_UNSUPPORTED), (CompletionSchema,
-                                                                 COMPLETION_UNSUPPORTED)):  # fmt: skip
+    tables = ((ChatSchema, CHAT_UNSUPPORTED), (CompletionSchema, COMPLETION_UNSUPPORTED))
+    for schema, unsupported in tables:
         built = {field.data_key or name for name, field in schema().fields.items()}
         assert not built & unsupported.keys() and not built & WITHOUT_EFFECT
         assert not WITHOUT_EFFECT & (unsupported.keys() | MESSAGE_UNSUPPORTED.keys()) - {"audio"}
@@ -400,8 +394,11 @@ def test_a_thought_is_read_under_both_its_names(said: dict[str, Any], read: str)
 
 
 def test_no_shape_of_messages_breaks_the_search_for_what_is_unknown() -> None:
-    for messages in ("x", 1, {}, [1], [None], [{"role": ["user"]}], [{"role": "user", "content": [1]}],
-                     [{"content": {}}], [{"role": "user", "content": [{"type": "text"}, [], "x"]}]):  # fmt: skip
+    part = {"type": "text"}
+    for messages in (
+        *("x", 1, {}, [1], [None], [{"role": ["user"]}], [{"role": "user", "content": [1]}]),
+        *([{"content": {}}], [{"role": "user", "content": [part, [], "x"]}]),
+    ):
         assert list(ignored_fields(ChatSchema(), {"messages": messages})) == []
 
 
@@ -417,10 +414,8 @@ IMAGE = {"type": "image_url", "image_url": {"url": "http://x"}}
         ([*HELLO, {"content": "x"}], "messages[1].role"),
         ([{"role": "root", "content": "x"}], "messages[0].role"),
         ([{"role": ["user"], "content": "x"}], "messages[0].role"),
-        ([{"role": "tool", "content": "x", "tool_call_id": "1"}], "messages[0].role"),
         ([{"role": "user"}], "messages[0].content"),
         ([{"role": "user", "content": None}], "messages[0].content"),
-        ([{"role": "assistant", "content": None}], "messages[0].content"),
         ([{"role": "user", "content": 1}], "messages[0].content"),
         ([{"role": "user", "content": []}], "messages[0].content"),
         ([{"role": "user", "content": [{"type": "text", "text": "x"}] * (MAX_PARTS + 1)}],
@@ -429,13 +424,11 @@ IMAGE = {"type": "image_url", "image_url": {"url": "http://x"}}
         ([{"role": "user", "content": [IMAGE]}], "messages[0].content[0].type"),
         ([{"role": "user", "content": [{"type": "text"}]}], "messages[0].content[0]"),
         ([{"role": "user", "content": [{"type": "text", "text": 1}]}], "messages[0].content[0]"),
-        ([{"role": "assistant", "content": "x", "prefix": True}], "messages[0].prefix"),
-        ([{"role": "assistant", "content": "x", "partial": True}], "messages[0].partial"),
         ([{"role": "assistant", "content": "x", "reasoning": ["r"]}], "messages[0].reasoning"),
         ([{"role": "assistant", "content": "x", "function_call": {"name": "f"}}],
          "messages[0].function_call"),
         ([{"role": "user", "content": "x", "name": 1}], "messages[0].name"),
-        ([{"role": "assistant", "content": "x", "tool_calls": [{}]}], "messages[0].tool_calls"),
+        ([{"role": "assistant", "content": "x", "tool_calls": [{}]}], "messages[0].tool_calls[0]"),
     ],
 )  # fmt: skip
 def test_other_messages_are_refused_by_place(messages: Any, param: str) -> None:
@@ -465,3 +458,65 @@ def test_other_prompts_are_refused(prompt: Any) -> None:
 
 def test_logprobs_of_a_completion_are_a_number() -> None:
     assert completion(logprobs=0).logprobs == 0 and completion(logprobs=20).logprobs == 20
+
+
+CALL = {"id": "call_1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
+
+
+def test_calls_and_their_results_arrive_as_the_template_wants_to_be_told() -> None:
+    asked = chat(
+        messages=[
+            *HELLO,
+            {"role": "assistant", "content": None, "tool_calls": [CALL]},
+            {"role": "tool", "tool_call_id": "call_1", "content": [{"type": "text", "text": "ok"}]},
+        ],
+        tools=[TOOL],
+    )
+    assert asked.messages[1]["tool_calls"] == [CALL] and asked.messages[1]["content"] == ""
+    assert asked.messages[2] == {"role": "tool", "tool_call_id": "call_1", "content": "ok"}
+    assert asked.tools[0].name == "f" and asked.tools[0].source == TOOL
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"tools": [TOOL, TOOL]}, "tools[1].function.name"),
+        ({"tools": [{"type": "web_search"}]}, "tools[0].type"),
+        ({"tools": [{"type": "function", "function": {}}]}, "tools[0].function.name"),
+        ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools[0].function.name"),
+        ({"tools": "x"}, "tools"),
+        ({"tool_choice": "required"}, "tool_choice"),
+        ({"tools": [TOOL], "tool_choice": "any"}, "tool_choice"),
+        ({"tools": [TOOL], "tool_choice": {"type": "function"}}, "tool_choice"),
+        ({"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "g"}}},
+         "tool_choice"),
+        ({"response_format": {"type": "xml"}}, "response_format"),
+        ({"response_format": {"type": "json_schema"}}, "response_format.json_schema.schema"),
+        ({"structured_outputs": {"regex": "a", "choice": ["a"]}}, "structured_outputs"),
+        ({"guided_regex": "a", "guided_choice": ["a"]}, "guided_choice"),
+        ({"guided_choice": [1]}, "guided_choice"),
+        ({"continue_final_message": True}, "continue_final_message"),
+        ({"chat_template_kwargs": {"messages": []}}, "chat_template_kwargs.messages"),
+        ({"chat_template_kwargs": {"enable_thinking": 1}}, "chat_template_kwargs.enable_thinking"),
+        ({"chat_template_kwargs": {"x": "x" * 70_000}}, "chat_template_kwargs"),
+    ],
+)  # fmt: skip
+def test_what_agents_send_wrong_is_refused_by_its_place(body: dict[str, Any], param: str) -> None:
+    assert refusal(chat, **body)[0] == param
+
+
+@pytest.mark.parametrize(
+    ("body", "thinks"),
+    [
+        ({"reasoning_effort": "none"}, False), ({"reasoning_effort": "minimal"}, False),
+        ({"reasoning_effort": "high"}, True), ({"enable_thinking": False}, False),
+        ({"enable_thinking": True, "reasoning_effort": "none"}, True),
+        ({"chat_template_kwargs": {"enable_thinking": False}, "enable_thinking": True}, False),
+        ({}, None),
+    ],
+)  # fmt: skip
+def test_of_three_switches_of_thinking_the_most_exact_wins(
+    body: dict[str, Any], thinks: bool | None
+) -> None:
+    assert chat(**body).enable_thinking is thinks

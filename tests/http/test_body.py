@@ -137,7 +137,9 @@ def test_chunks_that_are_none_or_end_early_are_400(client: FlaskClient, fault: E
     assert reply.status_code == 400 and "body" in reply.json["error"]["message"]
 
 
-@pytest.mark.parametrize("coding", ["gzip", "gzip, chunked", "identity, chunked", "chunked, chunked"])
+@pytest.mark.parametrize(
+    "coding", ["gzip", "gzip, chunked", "identity, chunked", "chunked, chunked"]
+)
 def test_other_transfer_codings_are_not_read(client: FlaskClient, coding: str) -> None:
     assert post_chunked(client, BytesIO(b'{"count":1}'), coding).status_code == 415
 

@@ -85,9 +85,7 @@ class Messages(Composite):
             if not isinstance(message, dict):
                 continue
             known = _known_keys(message.get("role"))
-            yield from (
-                (i, key) for key in message if key not in known and message[key] is not None
-            )
+            yield from ((i, key) for key in message if key not in known and asks(key, message[key]))
             content = message.get("content")
             for j, part in enumerate(content if isinstance(content, list) else ()):
                 for key in part if isinstance(part, dict) else ():
@@ -100,6 +98,11 @@ class Messages(Composite):
         if not isinstance(value, list) or not 1 <= len(value) <= MAX_MESSAGES:
             raise ValidationError(f"must be a list of 1 to {MAX_MESSAGES} messages")
         return tuple(_message(i, message) for i, message in enumerate(value))
+
+
+def asks(key: str, value: Any) -> bool:
+    """Return whether a key that means nothing in its place was sent on purpose."""
+    return bool(value) if key in ("tool_calls", *PREFILL) else value is not None
 
 
 def _known_keys(role: Any) -> set[str]:
@@ -123,6 +126,8 @@ def _message(i: int, message: Any) -> Mapping[str, Any]:
     for key in STRINGS[role]:
         if (item := message.get(key)) is not None:
             known[key] = item if isinstance(item, str) else refuse((i, key), "must be a string")
+    if thought := known.pop("reasoning", ""):  # vLLM's name of it
+        known.setdefault("reasoning_content", thought)
     calls = message.get("tool_calls") if role == "assistant" else None
     if calls:
         known["tool_calls"] = _calls(i, calls)
@@ -134,7 +139,7 @@ def _message(i: int, message: Any) -> Mapping[str, Any]:
         if message.get(key) is True and role == "assistant":
             known["prefix"] = True
     content = message.get("content")
-    if content is None and (calls or role == "assistant" or role == "tool"):
+    if not content and role in ("assistant", "tool"):
         content = ""
     return known | {"content": _content(i, content)}
 
@@ -142,8 +147,8 @@ def _message(i: int, message: Any) -> Mapping[str, Any]:
 def _content(i: int, content: Any) -> str:
     if isinstance(content, str):
         return content
-    if not isinstance(content, list) or len(content) > MAX_PARTS:
-        refuse((i, "content"), f"must be a string or a list of up to {MAX_PARTS} text parts")
+    if not isinstance(content, list) or not 1 <= len(content) <= MAX_PARTS:
+        refuse((i, "content"), f"must be a string or a list of 1 to {MAX_PARTS} text parts")
     return "\n".join(_part(i, j, part) for j, part in enumerate(content))
 
 
@@ -158,7 +163,7 @@ def _part(i: int, j: int, part: Any) -> str:
             (i, "content", j, "type"), "must be text; this server takes no images, audio or files"
         )
     if not isinstance(part.get("text"), str):
-        refuse((i, "content", j, "text"), "must be a string")
+        refuse((i, "content", j), "must hold a type and a text, which is a string")
     return str(part["text"])
 
 

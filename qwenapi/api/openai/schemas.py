@@ -296,7 +296,7 @@ class ChatSchema(SamplingSchema):
             "logprobs": data.get("top_logprobs", 0) if data.get("logprobs") else None,
             "enable_thinking": _enable_thinking(data),
             "max_thought_tokens": _thought_limit(data),
-            "template_arguments": data.get("chat_template_kwargs", {}),
+            "template_arguments": _other_arguments(data),
             "continue_final_message": data.get("continue_final_message", False)
             or bool(data["messages"][-1].get("prefix")),
         }
@@ -321,6 +321,12 @@ def _enable_thinking(data: dict[str, Any]) -> bool | None:
     if chosen is None and "reasoning_effort" in data:
         chosen = data["reasoning_effort"] not in ("none", "minimal")
     return cast("bool | None", chosen)
+
+
+def _other_arguments(data: dict[str, Any]) -> dict[str, Any]:
+    """Return the template's arguments but for the one that `_enable_thinking` reads."""
+    given = data.get("chat_template_kwargs", {})
+    return {name: value for name, value in given.items() if name != "enable_thinking"}
 
 
 def _thought_limit(data: dict[str, Any]) -> int | None:
