@@ -50,8 +50,6 @@ NAMES = ["gpt-4", "Qwen", "qwen-demo/x", "QWEN-DEMO", "x" * 2000, "é", "a/b"]
 
 
 @pytest.mark.parametrize("name", NAMES)
-    "name", ["gpt-4", "Qwen", "qwen-demo/x", "QWEN-DEMO", "x" * 2000, "é", "a/b"]
-)
 def test_an_unknown_name_is_404_by_its_code(tmp_path, name):
     answer = client_of("openai", tmp_path).get(f"/v1/models/{name}")
     assert answer.status_code == 404
