@@ -214,7 +214,7 @@ class Settings:
     )
     limits_head_timeout: float = _row(
         15.0,
-        "seconds that the first bytes of a request until the end of its head may take",
+        "seconds from a request's first byte to the end of its head",
         scope="http",
         minimum=0.1,
     )
