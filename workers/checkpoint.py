@@ -39,6 +39,12 @@ class Checkpoint:
     def config(self) -> dict[str, Any]:
         return self._json("config.json")
 
+    @property
+    def text_config(self) -> dict[str, Any]:
+        """Return what config.json says of the text model, which may stand beside a vision tower."""
+        nested = self.config.get("text_config")
+        return nested if isinstance(nested, dict) else self.config
+
     @cached_property
     def generation_config(self) -> dict[str, Any]:
         return self._json("generation_config.json", optional=True)
@@ -60,7 +66,7 @@ class Checkpoint:
     def eos_token_ids(self) -> tuple[int, ...]:
         """Return the ids that end an answer, of generation_config.json and of config.json."""
         ids: list[int] = []
-        for source in (self.generation_config, self.config):
+        for source in (self.generation_config, self.config, self.text_config):
             eos = source.get("eos_token_id")
             ids += eos if isinstance(eos, list) else [] if eos is None else [eos]
         return tuple(dict.fromkeys(ids))
@@ -109,7 +115,7 @@ class Checkpoint:
         return digest.hexdigest()
 
     def _positive_int(self, field: str) -> int:
-        value = self.config.get(field)
+        value = self.text_config.get(field)
         if not isinstance(value, int) or value < 1:
             raise ModelError(
                 f"{self.directory / 'config.json'}: {field} must be a positive integer,"

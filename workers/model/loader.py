@@ -22,7 +22,17 @@ from workers.model.weight_source import open_source
 
 Progress = Callable[[str, float], None]
 
-ARCHITECTURES = ("Qwen2ForCausalLM", "Qwen3ForCausalLM", "Qwen3MoeForCausalLM")
+ARCHITECTURES = (
+    "Qwen2ForCausalLM",
+    "Qwen2MoeForCausalLM",
+    "Qwen3ForCausalLM",
+    "Qwen3MoeForCausalLM",
+    "Qwen3NextForCausalLM",
+    "Qwen3_5ForCausalLM",
+    "Qwen3_5ForConditionalGeneration",
+    "Qwen3_5MoeForCausalLM",
+    "Qwen3_5MoeForConditionalGeneration",
+)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 # Their frequencies depend on a batch's longest sequence, so rows would depend on each other.
@@ -64,11 +74,17 @@ def load_config(checkpoint: Checkpoint) -> PretrainedConfig:
         config = AutoConfig.from_pretrained(checkpoint.directory, local_files_only=True)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(f"{file}: {error}") from error
+    config = _text_config_of(config)
     _refuse_unsupported(config, file)
     if quantization is not None:
         # With it, transformers would look for kernels of its own; open_packed unpacks instead.
         del config.quantization_config
     return config
+
+
+def is_hybrid(config: PretrainedConfig) -> bool:
+    """Return whether some layers have a state in the place of keys and values."""
+    return "linear_attention" in (getattr(config, "layer_types", None) or ())
 
 
 def load_weights(
@@ -107,6 +123,17 @@ def load_weights(
     _refuse_partial(model, loaded[1], checkpoint)
     model.eval().requires_grad_(False)
     return model
+
+
+def _text_config_of(config: PretrainedConfig) -> PretrainedConfig:
+    """Return the configuration of the text model; of a vision tower nothing is loaded.
+
+    Whether the head is the embedding, published files say beside it as well as in it.
+    """
+    text: PretrainedConfig = config.get_text_config()
+    if text is not config and config.tie_word_embeddings:
+        text.tie_word_embeddings = True
+    return text
 
 
 def _refuse_unsupported(config: PretrainedConfig, file: Path) -> None:
