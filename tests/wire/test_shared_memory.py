@@ -23,7 +23,7 @@ def test_what_the_owner_writes_every_reader_sees(tmp_path):
     assert other.read(0)["step"] == 0
 
 
-def test_a_slot_has_one_owner_even_after_it_opened_the_page_again(tmp_path):
+def test_a_slot_has_one_owner_even_after_it_opened_the_file_again(tmp_path):
     memory = SharedMemory.create(tmp_path / "p", ENGINE_LAYOUT, 1)
     memory.lease(0)
     SharedMemory.open(tmp_path / "p", ENGINE_LAYOUT).close()  # would end a plain lockf lease
@@ -47,7 +47,7 @@ def test_a_killed_owner_frees_its_slot_and_the_next_one_goes_on_counting(tmp_pat
     assert memory.read(0)["step"] == 42
 
 
-def test_a_page_of_another_layout_or_a_torn_one_is_refused(tmp_path):
+def test_a_file_of_another_layout_or_a_torn_one_is_refused(tmp_path):
     SharedMemory.create(tmp_path / "p", ENGINE_LAYOUT, 1)
     with pytest.raises(SharedMemoryError, match="layout"):
         SharedMemory.open(tmp_path / "p", Layout("engine", ("pid", "generation")))
@@ -55,7 +55,7 @@ def test_a_page_of_another_layout_or_a_torn_one_is_refused(tmp_path):
     with pytest.raises(SharedMemoryError, match="truncated"):
         SharedMemory.open(tmp_path / "p", ENGINE_LAYOUT)
     (tmp_path / "q").write_bytes(b"x")
-    with pytest.raises(SharedMemoryError, match="not a page"):
+    with pytest.raises(SharedMemoryError, match="not a file of shared memory"):
         SharedMemory.open(tmp_path / "q", ENGINE_LAYOUT)
 
 
@@ -81,7 +81,7 @@ def test_no_room_is_an_error_at_creation_and_no_signal_later(tmp_path):
     assert "cannot allocate" in done.stdout
 
 
-def test_pages_of_two_run_directories_never_share_a_file(tmp_path):
+def test_two_run_directories_never_share_a_file(tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
     assert shared_memory_path(tmp_path / "a", ENGINE_LAYOUT) != shared_memory_path(
@@ -97,7 +97,7 @@ def test_a_planted_link_is_not_followed(tmp_path):
     assert (tmp_path / "victim").read_text() == "precious"
 
 
-def test_a_page_made_anew_in_another_size_leaves_its_readers_theirs(tmp_path):
+def test_a_file_made_anew_in_another_size_leaves_its_readers_theirs(tmp_path):
     old = SharedMemory.create(tmp_path / "p", ENGINE_LAYOUT, 40)
     old.lease(39)["step"] = 7
     new = SharedMemory.create(tmp_path / "p", ENGINE_LAYOUT, 1)

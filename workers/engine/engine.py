@@ -204,13 +204,8 @@ def overlaps(asked: str, device: str) -> bool:
 
 def _last_chunk(sequence: Sequence) -> Chunk:
     """Return the end of a choice that has no room for another token."""
-    return Chunk(
-        sequence.request.generate.wid,
-        sequence.choice,
-        sequence.num_output_tokens,
-        (),
-        sequence.finish_reason,
-    )
+    wid = sequence.request.generate.wid
+    return Chunk(wid, sequence.choice, sequence.num_output_tokens, (), sequence.finish_reason)
 
 
 def _without(output: StepOutput, key: Key) -> StepOutput:

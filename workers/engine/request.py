@@ -39,16 +39,6 @@ class Request:
         return frozenset(self.params.stop_token_ids + eos_token_ids)
 
     @cached_property
-    def is_penalized(self) -> bool:
-        """Whether a token's logits depend on the tokens before it by more than the model."""
-        params = self.params
-        return (
-            params.repetition_penalty != 1.0
-            or params.presence_penalty != 0.0
-            or params.frequency_penalty != 0.0
-        )
-
-    @cached_property
     def prompt_set(self) -> Array:
         """The prompt's distinct tokens, int64; none where nothing penalizes their repetition."""
         return np.unique(self.prompt_ids) if self.params.repetition_penalty != 1.0 else NO_TOKENS

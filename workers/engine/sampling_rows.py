@@ -48,13 +48,8 @@ class SamplingRow:
     def is_processed(self) -> bool:
         """Whether any processor changes this row."""
         params = self.params
-        return bool(
-            params.logit_bias
-            or self.num_output < params.min_tokens
-            or params.repetition_penalty != 1.0
-            or params.presence_penalty
-            or params.frequency_penalty
-        )
+        is_too_short = self.num_output < params.min_tokens
+        return bool(params.logit_bias) or is_too_short or params.is_penalized
 
 
 class SamplingTensors(NamedTuple):

@@ -16,7 +16,6 @@ from bisect import insort
 from collections import Counter
 from collections.abc import Collection, Iterator
 from itertools import zip_longest
-from operator import attrgetter
 
 from workers.engine.batch import Batch, Row
 from workers.engine.block_manager import BlockManager, BlockTable
@@ -24,7 +23,7 @@ from workers.engine.ngram import NgramDrafter
 from workers.engine.sequence import Sequence, SequenceStatus
 from workers.engine.sequence_group import SequenceGroup
 from workers.engine.state_manager import CHUNK
-from workers.engine.waiting_queue import WaitingQueue
+from workers.engine.waiting_queue import WaitingQueue, by_order
 from workers.engine_core import Key
 from workers.fairness import TenantCounters
 from workers.wire.protocol import Generate
@@ -33,8 +32,6 @@ from workers.wire.protocol import Generate
 _WATERMARK = 0.01
 # Beyond, rows fill the processor by themselves, and wrong drafts would cost them.
 MAX_SPECULATING_ROWS = 8
-
-_order = attrgetter("order")
 
 
 class Scheduler:
@@ -174,8 +171,8 @@ class Scheduler:
         self._blocks.check_integrity([sequence.table for sequence in sequences])
         running = [s for s in sequences if s.status is SequenceStatus.RUNNING]
         waiting = [s for s in sequences if s.status is SequenceStatus.WAITING]
-        assert sorted(running, key=_order) == self._running
-        assert sorted(waiting, key=_order) == list(self._waiting)
+        assert sorted(running, key=by_order) == self._running
+        assert sorted(waiting, key=by_order) == list(self._waiting)
         started = [group for group in groups if group.has_started]
         assert self._num_promised_rows == sum(group.num_unfinished for group in started)
         assert +self._num_started == Counter(group.request.generate.group for group in started)
@@ -217,7 +214,7 @@ class Scheduler:
         num_tokens = len(sequence.token_ids)
         room = sequence.request.max_len - num_tokens - 1
         limit = min(self._num_speculative_tokens, plan.num_left, room)
-        if limit <= 0 or sequence.num_awaited or sequence.request.is_penalized:
+        if limit <= 0 or sequence.num_awaited or sequence.request.params.is_penalized:
             return ()
         if sequence.drafter is None:
             sequence.drafter = NgramDrafter()
@@ -324,7 +321,7 @@ class Scheduler:
         sequence.table = table
         sequence.num_computed = len(table.ids) * self._blocks.block_size
         sequence.status = SequenceStatus.RUNNING
-        insort(self._running, sequence, key=_order)
+        insort(self._running, sequence, key=by_order)
         num_tokens = self._chunk(sequence, plan)
         has_room = self._blocks.extend(table, sequence.num_computed + num_tokens)
         assert has_room

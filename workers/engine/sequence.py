@@ -43,7 +43,7 @@ class Sequence:
     drafter: NgramDrafter | None = None
 
     def __post_init__(self) -> None:
-        if self.request.is_penalized:
+        if self.request.params.is_penalized:
             self.output_counts = Counter(self.token_ids[self.num_prompt_tokens :])
 
     @property
@@ -69,7 +69,7 @@ class Sequence:
         if self.num_awaited == 0:
             return False
         is_last = len(self.token_ids) + self.num_awaited >= self.request.max_len
-        return is_last or self.request.is_penalized
+        return is_last or self.request.params.is_penalized
 
     @property
     def is_finished(self) -> bool:

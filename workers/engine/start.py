@@ -74,7 +74,7 @@ def start(config: EngineConfig, progress: Progress) -> tuple[ModelCard, ModelRun
     model = load_weights(
         checkpoint, model_config, dtype, device, progress, keep_packed=for_kernels, as_fp8=as_fp8
     )
-    decoder, limits = _build(config, model_config, model, shape, progress)
+    decoder, limits = _build(config, model, shape, progress)
     runner = ModelRunner(decoder, _graphs(config, decoder, limits, progress))
     progress("ready", 1.0)
     return _card(checkpoint, model_config, dtype, device, limits), runner
@@ -112,11 +112,7 @@ def _check_quantization(asked: str, checkpoint: Checkpoint) -> None:
 
 
 def _build(
-    config: EngineConfig,
-    model_config: PretrainedConfig,
-    model: PreTrainedModel,
-    shape: CacheShape,
-    progress: Progress,
+    config: EngineConfig, model: PreTrainedModel, shape: CacheShape, progress: Progress
 ) -> tuple[Decoder, CapacityLimits]:
     """Return the decoder with a cache of the size that fits beside it."""
     progress("merging weights", 0.0)
@@ -142,7 +138,7 @@ def _build(
         available_bytes(d, config.gpu_memory_utilization) // layers.count(d) for d in set(layers)
     ) * len(layers)
     slot_bytes = decoder.slot_bytes
-    limits = resolve_limits(config, model_config, device, block_bytes, free_bytes, slot_bytes)
+    limits = resolve_limits(config, model.config, device, block_bytes, free_bytes, slot_bytes)
     if slot_bytes:
         _logger.info(
             "%d state slots of %.1f MiB beside the cache's blocks, for %d running sequences and"

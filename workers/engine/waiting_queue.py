@@ -9,7 +9,7 @@ from operator import attrgetter
 
 from workers.engine.sequence import Sequence
 
-_order = attrgetter("order")
+by_order = attrgetter("order")
 
 
 class WaitingQueue:
@@ -26,9 +26,9 @@ class WaitingQueue:
         return iter(self._sequences.copy())
 
     def add(self, sequence: Sequence) -> None:
-        insort(self._sequences, sequence, key=_order)
+        insort(self._sequences, sequence, key=by_order)
 
     def remove(self, sequence: Sequence) -> None:
-        index = bisect_left(self._sequences, sequence.order, key=_order)
+        index = bisect_left(self._sequences, sequence.order, key=by_order)
         assert self._sequences[index] is sequence
         del self._sequences[index]

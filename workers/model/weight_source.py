@@ -96,9 +96,7 @@ def _open_packed(
     *,
     keep_packed: bool,
 ) -> Iterator[Source]:
-    """Yield the source of packed weights: unpacked as they are read, but for linears of decoder
-    layers where one GPU holds all and they are to stay packed.
-    """
+    """Yield the source of packed weights; those of linears stay packed where one GPU holds all."""
     skeleton, model_class, others = _skeleton(config), _model_class(config), {}
     device_map = _device_map(_file_bytes(checkpoint), device)
     keep_packed = keep_packed and device_map != "auto"

@@ -162,9 +162,7 @@ class Supervisor:
             if code is not None:
                 self._on_exit(process, code, now)
         for group in self._groups:
-            group[:] = [
-                process for process in group if process.is_running or not process.is_replaced
-            ]
+            group[:] = [one for one in group if one.is_running or not one.is_replaced]
         if not any(process.state is State.HANGING for process in self._processes):
             self._notifier.pat_watchdog(now)
         if self._is_stopping:
@@ -182,9 +180,7 @@ class Supervisor:
 
     @property
     def _is_ready(self) -> bool:
-        return all(
-            process.state is State.READY for process in self._processes if not process.is_replaced
-        )
+        return all(one.state is State.READY for one in self._processes if not one.is_replaced)
 
     @property
     def _is_stopping(self) -> bool:

@@ -67,6 +67,12 @@ class SamplingParams(msgspec.Struct, frozen=True, array_like=True, gc=False, kw_
     ignore_eos: bool = False
     logprobs: int | None = None
 
+    @property
+    def is_penalized(self) -> bool:
+        """Return whether what was generated before changes a token's logits."""
+        penalties = self.repetition_penalty, self.presence_penalty, self.frequency_penalty
+        return penalties != (1.0, 0.0, 0.0)
+
 
 class ModelCard(msgspec.Struct, frozen=True, array_like=True, gc=False, kw_only=True):
     """What an engine serves.

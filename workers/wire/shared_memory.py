@@ -53,9 +53,7 @@ class SharedMemory:
         size = INT_BYTES * layout.start(num_slots)
         try:
             if not is_ours(path, size):
-                make(
-                    path, size, struct.pack("=4q", MAGIC, layout.hash, num_slots, layout.slot_ints)
-                )
+                make(path, size, _header(layout, num_slots))
         except OSError as error:
             raise SharedMemoryError(
                 f"{path}: cannot allocate {size} bytes: {error.strerror}"
@@ -75,7 +73,7 @@ class SharedMemory:
         """Return memory of one slot that only this process sees, for where none can be shared."""
         fd = os.memfd_create(layout.name, os.MFD_CLOEXEC)
         os.ftruncate(fd, INT_BYTES * layout.start(1))
-        os.pwrite(fd, struct.pack("=4q", MAGIC, layout.hash, 1, layout.slot_ints), 0)
+        os.pwrite(fd, _header(layout, 1), 0)
         return cls(Path("private"), layout, fd)
 
     def lease(self, slot: int) -> "Slot":
@@ -141,6 +139,10 @@ class SharedMemory:
             self.close()
             raise SharedMemoryError(f"{self.path}: truncated")
         return num_slots
+
+
+def _header(layout: Layout, num_slots: int) -> bytes:
+    return struct.pack("=4q", MAGIC, layout.hash, num_slots, layout.slot_ints)
 
 
 class Slot:

@@ -149,13 +149,8 @@ class Worker:
         )
 
     def _hello(self, version: int) -> Hello:
-        return Hello(
-            version,
-            self._generation,
-            self._spec.index,
-            str(self._spec.shared_memory_path),
-            self._engine.card,
-        )
+        path = str(self._spec.shared_memory_path)
+        return Hello(version, self._generation, self._spec.index, path, self._engine.card)
 
 
 def _frames(output: StepOutput) -> dict[int, StepUpdate]:

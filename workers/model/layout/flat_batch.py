@@ -31,19 +31,10 @@ class FlatBatch(NamedTuple):
     ) -> tuple[Tensor, PagedPlan]:
         """Return the positions `[tokens]` and the plan of their attention."""
         num_rows, num_blocks = self.tables.shape
-        positions, slots = locate(
-            self.starts, self.lengths, self.tables, self.token_ids.shape[0], block_size
-        )
+        rows = self.starts, self.lengths, self.tables
+        positions, slots = locate(*rows, self.token_ids.shape[0], block_size)
         num_splits = 1
         if self.max_query == 1 and not is_batch_invariant:
             longest = num_blocks * block_size
             num_splits = choose_splits(num_rows, num_kv_heads, longest, self.starts.device)
-        return positions, PagedPlan(
-            slots,
-            self.starts,
-            self.lengths,
-            self.tables,
-            self.max_query,
-            num_splits,
-            is_batch_invariant,
-        )
+        return positions, PagedPlan(slots, *rows, self.max_query, num_splits, is_batch_invariant)
