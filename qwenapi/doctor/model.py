@@ -19,7 +19,16 @@ from qwenapi.text.tokenizer import Tokenizer
 from workers.checkpoint import Checkpoint
 from workers.errors import ModelError
 
-ARCHITECTURES = ("Qwen2ForCausalLM", "Qwen3ForCausalLM", "Qwen3MoeForCausalLM")
+MIXTURES = ("Qwen2MoeForCausalLM", "Qwen3MoeForCausalLM")
+# The tensors of these are compared with config.json by the engine alone.
+HYBRIDS = (
+    "Qwen3NextForCausalLM",
+    "Qwen3_5ForCausalLM",
+    "Qwen3_5ForConditionalGeneration",
+    "Qwen3_5MoeForCausalLM",
+    "Qwen3_5MoeForConditionalGeneration",
+)
+ARCHITECTURES = ("Qwen2ForCausalLM", "Qwen3ForCausalLM", *MIXTURES, *HYBRIDS)
 PLAIN_DTYPES = ("F32", "BF16", "F16")
 PACKED_DTYPES = (*PLAIN_DTYPES, "I32")
 NUMBERS_A_WORD = 8  # of 4 bits in an int32
@@ -62,7 +71,10 @@ class Weights:
 
 @dataclass(frozen=True)
 class Dimensions:
-    """The numbers of config.json that decide over shapes and memory."""
+    """The numbers of config.json that decide over shapes and memory.
+
+    Of a hybrid model, `num_layers` counts those with keys and values.
+    """
 
     vocab_size: int
     hidden_size: int
@@ -75,7 +87,7 @@ class Dimensions:
 
     @classmethod
     def of(cls, checkpoint: Checkpoint) -> "Dimensions":
-        config = checkpoint.config
+        config = checkpoint.text_config
 
         def number(field: str, otherwise: int | None = None) -> int:
             value = config.get(field)
@@ -88,14 +100,16 @@ class Dimensions:
             return value
 
         heads, hidden = number("num_attention_heads"), number("hidden_size")
+        is_hybrid = checkpoint.architecture in HYBRIDS
+        interval = number("full_attention_interval", 4) if is_hybrid else 1
         return cls(
             vocab_size=checkpoint.vocab_size,
             hidden_size=hidden,
-            num_layers=number("num_hidden_layers"),
+            num_layers=number("num_hidden_layers") // interval,
             num_heads=heads,
             num_kv_heads=number("num_key_value_heads", heads),
             head_dim=number("head_dim", hidden // heads),
-            intermediate_size=number("intermediate_size"),
+            intermediate_size=number("intermediate_size", config.get("moe_intermediate_size")),
             context=_context(config, checkpoint.max_position_embeddings),
         )
 
@@ -164,10 +178,12 @@ def check_weights(checkpoint: Checkpoint, weights: Weights, dimensions: Dimensio
     """Compare the headers with config.json; raise ModelError naming file and tensor."""
     is_packed = checkpoint.config.get("quantization_config") is not None
     tied = bool(checkpoint.config.get("tie_word_embeddings"))
-    is_moe = checkpoint.architecture == "Qwen3MoeForCausalLM"
+    is_moe = checkpoint.architecture in MIXTURES
+    is_hybrid = checkpoint.architecture in HYBRIDS
     for name, tensor in weights.tensors.items():
         _check_dtype(name, tensor, is_packed)
-    for name, shape in expected_shapes(dimensions, is_moe=is_moe).items():
+    expected = {} if is_hybrid else expected_shapes(dimensions, is_moe=is_moe)
+    for name, shape in expected.items():
         if is_packed and name.endswith("_proj.weight"):
             name = name.removesuffix("weight") + "qweight"
         elif name in weights.tensors:

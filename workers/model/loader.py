@@ -24,8 +24,8 @@ Progress = Callable[[str, float], None]
 
 ARCHITECTURES = (
     "Qwen2ForCausalLM",
-    "Qwen2MoeForCausalLM",
     "Qwen3ForCausalLM",
+    "Qwen2MoeForCausalLM",
     "Qwen3MoeForCausalLM",
     "Qwen3NextForCausalLM",
     "Qwen3_5ForCausalLM",
