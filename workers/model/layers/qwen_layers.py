@@ -71,7 +71,8 @@ class Rope(NamedTuple):
 
     def rotate(self, x: Tensor) -> Tensor:
         """Rotate float32 heads `[tokens, heads, head_dim]` in place."""
-        part = x[..., : self.cos.shape[-1]]
+        num_rotated = self.cos.shape[-1]
+        part = x if num_rotated == x.shape[-1] else x[..., :num_rotated]
         rolled = part.roll(part.shape[-1] // 2, -1)
         part.mul_(self.cos).addcmul_(rolled, self.sin)
         return x
