@@ -1,4 +1,4 @@
-"""ApiError: what a caller may be told went wrong, one tree, and how each dialect says it.
+"""ApiError: what a caller may be told went wrong, one tree, and its form in each error dialect.
 
 The class knows the status, OpenAI's `type` and `code`, and a fixed public sentence; an instance may
 say it more exactly, in our own words and never in an exception's. Knows nothing of Flask.
@@ -267,7 +267,7 @@ class Wording:
 
 
 class Dialect(Protocol):
-    """How one family of interfaces says an error."""
+    """An error dialect: the form in which callers of a profile read an error."""
 
     def __call__(self, error: ApiError, wording: Wording) -> RenderedError: ...
 

@@ -1,16 +1,19 @@
-"""JSON responses, and X-Ignored; where else response headers are set.
+"""JSON responses and X-Ignored, and the index of every place that sets a response header.
 
-What may change a response header:
-
-    here                      Content-Type; X-Ignored: fields that an older interface left out
-    sse.py                    Cache-Control and X-Accel-Buffering of streams
-    views in api/             X-Clamped: values that were cut; Retry-After, no-store in api/ops/
-    errors.py                 Retry-After and retry-after-ms, Allow, WWW-Authenticate of refusals
-    request_context/auth.py   x-ratelimit-*, made in keys/rate_limit.py
+    here                      Content-Type; X-Ignored, which api/coder/ and api/generate/ send
+    http/sse.py               Cache-Control, X-Accel-Buffering of streams
+    generation/sampling.py    X-Clamped's text, which api/openai/ and api/generate/ send
+    api/ops/views.py          Cache-Control, Retry-After, Vary; Location of `/`
+    errors.py                 Retry-After, retry-after-ms, WWW-Authenticate of refusals
+    keys/rate_limit.py        x-should-retry of refusals; x-ratelimit-*, which
+                              request_context/auth.py puts on every answer to a key with limits
     request_context/cors.py   Access-Control-*, Vary
-    app.py                    X-Request-Id
-    web/, openapi/views.py    Content-Security-Policy, ETag and caching of web pages
+    app.py                    X-Request-Id; Allow of refused methods
+    web/, openapi/views.py    Content-Security-Policy, X-Content-Type-Options, Referrer-Policy,
+                              Cache-Control, ETag of web pages; Location of their folders
     serving/fast_worker.py    all headers of answers to what is no HTTP
+
+Flask adds Allow to answers to OPTIONS; gunicorn Server, Date, Connection, Transfer-Encoding.
 """
 
 import re

@@ -1,8 +1,7 @@
 """Log lines of the HTTP half: console or JSON, one for each request, never content.
 
-A line says where an exception came from and not its words, which may hold a caller's text. Whatever
-else a caller sent (there is little) cannot end a line, colour a terminal, or make a line longer
-than MAX_LINE_BYTES.
+A line says where an exception came from and not its words, which may hold a caller's text. What
+else a caller sent (little) cannot end a line, colour a terminal, or exceed MAX_LINE_BYTES.
 """
 
 import logging

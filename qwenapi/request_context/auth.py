@@ -3,8 +3,7 @@
 Everybody is where no keys are asked for, else the holder of a key whose scopes name what is asked.
 Nothing is answered without a key but what PUBLIC lists, wrong addresses and methods included; a
 route whose scope nobody has written down needs `admin`. Also chooses the profile of an address,
-and with it the words (the error dialect) in which any refusal is put. The keys themselves are in
-keys/.
+and with it the error dialect of any refusal. The keys themselves are in keys/.
 """
 
 from functools import cache

@@ -98,9 +98,7 @@ class FastWorker(GeventWorker):
             _stop_reading(sock)
 
     def handle_winch(self, sig: Any, frame: Any) -> None:
-        """Say from now on that this server is not ready: gunicorn has no other use for the signal
-        here, and its arbiter ignores it.
-        """
+        """Say from now on that this server is not ready; gunicorn has no use for SIGWINCH here."""
         self.app.discourage()
 
     def notify(self) -> None:

@@ -1,8 +1,7 @@
 """The HTTP server process: gunicorn with gevent workers around the Flask application.
 
 Started as `python -m qwenapi.serving.server LISTEN_FD PARENT_FD REPORT_FD`, by http_child. The
-application is loaded after the fork: each worker imports it when gevent has patched it, and has its
-own EngineClient.
+application is loaded after the fork: each worker imports it when gevent has patched it.
 """
 
 import faulthandler

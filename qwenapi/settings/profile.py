@@ -1,8 +1,7 @@
 """Profile: how one kind of caller wants to be served, data of a TOML file's table `[api]`.
 
 Knows names, dialect, ranges and constants; limits and defaults are settings like any others.
-Refuses to know views. Several profiles may share one port: by path first, then by the model asked
-for.
+Refuses to know views. Several profiles may share one port: by path first, then by model.
 """
 
 import sys

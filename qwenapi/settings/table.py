@@ -1,8 +1,8 @@
 """Every setting of qwenapi, in one table: the fields of Settings.
 
 From each field come its flag, its QWENAPI_* variable, its key in a TOML file, its line of `--help`
-and its row in the README. Knows names, types, bounds and defaults. Refuses to know: where values
-come from (sources.py) and what they do.
+and its row in docs/settings.md. Knows names, types, bounds and defaults. Refuses to know: where
+values come from (sources.py) and what they do.
 """
 
 import os
@@ -14,6 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
+from workers.checkpoint.folder import is_hub_name, model_name
 from workers.config import EngineConfig
 
 Scope = Literal["model", "http", "both"]
@@ -93,7 +94,7 @@ class Settings:
     uds: str = _row("", "Unix socket to listen on instead of host and port", scope="http")
     profile: str = _row("all", "a name in etc/profiles, or a TOML file")
     config: str = _row("", "TOML file laid over the profile")
-    run_dir: str = _row("", "folder of sockets and pages; empty: one per command and port")
+    run_dir: str = _row("", "folder of sockets and shared memory; empty: one per command and port")
     model_run_dir: str = _row(
         "", "run folder of the model half; empty: the one named like the model", scope="http"
     )
@@ -308,7 +309,7 @@ class Settings:
     @property
     def model_name(self) -> str:
         """Return the name of the model's directory, or of the embedded demo."""
-        return Path(self.model).name or DEMO_MODEL_NAME
+        return model_name(os.path.expanduser(self.model)) if self.model else DEMO_MODEL_NAME
 
     @property
     def served_names(self) -> tuple[str, ...]:
@@ -320,7 +321,7 @@ class Settings:
         names = {wanted.name for wanted in fields(EngineConfig)}
         given = {name: value for name, value in asdict(self).items() if name in names}
         chosen = os.path.expanduser(self.model) if self.model else etc_dir() / "models" / "demo"
-        given["model"] = os.path.abspath(chosen)
+        given["model"] = self.model if is_hub_name(self.model) else os.path.abspath(chosen)
         return EngineConfig(**given, max_waiting=self.limits_max_waiting)
 
 

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models
 from transformers import (
     Qwen3_5Config,
@@ -17,12 +17,11 @@ from transformers import (
 from tests.engine.conftest import DIMENSIONS, EOS, HYBRID, MIXTURE, Driver, disturb_norms
 from tests.engine.test_hybrid import NEAR_TIE, prompt_of
 from tests.engine.test_parity import Comparison
-from workers.checkpoint import Checkpoint
+from workers.checkpoint.checkpoint import Checkpoint
 from workers.config import EngineConfig
 from workers.engine.engine import Engine
 from workers.errors import ConfigError, ModelError
 from workers.model.capacity import resolve_limits
-from workers.model.loader import load_config
 
 PUBLISHED = {
     "qwen3_5": (Qwen3_5ForConditionalGeneration, Qwen3_5Config, HYBRID),
@@ -77,6 +76,21 @@ def test_the_text_of_a_published_model_is_served_without_its_tower(tmp_path, nam
     comparison.report()
 
 
+def test_experts_in_two_tensors_a_layer_load_as_they_are_published(tmp_path):
+    model = write_published(tmp_path, "qwen3_5_moe")
+    file = tmp_path / "model.safetensors"
+    tensors = {name: t for name, t in load_file(file).items() if ".experts." not in name}
+    for name, tensor in model.named_parameters():
+        if ".experts." in name:
+            tensors[name] = tensor.detach().contiguous()
+    save_file(tensors, file, {"format": "pt"})
+    assert tensors["model.language_model.layers.0.mlp.experts.gate_up_proj"].shape == (8, 64, 64)
+    driver = start(tmp_path)
+    driver.add(0, prompt_of(130))
+    comparison = Comparison(model, NEAR_TIE)
+    comparison.check(prompt_of(130), driver.run().tokens(0))
+
+
 def test_the_end_tokens_of_a_text_config_count(tmp_path):
     write_published(tmp_path, "qwen3_5")
     (tmp_path / "generation_config.json").unlink()
@@ -84,9 +98,8 @@ def test_the_end_tokens_of_a_text_config_count(tmp_path):
     config["text_config"]["eos_token_id"] = 7
     (tmp_path / "config.json").write_text(json.dumps(config))
     checkpoint = Checkpoint.at(tmp_path)
-    checkpoint.check_config()
     assert checkpoint.eos_token_ids == (7,)
-    assert checkpoint.max_position_embeddings == DIMENSIONS["max_position_embeddings"]
+    assert checkpoint.config.context_length == DIMENSIONS["max_position_embeddings"]
 
 
 def test_a_missing_weight_of_the_text_is_named(tmp_path):
@@ -115,8 +128,8 @@ def limits(tmp_path, free=400 * MIB, slot=MIB, **changes):
     config = EngineConfig(str(tmp_path), **changes)
     if not (tmp_path / "config.json").exists():
         write_published(tmp_path, "qwen3_5")
-    model = load_config(Checkpoint.at(tmp_path))
-    return resolve_limits(config, model, torch.device("cpu"), MIB // 16, free, slot)
+    longest = Checkpoint.at(tmp_path).config.context_length
+    return resolve_limits(config, longest, torch.device("cpu"), MIB // 16, free, slot)
 
 
 def test_slots_and_snapshots_are_weighed_against_blocks(tmp_path):

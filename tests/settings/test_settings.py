@@ -222,7 +222,7 @@ def test_defaults_are_values_their_own_rows_allow():
 def test_an_engine_gets_every_field_it_has():
     derived = {"max_waiting", "replica"}
     assert {field.name for field in fields(EngineConfig)} - derived <= set(table())
-    settings = load("--model", "some/dir", "--max-num-seqs", "3", "--max-waiting", "9", "--stub")
+    settings = load("--model", "./some/dir", "--max-num-seqs", "3", "--max-waiting", "9", "--stub")
     engine = settings.engine_config()
     assert engine.model == str(Path.cwd() / "some/dir")
     assert (engine.max_num_seqs, engine.max_waiting, engine.stub) == (3, 9, True)

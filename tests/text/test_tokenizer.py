@@ -108,7 +108,7 @@ def test_a_model_without_template_says_so(small_dir: Path, tmp_path: Path) -> No
 
 
 def test_files_that_cannot_be_served_are_named(small_dir: Path, tmp_path: Path) -> None:
-    with pytest.raises(TokenizerError, match=r"tokenizer.json is missing"):
+    with pytest.raises(TokenizerError, match=r"tokenizer.json: missing"):
         Tokenizer(tmp_path)
     (tmp_path / "tokenizer.json").write_text("{}", "utf-8")
     with pytest.raises(TokenizerError, match="not a tokenizer"):

@@ -68,6 +68,7 @@ class BlockManager:
         self._reusable: OrderedDict[int, None] = OrderedDict()
         self._known: dict[Key, Block] = {}
         self._next_uid = _ROOT_UID + 1
+        self._unclean: list[int] = []
 
     @property
     def num_blocks(self) -> int:
@@ -140,12 +141,29 @@ class BlockManager:
         if self.states is not None and table.state is not None and self._enabled:
             self.states.plan_snapshots(table.state, start, stop, num_known)
 
-    def free(self, table: BlockTable) -> None:
-        """Give up a table's blocks, tail first, so that prefixes survive longest."""
-        self._cut(table, 0)
+    def forget(self, table: BlockTable) -> None:
+        """Offer a table's blocks to nobody any more; whoever has them keeps them."""
+        for block in (self._blocks[id] for id in table.ids):
+            if block.key is not None:
+                self._unname(block)
+        if self.states is not None:
+            for uid in table.uids:  # a twin's block may have one too
+                self.states.forget(uid)
+
+    def free(self, table: BlockTable, *, is_clean: bool = True) -> None:
+        """Give up a table's blocks, tail first, so that prefixes survive longest.
+
+        If not known to be clean, what no longer has a user or a name has to be cleared.
+        """
+        self._cut(table, 0, is_clean=is_clean)
         if self.states is not None and table.state is not None:
             self.states.free(table.state)
             table.state = None
+
+    def take_unclean(self) -> list[int]:
+        """Return the blocks to be cleared before anything is written to them, each once."""
+        unclean, self._unclean = self._unclean, []
+        return unclean
 
     def check_integrity(self, tables: list[BlockTable]) -> None:
         """Raise AssertionError unless exactly these tables explain every block's state."""
@@ -167,7 +185,7 @@ class BlockManager:
             states = [table.state for table in tables if table.state is not None]
             self.states.check_integrity(states, {block.uid for block in self._known.values()})
 
-    def _cut(self, table: BlockTable, num_blocks: int) -> None:
+    def _cut(self, table: BlockTable, num_blocks: int, *, is_clean: bool = True) -> None:
         """Give up a table's blocks behind the first `num_blocks`."""
         for id in reversed(table.ids[num_blocks:]):
             block = self._blocks[id]
@@ -175,6 +193,7 @@ class BlockManager:
             if block.num_users == 0:
                 if block.key is None:
                     self._blank.append(id)
+                    self._unclean += () if is_clean else (id,)
                 else:
                     self._reusable[id] = None
         del table.ids[num_blocks:], table.uids[num_blocks:]
@@ -190,12 +209,15 @@ class BlockManager:
             return self._blank.pop()
         id, _ = self._reusable.popitem(last=False)
         block = self._blocks[id]
+        self._unname(block)
+        return id
+
+    def _unname(self, block: Block) -> None:
         assert block.key is not None
         del self._known[block.key]
         block.key = None
         if self.states is not None:
             self.states.forget(block.uid)
-        return id
 
     def _name(self, block: Block, key: Key) -> None:
         block.key = key

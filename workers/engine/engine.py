@@ -25,7 +25,7 @@ from workers.model.loader import Progress
 from workers.wire.engine_stats import EngineStats
 from workers.wire.protocol import Chunk, Failed, Generate, Started
 
-_logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 
 class Engine:
@@ -57,6 +57,7 @@ class Engine:
         # What `add` found out and the next step reports.
         self._pending = StepOutput()
         self._prompt_tokens = self._cached_tokens = self._generated_tokens = 0
+        self._nonfinite_logits = 0
 
     @property
     def has_work(self) -> bool:
@@ -116,6 +117,8 @@ class Engine:
             output.started.append((request.key, Started(request.generate.wid, cached_tokens)))
             self._prompt_tokens += len(request.prompt_ids)
             self._cached_tokens += cached_tokens
+        if unclean := self._blocks.take_unclean():
+            self._runner.clear(unclean)
         launched = self._runner.launch(batch, previous) if batch.rows else None
         if previous is not None:
             self._take(previous, output)
@@ -139,6 +142,7 @@ class Engine:
             preemptions=scheduler.num_preemptions,
             drafted_tokens=scheduler.num_drafted,
             accepted_tokens=scheduler.num_accepted,
+            nonfinite_logits=self._nonfinite_logits,
             **self._runner.device_memory(),
         )
 
@@ -160,9 +164,29 @@ class Engine:
     def _take(self, step: RunningStep, output: StepOutput) -> None:
         """Wait for a step's samples and say what they are."""
         for row, samples in step.read():
+            if not all([sample.is_finite for sample in samples]):
+                self._fail(row.sequence, output)
+                continue
             num_taken = self._scheduler.update(row, [sample.token_id for sample in samples])
             for left, sample in zip(range(num_taken, 0, -1), samples, strict=False):
                 self._report(row.sequence, sample, left - 1, output)
+
+    def _fail(self, sequence: Sequence, output: StepOutput) -> None:
+        """Give a request up whose logits are NaN or infinite: no token follows from them."""
+        request = sequence.request
+        if sequence.is_finished:  # while the step was under way
+            return
+        log.error(
+            "request %s: logits are not finite at token %d; the weights are damaged, or too large"
+            " for %s",
+            request.generate.request_id,
+            len(sequence.token_ids),
+            self.card.dtype,
+        )
+        self._nonfinite_logits += 1
+        group = self._groups.pop(request.key)
+        self._scheduler.abort(group, request.generate.choices, is_damaged=True)
+        output.failed.append((request.key, Failed(request.generate.wid, "engine_error")))
 
     def _report(
         self, sequence: Sequence, sample: Sample, num_later: int, output: StepOutput
@@ -189,7 +213,7 @@ def _num_drafts(config: EngineConfig, *, is_hybrid: bool) -> int:
     """Return how many tokens to draft at once: none where a state could not go back from them."""
     asked = config.num_speculative_tokens
     if asked and is_hybrid:
-        _logger.warning(
+        log.warning(
             "num_speculative_tokens = %d is ignored: the states of a hybrid model cannot go back"
             " from a wrong draft",
             asked,

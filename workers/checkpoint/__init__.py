@@ -1,0 +1,10 @@
+"""What a model folder holds, read without torch: the one place that says if it can be served.
+
+    checkpoint ─┬─ model_config   config.json, by the rows of architectures.py; rope.py beside it
+                ├─ quantization   how linears are packed, and of which tensors
+                └─ weights        the headers of the files, compared with what both of them ask for
+
+Doctor and engine read the same objects, and reading is what refuses: so what one passes the other
+cannot refuse, and both use the same words. A new architecture is a row in architectures.py, a new
+packing one in quantization.py.
+"""
