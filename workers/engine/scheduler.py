@@ -22,6 +22,7 @@ from workers.engine.block_manager import BlockManager, BlockTable
 from workers.engine.ngram import NgramDrafter
 from workers.engine.sequence import Sequence, SequenceStatus
 from workers.engine.sequence_group import SequenceGroup
+from workers.engine.state_manager import CHUNK
 from workers.engine.waiting_queue import WaitingQueue, by_order
 from workers.engine_core import Key
 from workers.fairness import TenantCounters
@@ -121,7 +122,7 @@ class Scheduler:
 
     def schedule(self) -> Batch:
         """Choose the rows of the next step, give them their blocks and count them as computed."""
-        plan = _Plan(self._budget)
+        blocks, plan = self._blocks, _Plan(self._budget)
         before = self.num_preemptions
         may_guess = self.speculates  # else a step may be under way, and sequences not known whole
         self._continue_running(plan)
@@ -131,9 +132,12 @@ class Scheduler:
             self._row(sequence, count, plan, may_guess) for sequence, count in plan.rows.items()
         )
         for row in rows:
-            row.sequence.num_computed += row.num_tokens
-            row.sequence.num_awaited += row.num_samples > 0
-        return Batch(rows, tuple(started))
+            sequence = row.sequence
+            blocks.plan_snapshots(sequence.table, row.start, row.stop, len(sequence.token_ids))
+            sequence.num_computed += row.num_tokens
+            sequence.num_awaited += row.num_samples > 0
+        copies = blocks.states.take_copies() if blocks.states is not None else ()
+        return Batch(rows, tuple(started), copies)
 
     def update(self, row: Row, sampled: Collection[int]) -> int:
         """Take what a row's step sampled, and return how many of these tokens now follow.
@@ -196,13 +200,23 @@ class Scheduler:
         decodes = [sequence for sequence in ready if sequence.num_uncomputed == 1]
         prefills = [sequence for sequence in ready if sequence.num_uncomputed > 1]
         for sequence in decodes + prefills:
-            num_tokens = min(sequence.num_uncomputed, plan.num_left)
+            num_tokens = self._chunk(sequence, plan)
             if num_tokens == 0:
                 break
             if sequence.status is SequenceStatus.RUNNING and self._make_room(
                 sequence, num_tokens, plan
             ):
                 plan.add(sequence, num_tokens)
+
+    def _chunk(self, sequence: Sequence, plan: "_Plan") -> int:
+        """Return how many tokens of a sequence to compute. A hybrid's prompt is cut at multiples of
+        CHUNK, as long as the budget reaches one.
+        """
+        start, num_tokens = sequence.num_computed, min(sequence.num_uncomputed, plan.num_left)
+        if self._blocks.states is None or num_tokens == sequence.num_uncomputed:
+            return num_tokens
+        end = (start + num_tokens) // CHUNK * CHUNK
+        return end - start if end > start else num_tokens
 
     def _row(self, sequence: Sequence, num_tokens: int, plan: "_Plan", may_guess: bool) -> Row:
         start = sequence.num_computed
@@ -219,7 +233,8 @@ class Scheduler:
         """
         num_tokens = len(sequence.token_ids)
         room = min(plan.num_left, sequence.request.max_len - num_tokens - 1)
-        if room <= 0 or sequence.num_awaited or sequence.request.params.is_penalized:
+        is_bound = sequence.num_awaited or sequence.request.params.is_penalized
+        if room <= 0 or is_bound or self._blocks.states is not None:  # states are not taken back
             return (), False
         grammar = sequence.grammar
         forced = grammar.forced(min(room, MAX_FORCED_TOKENS)) if grammar is not None else ()
@@ -335,7 +350,7 @@ class Scheduler:
         sequence.num_computed = len(table.ids) * self._blocks.block_size
         sequence.status = SequenceStatus.RUNNING
         insort(self._running, sequence, key=by_order)
-        num_tokens = min(sequence.num_uncomputed, plan.num_left)
+        num_tokens = self._chunk(sequence, plan)
         has_room = self._blocks.extend(table, sequence.num_computed + num_tokens)
         assert has_room
         plan.add(sequence, num_tokens)

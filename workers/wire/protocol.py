@@ -81,6 +81,7 @@ class ModelCard(msgspec.Struct, frozen=True, array_like=True, gc=False, kw_only=
 
     `model_dir` is absolute: the HTTP half reads tokenizer and template from it. `generation_config`
     holds the sampling defaults of generation_config.json (temperature, top_k, …) as floats.
+    `num_state_slots`, of a hybrid model, counts the states its sequences and prefixes may have.
     """
 
     model_dir: str
@@ -97,6 +98,7 @@ class ModelCard(msgspec.Struct, frozen=True, array_like=True, gc=False, kw_only=
     num_blocks: int
     max_num_seqs: int
     max_num_batched_tokens: int
+    num_state_slots: int = 0
 
 
 class Attach(Message, frozen=True, tag="attach"):
