@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -62,18 +63,20 @@ class HttpChild:
         self._workers_up.clear()
         self._last_beat = time.monotonic() + START_SECONDS
         self._probe = Probe(self._listener, FIRST_PROBE_SECONDS)
-        their_end, self._parent_pipe = os.pipe()
-        self._report, their_report = os.pipe()
-        os.set_blocking(self._report, False)
-        descriptors = (self._listener.sock.fileno(), their_end, their_report)
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "qwenapi.serving.server", *map(str, descriptors)],
-            pass_fds=descriptors,
-            stdin=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-        os.close(their_end)
-        os.close(their_report)
+        self._process = None
+        with ExitStack() as theirs:
+            their_end, self._parent_pipe = os.pipe()
+            theirs.callback(os.close, their_end)
+            self._report, their_report = os.pipe()
+            theirs.callback(os.close, their_report)
+            os.set_blocking(self._report, False)
+            descriptors = (self._listener.sock.fileno(), their_end, their_report)
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "qwenapi.serving.server", *map(str, descriptors)],
+                pass_fds=descriptors,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
+            )
         facts = {
             "run_dir": str(self._run_dir),
             "model_run_dir": str(self._model_run_dir),

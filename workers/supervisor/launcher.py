@@ -49,8 +49,10 @@ class EngineChild:
             args=(self._config, self._spec, SupervisorPipe(theirs)),
             name=self.name,
         )
-        self._process.start()
-        theirs.close()
+        try:
+            self._process.start()
+        finally:
+            theirs.close()
 
     @property
     def pid(self) -> int | None:
