@@ -51,6 +51,7 @@ class HttpServer(BaseApplication):
         startup_config: StartupConfig,
         metrics_store: str,
         usage: str,
+        run_dir: Path,
         model_run_dir: Path,
         report_fd: int,
         *,
@@ -63,6 +64,7 @@ class HttpServer(BaseApplication):
         self._profiles = startup_config.profiles
         self._metrics_store = metrics_store
         self._usage = usage
+        self._run_dir = run_dir
         self._model_run_dir = model_run_dir
         self._report_fd = report_fd
         self._needs_engine = needs_engine
@@ -148,6 +150,7 @@ class HttpServer(BaseApplication):
     def _load(self) -> Any:
         from qwenapi.app import create_app
         from qwenapi.engines.client import EngineClient
+        from qwenapi.engines.quarantine import Quarantine
         from qwenapi.generation.tokenizers import Tokenizers
         from qwenapi.greenlets import spawn_lasting
         from qwenapi.keys import KeyRing, KeyUsage
@@ -160,7 +163,9 @@ class HttpServer(BaseApplication):
         profiles = Profiles(self._profiles)
         tokenizers = Tokenizers()
         name = f"http-{self._settings.port}/{os.getpid()}"
-        engine = self._engine = EngineClient(self._model_run_dir, name, tokenizers.prepare)
+        engine = self._engine = EngineClient(
+            self._model_run_dir, name, tokenizers.prepare, Quarantine(self._run_dir)
+        )
         engine.start()
         metrics_store = MetricsStore.lease(
             self._metrics_store, [profile.name for profile in profiles]
@@ -227,6 +232,7 @@ def main() -> None:
         startup_config,
         metrics_store,
         str(create_usage_memory(run_dir) or ""),
+        run_dir,
         Path(facts["model_run_dir"]),
         report_fd,
         needs_engine=facts["needs_engine"],
