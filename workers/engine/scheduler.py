@@ -33,6 +33,9 @@ _WATERMARK = 0.01
 # Beyond, rows fill the processor by themselves, and wrong drafts would cost them.
 MAX_SPECULATING_ROWS = 8
 
+# How many requests that have started or ended may be kept until their deadlines pass.
+_SPARE_DEADLINES = 64
+
 _order = attrgetter("order")
 
 
@@ -83,6 +86,9 @@ class Scheduler:
         self._tenants.enter(generate.tenant)
         deadline = now + generate.queue_timeout
         heapq.heappush(self._deadlines, (deadline, group.request.arrival, group))
+        if len(self._deadlines) > 2 * len(self._groups) + _SPARE_DEADLINES:
+            self._deadlines = [it for it in self._deadlines if _can_expire(it[2])]
+            heapq.heapify(self._deadlines)
         assert group.leader is not None
         self._waiting.add(group.leader)
 
@@ -91,7 +97,7 @@ class Scheduler:
         expired = []
         while self._deadlines:
             deadline, _, group = self._deadlines[0]
-            is_waiting = not (group.has_started or group.is_finished)
+            is_waiting = _can_expire(group)
             if is_waiting and deadline > now:
                 break
             heapq.heappop(self._deadlines)
@@ -344,6 +350,11 @@ class Scheduler:
             del self._groups[group.request.key]
             self._tenants.leave(generate.tenant)
             self._num_started[generate.group] -= group.has_started
+
+
+def _can_expire(group: SequenceGroup) -> bool:
+    """Whether a request still waits for its turn."""
+    return not (group.has_started or group.is_finished)
 
 
 class _Plan:
