@@ -121,8 +121,8 @@ def test_the_peak_is_of_all_processes_together(path):
 def test_what_a_killed_process_ran_is_no_part_of_a_later_peak(path, num_dead):
     code = (
         "import os, sys, time; from qwenapi.metrics.store import MetricsStore\n"
-        "stores = [MetricsStore.lease(sys.argv[1], ('news', 'openai')) for _ in range(int(sys.argv[2]))]\n"
-        "for store in stores:\n"
+        "lease = lambda: MetricsStore.lease(sys.argv[1], ('news', 'openai'))\n"
+        "for store in [lease() for _ in range(int(sys.argv[2]))]:\n"
         "    metrics = store.begin('openai', time.monotonic())\n"
         "    metrics.accept(5); metrics.start()\n"
         "os._exit(9)\n"

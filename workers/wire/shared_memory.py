@@ -3,7 +3,8 @@
 The file is allocated with posix_fallocate, so a full tmpfs is an error at creation and never a
 SIGBUS. A slot is leased with a range lock: the kernel releases it on any death, and the next owner
 continues its counters. (multiprocessing.shared_memory would not do: it unlinks a segment when an
-unrelated reader exits, on Python 3.11.) Anybody may read at any time. A slot may end in a ring of records.
+unrelated reader exits, on Python 3.11.) Anybody may read at any time. A slot may end in a ring of
+records.
 
     header  magic, layout hash, slots, int64s a slot               4 × int64
     slot 0  field 0, field 1, …, record 0, record 1, …             slot_ints × int64
