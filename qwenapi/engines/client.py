@@ -95,8 +95,9 @@ class EngineClient:
         self._num_waiting: Counter[str] = Counter()
         self._news = Event()
         self._is_ending = False
-        # Set while callers should go elsewhere, though requests are served on.
-        self.is_discouraged = False
+        # Set while callers should go elsewhere, though requests are served on; then while new ones
+        # are refused.
+        self.is_discouraged = self.is_refusing = False
 
     def start(self) -> None:
         """Begin to look for engines; call it in the process and hub that will use them."""

@@ -46,6 +46,7 @@ class FastWorker(GeventWorker):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._idle: set[Any] = set()
+        self._num_requests = 0
         self._farewell_at: float | None = None
 
     def handle(self, listener: Any, client: Any, addr: Any) -> None:
@@ -61,9 +62,11 @@ class FastWorker(GeventWorker):
         self._idle.discard(sock)
         # gunicorn has no limit of its own for a body that does not come or an answer nobody takes.
         sock.settimeout(self.app.socket_timeout)
+        self._num_requests += 1
         try:
             super().handle_request(listener_name, req, sock, addr)
         finally:
+            self._num_requests -= 1
             sock.settimeout(None)
             self._idle.add(sock)
             if not self.alive:
@@ -98,15 +101,18 @@ class FastWorker(GeventWorker):
             _stop_reading(sock)
 
     def handle_winch(self, sig: Any, frame: Any) -> None:
-        """Say from now on that this server is not ready: gunicorn has no other use for the signal
-        here, and its arbiter ignores it.
+        """Drain: say that this server is not ready, then take no more requests. gunicorn has no
+        other use for the signal here, and its arbiter ignores it.
         """
         self.app.discourage()
 
     def notify(self) -> None:
         """Show a sign of life, once a second; and at the end of a drain say farewell."""
         super().notify()
-        if not self.alive and self._farewell_at is None:
+        is_refusing = self.app.is_refusing
+        if is_refusing and not self._num_requests:
+            self.app.report_idle()
+        if (is_refusing or not self.alive) and self._farewell_at is None:
             limit = self.cfg.graceful_timeout
             self._farewell_at = time.monotonic() + limit - min(FAREWELL_SECONDS, limit / 2)
         elif self._farewell_at is not None and time.monotonic() >= self._farewell_at:

@@ -3,7 +3,7 @@
 The supervisor owns the socket, which outlives every arbiter, so a restart refuses nobody: callers
 wait in its backlog. What the server needs travels as one JSON line over the pipe that also ties its
 life to the supervisor's; over a second pipe it reports, one JSON line each: `beat`, `up` of each
-worker, `failed`.
+worker, `idle` of one that drains, `failed`.
 """
 
 import os
@@ -54,6 +54,8 @@ class HttpChild:
         self._heard = b""
         self._last_beat = 0.0
         self._workers_up: set[int] = set()
+        self._workers_idle: set[int] = set()
+        self._is_discouraged = False
         self._was_ready = False
         self._probe = Probe(listener, FIRST_PROBE_SECONDS)
 
@@ -61,6 +63,7 @@ class HttpChild:
         self._close_pipes()
         self.failure, self._heard, self._was_ready = None, b"", False
         self._workers_up.clear()
+        self._workers_idle.clear()
         self._last_beat = time.monotonic() + START_SECONDS
         self._probe = Probe(self._listener, FIRST_PROBE_SECONDS)
         self._process = None
@@ -142,7 +145,12 @@ class HttpChild:
 
     def discourage(self) -> None:
         """Let readiness be refused from now on: gunicorn leaves this signal to its workers."""
+        self._is_discouraged = True
         self._signal_all(signal.SIGWINCH)
+
+    def is_idle(self) -> bool:
+        """Return whether every worker has said that nothing is left to do."""
+        return len(self._workers_idle) >= self._num_workers
 
     def terminate(self) -> None:
         self._probe.stop()
@@ -195,6 +203,10 @@ class HttpChild:
                 self._last_beat = time.monotonic()
             case "up":
                 self._workers_up.add(event["pid"])
+                if self._is_discouraged:
+                    self._signal_all(signal.SIGWINCH)  # it came after the others were told
+            case "idle":
+                self._workers_idle.add(event["pid"])
             case "failed":
                 self.failure = event["message"]
 

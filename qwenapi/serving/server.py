@@ -27,6 +27,7 @@ from qwenapi.serving.startup_config import StartupConfig
 from qwenapi.settings.profile import Profiles
 from workers import parent_death
 from workers.errors import ExitCode
+from workers.supervisor.supervised_process import LAME_DUCK_SECONDS
 
 KEEPALIVE_SECONDS = 75
 HUB_STALL_SECONDS = 60
@@ -136,9 +137,20 @@ class HttpServer(BaseApplication):
             gevent.sleep(0.02)
         self.report(event="up", pid=os.getpid())
 
+    @property
+    def is_refusing(self) -> bool:
+        """Return whether this worker takes no new requests."""
+        return self._engine is not None and bool(self._engine.is_refusing)
+
     def discourage(self) -> None:
-        """Let readiness be refused from now on, whatever the engines say."""
-        self._engine.is_discouraged = True
+        """Let readiness be refused from now on, whatever the engines say, and soon requests too."""
+        if self._engine is not None and not self._engine.is_discouraged:
+            self._engine.is_discouraged = True
+            gevent.spawn_later(LAME_DUCK_SECONDS, setattr, self._engine, "is_refusing", True)
+
+    def report_idle(self) -> None:
+        """Tell the supervisor that this worker has nothing left to do."""
+        self.report(event="idle", pid=os.getpid())
 
     def say_farewell(self) -> None:
         """Fail what still runs, so that every caller gets an ending and none a cut."""

@@ -25,6 +25,7 @@ class FakeChild:
         self.ready = False
         self.serves = True
         self.hangs = None
+        self.idle = True
         self.start_error = None
 
     def start(self):
@@ -47,6 +48,9 @@ class FakeChild:
 
     def discourage(self):
         self.calls.append("discourage")
+
+    def is_idle(self):
+        return self.idle
 
     def terminate(self):
         self.calls.append("terminate")
@@ -295,6 +299,53 @@ def test_a_drain_is_announced_before_it_begins(supervisor, engine, http):
     supervisor.tick(15)
     assert http.calls == ["start", "discourage", "terminate"]
     assert supervisor.state == "stopping"
+
+
+@pytest.mark.parametrize("seconds", [0.2, 3, 9.9])
+def test_a_drain_stops_when_the_last_request_has_ended(supervisor, engine, http, seconds):
+    make_ready(supervisor, engine, http)
+    http.idle = False
+    supervisor.drain(10)
+    supervisor.tick(15)
+    supervisor.tick(15 + seconds)
+    assert supervisor.state == "draining" and "terminate" not in http.calls
+    http.idle = True
+    supervisor.tick(15 + seconds)
+    assert supervisor.state == "stopping" and http.calls[-1] == "terminate"
+
+
+def test_a_drain_waits_no_longer_than_it_may_nor_for_what_does_not_run(supervisor, engine, http):
+    make_ready(supervisor, engine, http)
+    http.idle = False
+    supervisor.drain(10)
+    supervisor.tick(24.9)
+    assert supervisor.state == "draining"
+    supervisor.tick(25)
+    assert http.calls == ["start", "discourage", "terminate"]
+
+
+def test_a_drain_does_not_wait_for_a_child_that_is_down(supervisor, engine, http):
+    make_ready(supervisor, engine, http)
+    http.idle, http.start_error, http.exit_code = False, OSError(11, "no process"), 1
+    supervisor.tick(9)
+    supervisor.tick(9.5)
+    supervisor.tick(9.6)
+    supervisor.drain(9.7)
+    while supervisor.status(0)["children"][1]["state"] != "waits to start again":
+        supervisor.tick(9.8)
+    supervisor.tick(14.7)
+    supervisor.tick(14.8)
+    assert supervisor.state == "stopping"
+
+
+def test_a_second_wish_ends_a_drain_at_once(supervisor, engine, http):
+    make_ready(supervisor, engine, http)
+    http.idle = False
+    supervisor.drain(10)
+    supervisor.tick(16)
+    supervisor.stop()
+    supervisor.tick(16.2)
+    assert http.calls[-1] == "terminate"
 
 
 def test_the_end_of_listening_is_told_once_when_a_stop_begins(engine, http):

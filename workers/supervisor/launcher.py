@@ -95,6 +95,10 @@ class EngineChild:
     def discourage(self) -> None:
         """Do nothing: the HTTP half says who is ready."""
 
+    def is_idle(self) -> bool:
+        """Return True: it works for the HTTP half, which is asked itself."""
+        return True
+
     def terminate(self) -> None:
         self._signal(signal.SIGTERM)
 

@@ -23,6 +23,8 @@ MAX_BACKOFF = 30.0
 HEALTHY_SECONDS = 60.0
 # Between asking a hung child for its stacks and killing it.
 DUMP_SECONDS = 2.0
+# How long a draining service says that it is not ready before it takes no more requests.
+LAME_DUCK_SECONDS = 5.0
 # Between two trial starts of a child that never gets to serve.
 TRIAL_SECONDS = 60.0
 
@@ -51,7 +53,12 @@ class Child(Protocol):
         """Return why it must be taken for hung, or None."""
 
     def discourage(self) -> None:
-        """Let it say that it is not ready, while it serves on."""
+        """Let it say that it is not ready, while it serves on; and take no more requests after
+        LAME_DUCK_SECONDS, so that it becomes idle.
+        """
+
+    def is_idle(self) -> bool:
+        """Return whether one that was discouraged has finished what it had."""
 
     def terminate(self) -> None: ...
 
