@@ -219,6 +219,10 @@ class Generation:
         self.link = None
         self._enter(GenerationState.LOST)
 
+    def excuse(self, seconds: float) -> None:
+        """Let the last seconds of the present wait not count."""
+        self._state_since = min(time.monotonic(), self._state_since + seconds)
+
     def step_back(self) -> None:
         """Leave the engine to others, and wait."""
         assert self.link is not None

@@ -13,8 +13,9 @@ before. So engines that end for reasons of their own, however often, cost nobody
 request that ends them always does so at the same place, or every few tokens. It is failed after
 MAX_REPLAYS replays or MAX_WAIT_SECONDS without an engine, both since it was acquitted last, and
 after MAX_LOSSES in all. While suspects are left nothing else is asked of the engines, by this HTTP
-process and, as far as the IsolationLock reaches, by others. What others had already asked can still
-be in an engine beside a suspect: an engine that is idle is waited for, within the same limit.
+process and, as far as the IsolationLock reaches, by others; nobody's time runs meanwhile. What
+others had already asked can still be in an engine beside a suspect: an engine that is idle is
+waited for.
 """
 
 import logging
@@ -64,6 +65,7 @@ class Replays:
         self._suspect_tokens = 0
         self._wave: list[Generation] = []
         self._wave_size, self._wave_sent = FIRST_WAVE, 0.0
+        self._ticked_at = time.monotonic()
         self._changed = Event()
 
     @property
@@ -157,12 +159,15 @@ class Replays:
 
     def _drop_ended(self) -> None:
         hashes = {link.hello.card.model_hash for link in self._links()}
-        # While suspects are isolated the others wait for them and not for an engine.
-        is_isolating = bool(hashes) and self._has_suspects
+        now = time.monotonic()
+        since_tick, self._ticked_at = now - self._ticked_at, now
+        if hashes and self.waiting and self.is_isolating:
+            for generation in self.waiting:  # it waits for suspects, and not for an engine
+                generation.excuse(since_tick)
         for generation in self.waiting:
             if generation.is_over:
                 continue  # its caller has gone, or has enough
-            if generation.seconds_waited > MAX_WAIT_SECONDS and not is_isolating:
+            if generation.seconds_waited > MAX_WAIT_SECONDS:
                 generation.fail("engine_unavailable")
             elif hashes and generation.model_hash not in hashes:
                 generation.fail("model_changed")

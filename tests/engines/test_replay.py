@@ -420,6 +420,57 @@ def test_one_that_passes_its_second_trial_starts_anew(house):
     assert not house.replays.is_isolating and not suspect.is_over
 
 
+@pytest.mark.parametrize("where", ["here", "elsewhere"])
+def test_time_spent_while_suspects_are_tried_costs_nobody_an_answer(
+    house, monkeypatch, tmp_path, where
+):
+    real, ahead = time.monotonic, [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: real() + ahead[0])
+
+    def pass_time():
+        for _ in range(int(replay.MAX_WAIT_SECONDS)):
+            ahead[0] += 2
+            for link in house.links:
+                link.last_pong = time.monotonic()
+            house.tick()
+
+    if where == "here":
+        link, generations = lose_twice(house, lambda link: [house.ask(link, i) for i in range(3)])
+        pass_time()
+        for generation in generations:
+            give(link, generation, count=ACQUITTAL_TOKENS)
+            pass_time()
+            for other in generations:
+                if other.link is link:
+                    start(link, other)
+    else:
+        theirs = IsolationLock(tmp_path)
+        assert theirs.acquire()
+        link = house.engine()
+        generations = [house.ask(link, i) for i in range(3)]
+        house.lose(link)
+        link = house.engine()
+        pass_time()
+        assert [generation.link for generation in generations] == [None] * 3
+        theirs.release()
+    house.tick()
+    house.tick()
+    assert [generation.link for generation in generations] == [link] * 3
+    assert not any(generation.is_over for generation in generations)
+
+
+def test_time_without_an_engine_counts_though_there_are_suspects(house, monkeypatch):
+    link, (one, two) = lose_twice(house, lambda link: [house.ask(link, i) for i in range(2)])
+    house.links.remove(link)
+    house.replays.on_lost([one], is_planned=True)
+    real = time.monotonic
+    house.tick()
+    monkeypatch.setattr(time, "monotonic", lambda: real() + replay.MAX_WAIT_SECONDS + 1)
+    house.tick()
+    for generation in (one, two):
+        assert house.events(generation)[-1] == Failed(generation.wid, "engine_unavailable")
+
+
 def test_time_spent_waiting_counts_no_more_once_an_answer_has_gone_on(house, monkeypatch):
     link = house.engine()
     generation = house.ask(link, 1)
