@@ -237,7 +237,7 @@ class Settings:
     )
     step_timeout: float = _row(
         0.0,
-        "seconds without a step after which an engine is hung; 0: from its slowest step",
+        "seconds without a step after which an engine is hung; 0: from its recent steps",
         scope="model",
         minimum=0,
     )

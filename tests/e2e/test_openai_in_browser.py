@@ -71,9 +71,7 @@ def run(page, server, call, key=KEY):
 
 
 def test_it_chats(page, server):
-    answer = run(
-        page, server, f"return await client.chat.completions.create({json.dumps(ASK)});"
-    )
+    answer = run(page, server, f"return await client.chat.completions.create({json.dumps(ASK)});")
     assert answer["choices"][0]["message"]["content"], answer
     assert answer["usage"]["completion_tokens"] == 6
 
