@@ -1,4 +1,4 @@
-"""OpenAI's own JavaScript library in a real browser, on a page of another origin than the server."""
+"""OpenAI's own JavaScript library in a real browser, on a page of another origin."""
 
 import functools
 import json
@@ -64,7 +64,8 @@ def run(page, server, call, key=KEY):
     script = f"""(async () => {{
         const client = clientOf({json.dumps(server.url + "/v1")}, {json.dumps(key)});
         try {{ {call} }} catch (error) {{
-          return {{ error: error.constructor.name, status: error.status ?? null, code: error.code }};
+          const {{ name }} = error.constructor;
+          return {{ error: name, status: error.status ?? null, code: error.code }};
         }}
     }})()"""
     return page.evaluate(script)
@@ -103,7 +104,8 @@ def test_it_reads_the_headers_of_an_answer(page, server):
         page,
         server,
         f"""const {{ response }} = await client.chat.completions.create({body}).withResponse();
-            return ["x-ignored", "x-clamped", "x-request-id"].map((n) => response.headers.get(n));""",
+            const names = ["x-ignored", "x-clamped", "x-request-id"];
+            return names.map((name) => response.headers.get(name));""",
     )
     assert shown[0] == "store" and shown[1].startswith("max_tokens=") and len(shown[2]) == 32
 

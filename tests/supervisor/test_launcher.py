@@ -5,10 +5,10 @@ import time
 from types import SimpleNamespace
 
 import pytest
+from workers.supervisor.launcher import EngineChild
 
 from workers.config import EngineConfig
 from workers.supervisor import launcher
-from workers.supervisor.launcher import EngineChild
 from workers.wire.engine_stats import ENGINE_LAYOUT, Phase
 from workers.wire.shared_memory import SharedMemory
 from workers.worker.worker_spec import WorkerSpec
