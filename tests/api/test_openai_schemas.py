@@ -10,17 +10,14 @@ from qwenapi.api.openai.foreign_fields import (
     UNSUPPORTED,
     WITHOUT_EFFECT,
 )
+from qwenapi.api.openai.messages import MAX_MESSAGES, MAX_PARTS
 from qwenapi.api.openai.schemas import (
-    MAX_BIASES,
-    MAX_MESSAGES,
-    MAX_PARTS,
-    MAX_PROMPTS,
-    MAX_STOPS,
     ChatRequest,
     ChatSchema,
     CompletionRequest,
     CompletionSchema,
 )
+from qwenapi.api.openai.token_fields import MAX_BIASES, MAX_PROMPTS, MAX_STOPS
 from qwenapi.errors import BadRequest
 from qwenapi.http.schemas import ignored_fields, load_request, refuse_unknown
 

@@ -2,7 +2,8 @@
 
 The order is fixed: raw logprobs → logit_bias → min_tokens → repetition → presence and frequency →
 allowed tokens → bad words → temperature → min_p → top_k → top_p → Gumbel noise. A row's result
-depends only on its own logits and parameters. Refuses to know sequences, schedules and when a generation ends.
+depends only on its own logits and parameters. Refuses to know sequences, schedules and when a
+generation ends.
 
     sampling_rows        what is asked of each row, on the host and on the device
     logits_processors    all before the temperature

@@ -13,8 +13,8 @@ from qwenapi.api.openai.schemas import (
     ChatSchema,
     CompletionRequest,
     CompletionSchema,
-    Prompt,
 )
+from qwenapi.api.openai.token_fields import Prompt
 from qwenapi.api.openai.writer import ChatWriter, CompletionWriter, Writer
 from qwenapi.errors import BadRequest, EngineUnavailable, ModelNotFound
 from qwenapi.generation.answer_format import grammar_for

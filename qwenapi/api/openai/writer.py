@@ -11,6 +11,7 @@ from typing import Any, ClassVar, TypeVar
 
 from qwenapi import __version__
 from qwenapi.api.openai import render
+from qwenapi.api.openai.logprobs import TextOffsets, chat_logprobs, completion_logprobs
 from qwenapi.engines.mailbox import Cancelled
 from qwenapi.errors import DIALECTS, ApiError, Wording
 from qwenapi.generation.chat import PreparedChat
@@ -118,7 +119,7 @@ class CompletionWriter(Writer):
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         self._text_offsets = [
-            render.TextOffsets(self._bytes_of, self._skipped) for _ in range(self._num_choices)
+            TextOffsets(self._bytes_of, self._skipped) for _ in range(self._num_choices)
         ]
 
     def make_id(self, hex32: str) -> str:
@@ -152,7 +153,7 @@ class CompletionWriter(Writer):
     def _logprobs(self, index: int, entries: Sequence[TokenLogprob]) -> dict[str, Any] | None:
         if self._ask.logprobs is None:
             return None
-        return render.completion_logprobs(entries, self._bytes_of, self._text_offsets[index])
+        return completion_logprobs(entries, self._bytes_of, self._text_offsets[index])
 
 
 class ChatWriter(Writer):
@@ -228,7 +229,7 @@ class ChatWriter(Writer):
     def _logprobs(self, entries: Sequence[TokenLogprob]) -> dict[str, Any] | None:
         if self._ask.logprobs is None:
             return None
-        return render.chat_logprobs(entries, self._bytes_of, has_refusal=self._profile.as_openai)
+        return chat_logprobs(entries, self._bytes_of, has_refusal=self._profile.as_openai)
 
 
 @cache
