@@ -51,6 +51,14 @@ class Reply:
 
 
 @dataclass(frozen=True)
+class ChoiceIds:
+    """The ids of a choice and of its prompt, for a caller who asked for them."""
+
+    prompt: Sequence[int]
+    output: Sequence[int]
+
+
+@dataclass(frozen=True)
 class ReplyChoice:
     """One finished choice; `logprobs` as `chat_logprobs` or `completion_logprobs` made it."""
 
@@ -58,6 +66,7 @@ class ReplyChoice:
     text: str
     finish_reason: str
     logprobs: dict[str, Any] | None = None
+    ids: ChoiceIds | None = None
 
 
 @dataclass(frozen=True)
@@ -68,6 +77,7 @@ class MessageChoice:
     message: dict[str, Any]
     finish_reason: str
     logprobs: dict[str, Any] | None = None
+    ids: ChoiceIds | None = None
 
 
 @dataclass(frozen=True)
@@ -92,19 +102,27 @@ class Chunks(ABC):
         shared = {"id": reply.id, "object": self.KIND, **reply.head}
         self._logprobs_key = logprobs_key
         self._head = b"data: " + orjson.dumps(shared)[:-1] + b',"choices":['
-        self._tail = b'],"usage":null}\n\n' if include_usage else b"]}\n\n"
+        self._tail = b',"usage":null}\n\n' if include_usage else b"}\n\n"
 
     def show_usage(self, usage: TokenUsage) -> None:
         """Let the events from now on say the counts so far, as vLLM's do when asked to."""
-        self._tail = b'],"usage":' + orjson.dumps(usage_body(usage)) + b"}\n\n"
+        self._tail = b',"usage":' + orjson.dumps(usage_body(usage)) + b"}\n\n"
 
     @abstractmethod
-    def opening(self, index: int) -> bytes:
-        """Return the choice's first event, or nothing where the interface has none."""
+    def opening(self, index: int, prompt_ids: Sequence[int] | None = None) -> bytes:
+        """Return the choice's first event, or nothing where the interface has none; its prompt's
+        ids are told in it.
+        """
 
     @abstractmethod
-    def content(self, index: int, text: str, logprobs: dict[str, Any] | None = None) -> bytes:
-        """Return an event of new text."""
+    def content(
+        self,
+        index: int,
+        text: str,
+        logprobs: dict[str, Any] | None = None,
+        token_ids: Sequence[int] | None = None,
+    ) -> bytes:
+        """Return an event of new text, and its tokens' ids for who wants them."""
 
     def finish(self, index: int, reason: str) -> bytes:
         """Return the choice's last event."""
@@ -119,11 +137,20 @@ class Chunks(ABC):
         return self._head + b'],"usage":' + orjson.dumps(usage_body(usage)) + b"}\n\n"
 
     def _event(
-        self, index: int, payload: bytes, logprobs: bytes = b"null", reason: bytes = b"null"
+        self,
+        index: int,
+        payload: bytes,
+        logprobs: bytes = b"null",
+        reason: bytes = b"null",
+        token_ids: Sequence[int] | None = None,
+        beside: bytes = b"",
     ) -> bytes:
+        """Return one event; `beside` stands beside its choices."""
         extra = b'"logprobs":%b,' % logprobs if self._logprobs_key else b""
-        values = (self._head, index, payload, extra, reason, self._tail)
-        return b'%b{"index":%d,%b,%b"finish_reason":%b}%b' % values
+        if token_ids is not None:
+            extra += b'"token_ids":%b,' % orjson.dumps(token_ids)
+        values = (self._head, index, payload, extra, reason, beside, self._tail)
+        return b'%b{"index":%d,%b,%b"finish_reason":%b}]%b%b' % values
 
 
 class ChatChunks(Chunks):
@@ -132,18 +159,29 @@ class ChatChunks(Chunks):
     KIND = "chat.completion.chunk"
     EMPTY = b'"delta":{}'
 
-    def opening(self, index: int) -> bytes:
-        return self._event(index, b'"delta":{"role":"assistant","content":""}')
+    def opening(self, index: int, prompt_ids: Sequence[int] | None = None) -> bytes:
+        beside = b"" if prompt_ids is None else b',"prompt_token_ids":' + orjson.dumps(prompt_ids)
+        return self._event(index, b'"delta":{"role":"assistant","content":""}', beside=beside)
 
-    def content(self, index: int, text: str, logprobs: dict[str, Any] | None = None) -> bytes:
-        delta = b'"delta":{"content":' + orjson.dumps(text) + b"}"
-        return self._event(index, delta, orjson.dumps(logprobs))
+    def content(
+        self,
+        index: int,
+        text: str,
+        logprobs: dict[str, Any] | None = None,
+        token_ids: Sequence[int] | None = None,
+    ) -> bytes:
+        return self.delta(index, {"content": text}, logprobs, token_ids)
 
     def delta(
-        self, index: int, delta: dict[str, Any], logprobs: dict[str, Any] | None = None
+        self,
+        index: int,
+        delta: dict[str, Any],
+        logprobs: dict[str, Any] | None = None,
+        token_ids: Sequence[int] | None = None,
     ) -> bytes:
         """Return an event of a delta of any keys."""
-        return self._event(index, b'"delta":' + orjson.dumps(delta), orjson.dumps(logprobs))
+        payload = b'"delta":' + orjson.dumps(delta)
+        return self._event(index, payload, orjson.dumps(logprobs), token_ids=token_ids)
 
 
 class CompletionChunks(Chunks):
@@ -152,21 +190,31 @@ class CompletionChunks(Chunks):
     KIND = "text_completion"
     EMPTY = b'"text":""'
 
-    def opening(self, index: int) -> bytes:
-        return b""
+    def opening(self, index: int, prompt_ids: Sequence[int] | None = None) -> bytes:
+        if prompt_ids is None:
+            return b""
+        prompt = b',"prompt_token_ids":' + orjson.dumps(prompt_ids)
+        return self._event(index, self.EMPTY + prompt)
 
-    def content(self, index: int, text: str, logprobs: dict[str, Any] | None = None) -> bytes:
-        return self._event(index, b'"text":' + orjson.dumps(text), orjson.dumps(logprobs))
+    def content(
+        self,
+        index: int,
+        text: str,
+        logprobs: dict[str, Any] | None = None,
+        token_ids: Sequence[int] | None = None,
+    ) -> bytes:
+        payload = b'"text":' + orjson.dumps(text)
+        return self._event(index, payload, orjson.dumps(logprobs), token_ids=token_ids)
 
 
-def chat_id(hex32: str) -> str:
+def chat_id(name: str) -> str:
     """Return the public id of a chat completion."""
-    return f"chatcmpl-{hex32}"
+    return f"chatcmpl-{name}"
 
 
-def completion_id(hex32: str) -> str:
+def completion_id(name: str) -> str:
     """Return the public id of a raw completion."""
-    return f"cmpl-{hex32}"
+    return f"cmpl-{name}"
 
 
 def chat_body(reply: Reply, choices: Sequence[MessageChoice], usage: TokenUsage) -> dict[str, Any]:
@@ -179,9 +227,11 @@ def chat_body(reply: Reply, choices: Sequence[MessageChoice], usage: TokenUsage)
             "logprobs": choice.logprobs,
             "finish_reason": choice.finish_reason,
         }
+        | ({"token_ids": choice.ids.output} if choice.ids else {})
         for choice in choices
     ]
-    return _body(reply, "chat.completion", rendered, usage)
+    prompt = {"prompt_token_ids": choices[0].ids.prompt} if choices[0].ids else {}
+    return _body(reply, "chat.completion", rendered, usage) | prompt
 
 
 def completion_body(
@@ -195,6 +245,11 @@ def completion_body(
             "logprobs": choice.logprobs,
             "finish_reason": choice.finish_reason,
         }
+        | (
+            {"prompt_token_ids": choice.ids.prompt, "token_ids": choice.ids.output}
+            if choice.ids
+            else {}
+        )
         for choice in choices
     ]
     return _body(reply, "text_completion", rendered, usage)

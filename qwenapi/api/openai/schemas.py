@@ -26,9 +26,14 @@ from qwenapi.api.openai.structured_output import (
 )
 from qwenapi.api.openai.token_fields import (
     INT32,
+    MAX_ALLOWED_TOKENS,
+    MAX_STOP_TOKENS,
+    BadWords,
     LogitBias,
     Prompt,
     Prompts,
+    RequestId,
+    Salt,
     Stops,
     TokenIds,
 )
@@ -44,8 +49,8 @@ from qwenapi.http.fields import (
     StrictString,
 )
 from qwenapi.http.schemas import RequestSchema, StrictSchema
+from workers.wire.protocol import MAX_CHOICES
 
-MAX_CHOICES = 8
 MAX_TOP_LOGPROBS = 20
 MAX_TEMPLATE_BYTES = 64 * 1024
 INT64 = 2**63 - 1
@@ -132,10 +137,17 @@ class SamplingSchema(RequestSchema):
     min_p = StrictFloat(0, 1)
     repetition_penalty = StrictFloat(0.01, 2)
     min_tokens = StrictInteger(0, INT32)
-    stop_token_ids = TokenIds()
+    stop_token_ids = TokenIds(MAX_STOP_TOKENS)
+    include_stop_str_in_output = StrictBoolean()
     ignore_eos = StrictBoolean()
     skip_special_tokens = StrictBoolean()
     priority = StrictInteger(-INT32 - 1, INT32)
+    allowed_token_ids = TokenIds(MAX_ALLOWED_TOKENS)
+    bad_words = BadWords()
+    truncate_prompt_tokens = StrictInteger(-1, INT32)
+    return_token_ids = StrictBoolean()
+    cache_salt = Salt()
+    request_id = RequestId()
 
     best_of = StrictInteger(1, INT32)
     response_format = ResponseFormat()
@@ -155,6 +167,8 @@ class SamplingSchema(RequestSchema):
         limit = _max_tokens(data)
         if limit is not None and data.get("min_tokens", 0) > limit:
             raise ValidationError(f"must be at most max_tokens, {limit}", "min_tokens")
+        if data.get("truncate_prompt_tokens") == 0:
+            raise ValidationError("must be -1 or at least 1", "truncate_prompt_tokens")
         if data.get("best_of", 1) > data.get("n", 1):
             claim = "asks for best_of, which this server does not support"
             raise ValidationError(claim, "best_of")

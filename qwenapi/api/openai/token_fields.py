@@ -1,15 +1,18 @@
 """Fields of tokens and their texts: prompts, stops, biases, lists of ids."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from marshmallow import ValidationError, fields
 
-MAX_PROMPTS = 16
+MAX_PROMPTS = 2048
 MAX_STOPS = 16
 MAX_STOP_BYTES = 256
 MAX_STOP_TOKENS = 128
 MAX_BIASES = 300
+MAX_ALLOWED_TOKENS = 8192
+MAX_BAD_WORDS = 128
 INT32 = 2**31 - 1
 
 TOKEN_IDS = {"type": "array", "items": {"type": "integer", "minimum": 0, "maximum": INT32}}
@@ -34,14 +37,61 @@ class Stops(fields.Field[tuple[str, ...]]):
 
 
 class TokenIds(fields.Field[tuple[int, ...]]):
-    """A short list of token ids."""
+    """A list of at most so many token ids."""
 
-    json_schema = TOKEN_IDS | {"maxItems": MAX_STOP_TOKENS}
+    def __init__(self, most: int, **kwargs: Any) -> None:
+        self._most = most
+        self.json_schema = TOKEN_IDS | {"maxItems": most}
+        super().__init__(**kwargs)
 
     def _deserialize(self, value: Any, attr: str | None, data: Any, **_: Any) -> tuple[int, ...]:
-        if not isinstance(value, list) or len(value) > MAX_STOP_TOKENS or not _are_token_ids(value):
-            raise ValidationError(f"{TOKEN_IDS_CLAIM}, at most {MAX_STOP_TOKENS} of them")
+        if not isinstance(value, list) or len(value) > self._most or not _are_token_ids(value):
+            raise ValidationError(f"{TOKEN_IDS_CLAIM}, at most {self._most} of them")
         return tuple(value)
+
+
+class BadWords(fields.Field[tuple[str, ...]]):
+    """Words that may not occur."""
+
+    CLAIM = (
+        f"must be a list of at most {MAX_BAD_WORDS} words, each of 1 to {MAX_STOP_BYTES} bytes and"
+        " not only of spaces"
+    )
+    json_schema = {
+        "type": "array",
+        "items": {"type": "string", "minLength": 1, "maxLength": MAX_STOP_BYTES // 4},
+        "maxItems": MAX_BAD_WORDS,
+    }
+
+    def _deserialize(self, value: Any, attr: str | None, data: Any, **_: Any) -> tuple[str, ...]:
+        if not isinstance(value, list) or len(value) > MAX_BAD_WORDS:
+            raise ValidationError(self.CLAIM)
+        if not all(_is_stop(word) and word.strip() for word in value):
+            raise ValidationError(self.CLAIM)
+        return tuple(value)
+
+
+class Salt(fields.Field[str]):
+    """A secret that parts a prompt's cache from all others."""
+
+    json_schema = {"type": "string", "minLength": 1, "maxLength": MAX_STOP_BYTES}
+
+    def _deserialize(self, value: Any, attr: str | None, data: Any, **_: Any) -> str:
+        if not isinstance(value, str) or not 1 <= len(value) <= MAX_STOP_BYTES:
+            raise ValidationError(f"must be a string of 1 to {MAX_STOP_BYTES} characters")
+        return value
+
+
+class RequestId(fields.Field[str]):
+    """An id of the caller's own, as it may stand in a log and in an address."""
+
+    PATTERN = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+    json_schema = {"type": "string", "pattern": f"^{PATTERN.pattern}$"}
+
+    def _deserialize(self, value: Any, attr: str | None, data: Any, **_: Any) -> str:
+        if not isinstance(value, str) or not self.PATTERN.fullmatch(value):
+            raise ValidationError("must be 1 to 128 letters, digits and any of . _ : -")
+        return value
 
 
 class LogitBias(fields.Field[Mapping[int, float]]):
