@@ -148,6 +148,7 @@ class EngineClient:
         n: int = 1,
         priority: int = 0,
         tenant: str = "",
+        cache_salt: str = "",
         model_hash: str,
         limits: QueueLimits,
         mailbox: Mailbox,
@@ -155,7 +156,8 @@ class EngineClient:
     ) -> Generation:
         """Return the generation once an engine has accepted it; its events go to `mailbox`.
 
-        `model_hash` is of the model whose tokenizer made the prompt: no other is asked.
+        `model_hash` is of the model whose tokenizer made the prompt: no other is asked. Prompts are
+        shared in the cache within a tenant, and where there is a `cache_salt`, only by its users.
         Waits for a while where the engines were lost and are expected back. Raises NoEngine,
         Refused (the last refusal), RequestQuarantined, or Cancelled when the mailbox was cancelled
         meanwhile.
@@ -168,7 +170,7 @@ class EngineClient:
             choices=tuple(range(n)),
             priority=priority,
             tenant=tenant,
-            cache_salt=tenant,
+            cache_salt=f"{tenant}\0{cache_salt}" if cache_salt else tenant,
             group=limits.group,
             max_running=limits.max_running,
             max_waiting=limits.max_waiting,

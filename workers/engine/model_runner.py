@@ -236,4 +236,5 @@ def _sampling_row(row: Row, index: int) -> SamplingRow:
         prompt_set=request.prompt_set,
         output_counts=row.sequence.output_counts or {},
         is_masked=row.sequence.grammar is not None,
+        last_output=row.sequence.last_output,
     )
