@@ -230,7 +230,7 @@ def chat_body(reply: Reply, choices: Sequence[MessageChoice], usage: TokenUsage)
         | ({"token_ids": choice.ids.output} if choice.ids else {})
         for choice in choices
     ]
-    prompt = {"prompt_token_ids": choices[0].ids.prompt} if choices[0].ids else {}
+    prompt = {"prompt_token_ids": choices[0].ids.prompt} if choices and choices[0].ids else {}
     return _body(reply, "chat.completion", rendered, usage) | prompt
 
 
