@@ -2,6 +2,7 @@
 
     docs/settings.md       the table of settings
     docs/architecture.md   the tree of files, each with the first sentence of its docstring
+    docs/clients.md        what each client was seen to do, in both languages
 
 Each stands between two comments of its page. A folder's sentence is its package's. Knows pages and
 docstrings; refuses to know any module by name.
@@ -13,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from qwenapi.settings.table import settings_table_markdown
+from tests.clients import record
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("qwenapi", "workers")
@@ -64,6 +66,8 @@ def sentence(path: Path) -> str:
 GENERATED: Mapping[str, tuple[str, Callable[[], str]]] = {
     "docs/settings.md": ("settings", settings_table_markdown),
     "docs/architecture.md": ("tree", tree),
+    "docs/clients.md": ("clients", record.table),
+    "docs/zh/clients.md": ("clients", record.table_zh),
 }
 
 
