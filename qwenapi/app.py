@@ -19,7 +19,8 @@ from qwenapi.errors import (
     NotFound,
     PayloadTooLarge,
 )
-from qwenapi.http.responses import json_response
+from qwenapi.http.addresses import CleanAddresses
+from qwenapi.http.responses import ignored_header, json_response
 from qwenapi.observability.logs import RequestLog
 from qwenapi.request_context import auth, cors
 from qwenapi.request_context.current_request import count_failure, current_profile
@@ -48,6 +49,7 @@ def create_app(services_: Services) -> Flask:
     """Return the application that serves the profiles' interfaces through their engines."""
     app = Flask(__name__, static_folder=None)
     app.url_map.merge_slashes = False  # an address is right or unknown, never redirected
+    app.wsgi_app = CleanAddresses(app.wsgi_app)  # type: ignore[method-assign]
     app.config["MAX_CONTENT_LENGTH"] = services_.settings.max_body_bytes
     app.extensions[EXTENSION] = services_
     app.before_request(_begin)
@@ -79,6 +81,7 @@ def _begin() -> None:
 
 def _end(response: Response) -> Response:
     response.headers["X-Request-Id"] = g.request_id
+    response.headers.update(ignored_header(g.get("ignored", ())))
     line, status, metrics = g.log, response.status_code, g.get("request_metrics")
     line.add(profile=current_profile().name)
     tracer = None if g.is_quiet else services().tracer

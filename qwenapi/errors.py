@@ -1,4 +1,4 @@
-"""ApiError: what a caller may be told went wrong, one tree, and how each dialect says it.
+"""ApiError: what a caller may be told went wrong, one tree, and its form in each error dialect.
 
 The class knows the status, OpenAI's `type` and `code`, and a fixed public sentence; an instance may
 say it more exactly, in our own words and never in an exception's. Knows nothing of Flask.
@@ -7,7 +7,7 @@ say it more exactly, in our own words and never in an exception's. Knows nothing
     ├── BadRequest 400 ── ContextLengthExceeded · ToolsUnsupported
     ├── Unauthorized 401 · Forbidden 403 · RateLimited 429 · UnknownHost 400
     ├── NotFound 404 ── ModelNotFound
-    ├── MethodNotAllowed 405 · LengthRequired 411 · PayloadTooLarge 413 · UnsupportedMediaType 415
+    ├── MethodNotAllowed 405 · PayloadTooLarge 413 · UnsupportedMediaType 415
     ├── RequestQuarantined 422
     ├── EngineUnavailable 503 ── QueueFull · ServerShutdown · ModelChanged
     ├── InsufficientStorage 507
@@ -85,8 +85,23 @@ class BadRequest(ApiError):
 
 
 class ContextLengthExceeded(BadRequest):
+    """A prompt that leaves no room for an answer; `openai_message`: in the words that OpenAI's
+    clients search for.
+    """
+
     code = "context_length_exceeded"
     sentence = "The prompt is longer than the model's context."
+
+    def __init__(self, context: int = 0, prompt: int = 0) -> None:
+        remedy = "Shorten it so that at least one token is left for the answer."
+        ours = f"The model's context is {context} tokens, the prompt has {prompt}. {remedy}"
+        super().__init__(ours if context else None)
+        self.openai_message = self.message
+        if context:
+            self.openai_message = (
+                f"This model's maximum context length is {context} tokens. However, your prompt has"
+                f" {prompt} tokens. {remedy}"
+            )
 
 
 class ToolsUnsupported(BadRequest):
@@ -158,12 +173,6 @@ class MethodNotAllowed(ApiError):
     status = 405
     type = "invalid_request_error"
     sentence = "This address does not answer this method."
-
-
-class LengthRequired(ApiError):
-    status = 411
-    type = "invalid_request_error"
-    sentence = "The request needs a Content-Length header; chunked bodies are not accepted."
 
 
 class PayloadTooLarge(ApiError):
@@ -254,6 +263,7 @@ class Wording:
 
     request_id: str
     malformed_status: int = 400
+    as_openai: bool = False
     failure_prefix: str = ""
     loading_message: str = ""
     busy_message: str = ""
@@ -268,13 +278,15 @@ class Wording:
             return self.busy_message
         if type(error) is EngineUnavailable and self.loading_message:
             return self.loading_message
+        if isinstance(error, ContextLengthExceeded) and self.as_openai:
+            return error.openai_message
         if error.status == 500:
             return f"{self.failure_prefix}{error.message} (request {self.request_id})"
         return error.message
 
 
 class Dialect(Protocol):
-    """How one family of interfaces says an error."""
+    """An error dialect: the form in which callers of a profile read an error."""
 
     def __call__(self, error: ApiError, wording: Wording) -> RenderedError: ...
 

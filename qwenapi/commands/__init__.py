@@ -1,1 +1,1 @@
-"""Commands of `qwenapi` that start no service of their own."""
+"""Commands of `qwenapi` that start no service; `serve`, `http` and `model` are in cli.py."""

@@ -1,10 +1,12 @@
 """`qwenapi ask`: put one prompt to a server's `POST /generate` and print the answers."""
 
 import argparse
+import os
 import sys
 
 DEFAULT_PROMPT = "写一个 Python 函数，计算斐波那契数列的第 n 项。"
 TIMEOUT_SECONDS = 360
+KEY_VARIABLE = "QWENAPI_API_KEY"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -15,6 +17,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--top-p", type=float, default=0.9)
     parser.add_argument("--num-sequences", type=int, default=1, help="how many answers")
     parser.add_argument("--url", default="http://localhost:8000", help="the server")
+    parser.add_argument(
+        "--api-key", help=f"the key to present, where keys are asked for (default: ${KEY_VARIABLE})"
+    )
 
 
 def main(parsed: argparse.Namespace) -> int:
@@ -29,8 +34,10 @@ def main(parsed: argparse.Namespace) -> int:
         "num_return_sequences": parsed.num_sequences,
     }
     url = parsed.url.rstrip("/") + "/generate"
+    key = parsed.api_key or os.environ.get(KEY_VARIABLE)
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
     try:
-        answer = requests.post(url, json=body, timeout=TIMEOUT_SECONDS)
+        answer = requests.post(url, json=body, headers=headers, timeout=TIMEOUT_SECONDS)
     except requests.RequestException as error:
         print(f"qwenapi: no answer from {url}: {type(error).__name__}", file=sys.stderr)
         return 1

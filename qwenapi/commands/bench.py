@@ -37,9 +37,7 @@ HTTP_FLAGS = ("url", "endpoint", "concurrency", "requests", "ignore_eos", "api_k
 
 @dataclass(frozen=True)
 class Load:
-    """What every caller asks for. Chat prompts are of about, completion prompts of exactly
-    `prompt_tokens` tokens.
-    """
+    """What every caller asks for; a chat's prompt only comes near `prompt_tokens` tokens."""
 
     url: str
     model: str

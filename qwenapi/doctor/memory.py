@@ -7,15 +7,16 @@ the two. The workspace is an estimate: what an engine takes beside weights and c
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import psutil
 import pynvml
 
 from qwenapi.doctor.check import GIB, Check, failure, gib, ok, warning
-from qwenapi.doctor.model import Dimensions, Weights
 from qwenapi.settings.table import Settings
+from workers.checkpoint.model_config import ModelConfig
+from workers.checkpoint.weights import Weights
 
 CPU_CACHE_FRACTION = 0.25
 CPU_CACHE_BYTES = 4 * GIB
@@ -31,12 +32,13 @@ ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 @dataclass(frozen=True)
 class Room:
-    """Memory an engine may load into: of the machine, or of one or several GPUs."""
+    """Memory that engines load into: of the machine, or of one or several GPUs."""
 
     name: str
     is_gpu: bool
     total: int
     free: int
+    num_engines: int = 1
 
 
 @dataclass(frozen=True)
@@ -67,10 +69,21 @@ class MemoryPlan:
 
 
 def find_room(settings: Settings, num_bytes: int) -> Room:
-    """Return where engines would run, as `device` says; the machine's memory if there is no GPU."""
+    """Return where engines would run, as `device` says; the machine's memory if there is no GPU.
+
+    Several engines take turns on the GPUs, so of these the one that has least for each decides.
+    """
     gpus = [] if settings.device == "cpu" or settings.stub else visible_gpus()
+    num_engines = settings.data_parallel_size
     if not gpus:
-        return machine_room()
+        return replace(machine_room(), num_engines=num_engines)
+    if num_engines > 1:
+        engines = range(num_engines)
+        shared = [
+            replace(gpu, num_engines=len(engines[i :: len(gpus)]))
+            for i, gpu in enumerate(gpus[:num_engines])
+        ]
+        return min(shared, key=lambda gpu: gpu.free / gpu.num_engines)
     if len(gpus) == 1 or num_bytes <= SPREAD_FROM * gpus[0].free:
         return gpus[0]
     # Every layer has as many blocks, so the fullest GPU decides.
@@ -79,7 +92,7 @@ def find_room(settings: Settings, num_bytes: int) -> Room:
     return Room(f"{count} × {smallest.name}", True, smallest.total * count, smallest.free * count)
 
 
-def check_memory(settings: Settings, weights: Weights, of: Dimensions) -> Iterator[Check]:
+def check_memory(settings: Settings, weights: Weights, of: ModelConfig) -> Iterator[Check]:
     """Say what fits where; the first failure is the last check."""
     room = find_room(settings, _weight_bytes(settings, weights, 2, is_gpu=True))
     if settings.device == "cuda" and not room.is_gpu:
@@ -88,7 +101,7 @@ def check_memory(settings: Settings, weights: Weights, of: Dimensions) -> Iterat
         )
         return
     plan = make_plan(settings, weights, of, room)
-    count = settings.data_parallel_size
+    count = room.num_engines
     needed = count * plan.weights
     sizes = f"{gib(plan.weights)} of weights" + (f" for each of {count} engines" * (count > 1))
     if needed > room.free:
@@ -115,21 +128,23 @@ def check_memory(settings: Settings, weights: Weights, of: Dimensions) -> Iterat
     )
 
 
-def make_plan(settings: Settings, weights: Weights, of: Dimensions, room: Room) -> MemoryPlan:
+def make_plan(settings: Settings, weights: Weights, of: ModelConfig, room: Room) -> MemoryPlan:
     """Return what an engine would choose in a room; explicit settings stay as they are."""
     item = ITEM_BYTES[_dtype(settings, room)]
     budget = settings.max_num_batched_tokens or (8192 if room.is_gpu else 512)
     rows = min(settings.max_num_seqs, budget)
     block_size = settings.block_size or (64 if room.is_gpu else 32)
-    block_bytes = 2 * of.num_kv_heads * of.head_dim * item * of.num_layers * block_size
-    wanted = settings.max_model_len or of.context
+    block_bytes = (
+        2 * of.num_key_value_heads * of.head_dim * item * of.num_hidden_layers * block_size
+    )
+    wanted = settings.max_model_len or of.context_length
     weight_bytes = _weight_bytes(settings, weights, item, is_gpu=room.is_gpu)
     workspace = (
         (CUDA_BASE_BYTES if room.is_gpu else CPU_BASE_BYTES)
         + budget * (4 * of.hidden_size + 3 * of.intermediate_size) * item
         + rows * of.vocab_size * 4 * LOGITS_COPIES
     )
-    free = max(0, room.free // settings.data_parallel_size - weight_bytes - workspace)
+    free = max(0, room.free // room.num_engines - weight_bytes - workspace)
     useful = rows * -(-wanted // block_size) + 1
     if settings.num_blocks or settings.kv_cache_gb:
         num_blocks = settings.num_blocks or int(settings.kv_cache_gb * GIB) // block_bytes
@@ -146,7 +161,7 @@ def _weight_bytes(settings: Settings, weights: Weights, item: int, *, is_gpu: bo
     """Return what loaded weights take, about: kernels leave packed linears as they are on disk, of
     which those of experts are an exception; fp8 halves what is not.
     """
-    if is_gpu and weights.is_packed and settings.attention_backend != "torch":
+    if is_gpu and weights.packed and settings.attention_backend != "torch":
         return weights.disk_bytes
     if settings.quantization == "fp8":
         return weights.num_parameters * item // 2
@@ -179,13 +194,13 @@ def machine_room() -> Room:
     return Room("memory", False, min(total, limit), max(0, min(free, limit - used)))
 
 
-def _check_length(settings: Settings, plan: MemoryPlan, of: Dimensions) -> Iterator[Check]:
-    if settings.max_model_len > of.context:
+def _check_length(settings: Settings, plan: MemoryPlan, of: ModelConfig) -> Iterator[Check]:
+    if settings.max_model_len > of.context_length:
         yield failure(
             "context",
             f"max_model_len = {settings.max_model_len}",
-            f"the model ends at {of.context}",
-            f"lower it to {of.context}",
+            f"the model ends at {of.context_length}",
+            f"lower it to {of.context_length}",
         )
     elif plan.num_tokens <= 0 or settings.max_model_len > plan.num_tokens:
         yield failure(

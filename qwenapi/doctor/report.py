@@ -9,18 +9,11 @@ from itertools import chain
 from qwenapi.doctor.check import Check, Outcome, failure, refused
 from qwenapi.doctor.machine import check_machine
 from qwenapi.doctor.memory import check_memory, find_room
-from qwenapi.doctor.model import (
-    Dimensions,
-    check_architecture,
-    check_config,
-    check_tokenizer,
-    check_weights,
-    read_weights,
-)
+from qwenapi.doctor.model import check_config, check_tokenizer, check_weights
 from qwenapi.settings.sources import load, load_profiles
 from qwenapi.settings.table import Settings
-from workers.checkpoint import Checkpoint
-from workers.errors import ConfigError, ExitCode, ModelError
+from workers.checkpoint.checkpoint import Checkpoint
+from workers.errors import ConfigError, ExitCode
 
 _WIDTH = 14
 
@@ -60,13 +53,10 @@ def check_model(settings: Settings, *, with_memory: bool = True) -> Iterator[Che
     try:
         checkpoint = Checkpoint.at(settings.engine_config().model)
         yield check_config(checkpoint)
+        if not settings.stub:
+            yield check_weights(checkpoint, settings.quantization)
         yield from check_tokenizer(checkpoint)
-        if settings.stub:
-            return
-        check_architecture(checkpoint)
-        weights, dimensions = read_weights(checkpoint), Dimensions.of(checkpoint)
-        yield check_weights(checkpoint, weights, dimensions)
-    except ModelError as error:
+    except ConfigError as error:
         yield refused("model", error)
         return
     except OSError as error:
@@ -74,8 +64,8 @@ def check_model(settings: Settings, *, with_memory: bool = True) -> Iterator[Che
         remedy = "mend the file or its permissions"
         yield failure("model", str(error.filename), str(error.strerror), remedy)
         return
-    if with_memory:
-        yield from check_memory(settings, weights, dimensions)
+    if with_memory and not settings.stub:
+        yield from check_memory(settings, checkpoint.weights, checkpoint.config)
 
 
 def _lines(check: Check) -> str:

@@ -1,1 +1,1 @@
-"""The clients of the engines: connections, routing, and replay of what a lost engine had."""
+"""The HTTP side of the engines: clients of their processes, routing, replay of lost requests."""

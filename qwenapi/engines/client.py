@@ -16,7 +16,7 @@ import gevent
 import msgspec
 from gevent.event import Event
 
-from qwenapi.engines.engine_stats import EngineStatsReader
+from qwenapi.engines.engine_stats_reader import EngineStatsReader
 from qwenapi.engines.generation import Beat, Generation
 from qwenapi.engines.link import PING_SECONDS, DeviceMemory, EngineLink
 from qwenapi.engines.mailbox import Mailbox

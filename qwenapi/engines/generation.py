@@ -1,4 +1,4 @@
-"""Generation: one request under way on the engines, its state, and every token it has got.
+"""Generation: one request under way on an engine, below any text: its state and its token ids.
 
 All that a replay needs is here. Refuses to know connections and callers: it speaks to its engine
 through a Link, and to its caller through an EventSink.

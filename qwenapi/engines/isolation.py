@@ -1,8 +1,7 @@
-"""IsolationLock: one HTTP process at a time may have an engine to itself.
+"""IsolationLock: an engine for one HTTP process alone, to test a request suspected of crashes.
 
-It tries a suspect there, a request that may crash engines (see replay.py), while none asks anything
-else of them. A lock on the model half's run directory itself: the kernel releases it on any death,
-and no right to write there is needed. Knows processes, never requests.
+What makes a request a suspect is in replay.py. A lock on the model half's run directory itself: the
+kernel releases it on any death, and no right to write there is needed. Knows processes alone.
 """
 
 import fcntl

@@ -10,7 +10,7 @@ from typing import NamedTuple, Protocol
 
 import gevent
 
-from qwenapi.engines.engine_stats import open_shared_memory
+from qwenapi.engines.engine_stats_reader import open_shared_memory
 from qwenapi.engines.generation import Generation
 from workers.errors import ProtocolError
 from workers.wire.connection import Connection, ConnectionEnded

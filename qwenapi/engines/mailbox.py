@@ -1,4 +1,4 @@
-"""Mailbox: what engines send reaches the greenlet that serves the caller, in batches.
+"""Mailbox: from the engines to the greenlet that serves a caller, all that has come at once.
 
 Wakes that greenlet once for all that has come; tells it, too, that its caller has gone.
 """

@@ -1,1 +1,1 @@
-"""One caller's generation: prompt and parameters in, text out, and callers who leave."""
+"""A caller's generation, above text: prompt and parameters in, text out; callers who leave."""

@@ -52,6 +52,7 @@ class ChatPrompt:
     continues: bool = False
     add_generation_prompt: bool = True
     answer_format: AnswerFormat | None = None
+    max_thought_tokens: int | None = None
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,10 @@ def prepare_chat(tokenizer: Tokenizer, chat: ChatPrompt, options: ChatOptions) -
     )
     thinking: Thinking = thinking_of(prompt.text) if THOUGHT in source else "off"
     grammar = _grammar(tokenizer, chat, allowed, call_format)
+    if chat.max_thought_tokens is not None and thinking != "off":
+        free = Grammar(kind="any", text="")
+        limit = chat.max_thought_tokens
+        grammar = msgspec.structs.replace(grammar or free, max_thought_tokens=limit)
     if grammar is not None:
         grammar = _behind_thought(grammar, thinking, tokenizer)
     return PreparedChat(

@@ -1,4 +1,4 @@
-"""Delta: what is new in one choice of a generation, and deltas put together again."""
+"""Delta: the new text of one choice, and joining deltas into whole choices."""
 
 import itertools
 from collections.abc import Iterable, Sequence

@@ -1,4 +1,4 @@
-"""GenerationRequest: what to ask of the engines for one caller."""
+"""GenerationRequest: what one caller wants of the engines: prompts, parameters, how text ends."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field

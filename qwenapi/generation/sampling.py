@@ -15,6 +15,9 @@ from workers.wire.protocol import ModelCard, SamplingParams
 
 Clamped = Mapping[str, int | float]
 
+# What front ends send for "no seed", as vLLM and llama.cpp take it.
+ANY_SEED = -1
+
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingRequest:
@@ -41,13 +44,17 @@ class SamplingRequest:
     priority: int | None = None
     stream: bool = False
     include_usage: bool = False
+    continuous_usage: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class RequestDefaults:
-    """What a profile fills in where a request is silent; `max_tokens` at most the room left."""
+    """What a profile fills in where a request is silent; `max_tokens` at most the room left, None:
+    that. `has_model_defaults`: what is None is generation_config.json's to say.
+    """
 
-    max_tokens: int = 4096
+    max_tokens: int | None = None
+    has_model_defaults: bool = True
     temperature: float | None = None
     top_p: float | None = None
     top_k: int | None = None
@@ -55,10 +62,11 @@ class RequestDefaults:
     repetition_penalty: float | None = None
 
 
-def defaults_of(settings: Settings) -> RequestDefaults:
-    """Return a profile's defaults."""
+def defaults_of(settings: Settings, max_tokens: int = 0) -> RequestDefaults:
+    """Return a profile's defaults; `max_tokens` where its settings have none, 0: the room left."""
     return RequestDefaults(
-        max_tokens=settings.defaults_max_tokens or RequestDefaults.max_tokens,
+        max_tokens=settings.defaults_max_tokens or max_tokens or None,
+        has_model_defaults=settings.generation_config == "auto",
         temperature=settings.defaults_temperature,
         top_p=settings.defaults_top_p,
         top_k=settings.defaults_top_k,
@@ -100,7 +108,7 @@ def engine_params(
         presence_penalty=request.presence_penalty,
         frequency_penalty=request.frequency_penalty,
         logit_bias=dict(request.logit_bias),
-        seed=new_seed() if request.seed is None else request.seed,
+        seed=new_seed() if request.seed in (None, ANY_SEED) else request.seed,
         stop_token_ids=request.stop_token_ids,
         ignore_eos=request.ignore_eos,
         logprobs=request.logprobs,
@@ -129,10 +137,7 @@ def _room(prompt_tokens: int, card: ModelCard) -> int:
         raise BadRequest("The prompt is empty: it holds no token.", param="prompt")
     room = card.max_model_len - prompt_tokens
     if room < 1:
-        raise ContextLengthExceeded(
-            f"The model's context is {card.max_model_len} tokens, the prompt has {prompt_tokens}. "
-            "Shorten it so that at least one token is left for the answer."
-        )
+        raise ContextLengthExceeded(card.max_model_len, prompt_tokens)
     return room
 
 
@@ -140,7 +145,7 @@ def _lengths(
     request: SamplingRequest, room: int, defaults: RequestDefaults
 ) -> tuple[int, int, dict[str, int | float]]:
     wanted = defaults.max_tokens if request.max_tokens is None else request.max_tokens
-    max_tokens = min(wanted, room)
+    max_tokens = room if wanted is None else min(wanted, room)
     min_tokens = min(request.min_tokens, max_tokens)
     clamped: dict[str, int | float] = {}
     if request.max_tokens is not None and max_tokens < request.max_tokens:
@@ -168,8 +173,10 @@ def _check_against(card: ModelCard, request: SamplingRequest) -> None:
 def _filter(request: SamplingRequest, card: ModelCard, defaults: RequestDefaults) -> _Filter:
     """Return fields with defaults in the engine's terms: top_k 0 is off, top_p 0 the best token."""
 
+    models = card.generation_config if defaults.has_model_defaults else {}
+
     def first(name: str, neutral: float) -> float:
-        ranked = getattr(request, name), getattr(defaults, name), card.generation_config.get(name)
+        ranked = getattr(request, name), getattr(defaults, name), models.get(name)
         return next((value for value in ranked if value is not None), neutral)
 
     top_p = first("top_p", 1.0)

@@ -1,8 +1,8 @@
-"""GenerationStream: one caller's generation on its way, tokens of all its choices in, text out.
+"""GenerationStream: what one caller is given: token ids of all its choices in, text out.
 
 Knows engines by EngineClient, text by TextStream, and its RequestMetrics; refuses to know any
-dialect. Whatever ends a stream, `close` frees what it holds in the engines and settles its metrics;
-calling it twice does no harm.
+interface. Whatever ends a stream, `close` frees what it holds in the engines and settles its
+metrics; calling it twice does no harm.
 """
 
 import itertools

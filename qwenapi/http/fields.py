@@ -3,11 +3,16 @@
 A number in quotes is a string, `true` is no number.
 """
 
+from abc import abstractmethod
+from collections.abc import Iterator
 from typing import Any
 
 from marshmallow import ValidationError, fields, validate
 
 MISSING = "is required"
+
+# A place in a body: ("messages", 0, "content").
+Path = tuple[str | int, ...]
 
 
 class StrictInteger(fields.Integer):
@@ -60,44 +65,52 @@ class StrictBoolean(fields.Boolean):
 
 
 class StrictString(fields.String):
-    """A string of at most `max_chars` characters."""
+    """A string of at most `max_chars` characters; None: as many as the body may have."""
 
-    def __init__(self, max_chars: int, **kwargs: Any) -> None:
-        claim = f"must be a string of at most {max_chars} characters"
+    def __init__(self, max_chars: int | None, **kwargs: Any) -> None:
+        claim = "must be a string"
+        if max_chars is not None:
+            claim += f" of at most {max_chars} characters"
+            kwargs["validate"] = validate.Length(max=max_chars, error=claim)
+        super().__init__(error_messages={"invalid": claim, "required": MISSING}, **kwargs)
+
+
+class StrictChoice(fields.String):
+    """One of a few words."""
+
+    def __init__(self, *words: str, **kwargs: Any) -> None:
+        claim = f"must be one of {', '.join(words)}"
         super().__init__(
-            validate=validate.Length(max=max_chars, error=claim),
+            validate=validate.OneOf(words, error=claim),
             error_messages={"invalid": claim, "required": MISSING},
             **kwargs,
         )
 
 
-class OneOf(fields.Field[str]):
-    """One of a few strings."""
+class Composite(fields.Field[Any]):
+    """A field with objects inside that no schema describes: it says itself what it leaves out."""
 
-    def __init__(self, *values: str, **kwargs: Any) -> None:
-        self._values = values
-        self.json_schema: dict[str, Any] = {"enum": list(values)}
-        super().__init__(**kwargs)
-
-    def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> str:
-        if isinstance(value, str) and value in self._values:
-            return value
-        raise ValidationError(f"must be one of {', '.join(self._values)}")
+    @abstractmethod
+    def unknown(self, value: Any) -> Iterator[Path]:
+        """Yield the places inside `value`, whatever that is, of fields that are not known."""
 
 
-class Neutral(fields.Field[Any]):
-    """A field whose feature does not exist yet; only values that ask for nothing pass."""
+class Neutral:
+    """A field whose feature does not exist yet; only values that ask for nothing pass, and null."""
 
-    def __init__(self, *values: Any, feature: str, **kwargs: Any) -> None:
+    def __init__(self, *values: Any, feature: str) -> None:
         self._values = values
         self.json_schema: dict[str, Any] = {"enum": list(values)} if values else {"not": {}}
-        self._claim = f"asks for {feature}, which this server does not support"
-        super().__init__(**kwargs)
+        self.claim = f"asks for {feature}, which this server does not support"
 
-    def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> Any:
-        if any(type(value) is type(known) and value == known for known in self._values):
-            return value
-        raise ValidationError(self._claim)
+    def accepts(self, value: Any) -> bool:
+        return any(_is_same(value, known) for known in self._values)
+
+
+def _is_same(value: Any, known: Any) -> bool:
+    """Return whether two values are the same in JSON: 1 and 1.0 are, 1 and true are not."""
+    kinds = {type(value), type(known)}
+    return value == known and (len(kinds) == 1 or kinds == {int, float})
 
 
 def _claim(kind: str, low: float | None, high: float | None) -> str:

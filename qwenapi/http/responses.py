@@ -1,27 +1,30 @@
-"""JSON responses, and X-Ignored; where else response headers are set.
+"""JSON responses and X-Ignored, and the index of every place that sets a response header.
 
-What may change a response header:
-
-    here                      Content-Type; X-Ignored: fields that an older interface left out
-    sse.py                    Cache-Control and X-Accel-Buffering of streams
-    views in api/             X-Clamped: values that were cut; Retry-After, no-store in api/ops/
-    errors.py                 Retry-After and retry-after-ms, Allow, WWW-Authenticate of refusals
-    request_context/auth.py   x-ratelimit-*, made in keys/rate_limit.py
+    here                      Content-Type; X-Ignored's text, which app.py sends
+    http/sse.py               Cache-Control, X-Accel-Buffering of streams
+    generation/sampling.py    X-Clamped's text, which api/openai/ and api/generate/ send
+    api/ops/views.py          Cache-Control, Retry-After, Vary; Location of `/`
+    errors.py                 Retry-After, retry-after-ms, WWW-Authenticate of refusals
+    keys/rate_limit.py        x-should-retry of refusals; x-ratelimit-*, which
+                              request_context/auth.py puts on every answer to a key with limits
     request_context/cors.py   Access-Control-*, Vary
-    app.py                    X-Request-Id
-    web/, openapi/views.py    Content-Security-Policy, ETag and caching of web pages
+    app.py                    X-Request-Id, X-Ignored; Allow of refused methods
+    web/, openapi/views.py    Content-Security-Policy, X-Content-Type-Options, Referrer-Policy,
+                              Cache-Control, ETag of web pages; Location of their folders
     serving/fast_worker.py    all headers of answers to what is no HTTP
+
+Flask adds Allow to answers to OPTIONS; gunicorn Server, Date, Connection, Transfer-Encoding.
 """
 
 import re
-from collections.abc import Container, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import orjson
 from flask import Response
 
-MAX_SHOWN = 16
-_HEADER_SAFE = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+MAX_IGNORED_BYTES = 1024
+_HEADER_SAFE = re.compile(r"[A-Za-z0-9_.\[\]-]{1,128}")
 
 
 def json_response(
@@ -31,10 +34,15 @@ def json_response(
     return Response(orjson.dumps(body), status, dict(headers or {}), mimetype="application/json")
 
 
-def ignored_header(body: Mapping[str, Any], known: Container[str]) -> dict[str, str]:
-    """Return `X-Ignored` with the fields an older interface leaves out, if there are any.
+def ignored_header(paths: Iterable[str]) -> dict[str, str]:
+    """Return `X-Ignored` with the places of fields that were left out, if there are any.
 
-    Only names that may stand in a header are shown, and not more than a handful.
+    Only what may stand in a header is shown, and whole places, until the header is full.
     """
-    names = [name for name in body if name not in known and _HEADER_SAFE.fullmatch(name)]
-    return {"X-Ignored": ", ".join(names[:MAX_SHOWN])} if names else {}
+    shown = ""
+    for path in filter(_HEADER_SAFE.fullmatch, paths):
+        longer = f"{shown}, {path}" if shown else path
+        if len(longer) > MAX_IGNORED_BYTES:
+            break
+        shown = longer
+    return {"X-Ignored": shown} if shown else {}

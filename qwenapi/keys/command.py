@@ -103,7 +103,10 @@ def _add_key_flags(parser: argparse.ArgumentParser) -> None:
         help="what it opens, several times (default: inference and conversations)",
     )
     limits = {"rpm": "requests a minute", "tpm": "tokens a minute, prompts and answers"}
-    limits |= {"concurrent": "requests that run at once", "queued": "requests that wait to run"}
+    limits |= {
+        "concurrent": "requests that run at once, whatever their n",
+        "queued": "requests that wait to run",
+    }
     for name, help in limits.items():
         default = {"concurrent": KeyLimits().concurrent, "queued": KeyLimits().queued}.get(name, 0)
         parser.add_argument(

@@ -1,4 +1,4 @@
-"""KeyUsage: what each key uses, in memory that all HTTP processes of a half share.
+"""KeyUsage: what each key uses, in memory that all processes of one HTTP half share.
 
     slot 0   per key: its id, and until when its minute's requests and tokens are used up
     slot 1…  one per process, per key: requests that run, that wait, and since when the first waits

@@ -1,6 +1,10 @@
 """Metrics: what has become of every request, in shared memory, and the reports of it.
 
-How to add one. Of requests: a field in layout.py, counted by RequestMetrics in store.py, shown by
-prometheus.py (and report.py). Of an engine: a field of EngineStats in workers/engine_core.py and of
-the layout in workers/wire/engine_stats.py, published by workers/worker/, shown by prometheus.py.
+How to add one, by what it is of; prometheus.py shows it, report.py what the JSON reports have:
+
+    a request         a field of PROFILE in layout.py, counted by RequestMetrics in store.py
+    an HTTP process   a field of SLOT in layout.py, written in store.py, gathered in snapshot.py
+    an engine         a field of EngineStats, a counter also in ENGINE_COUNTERS, both in
+                      workers/wire/engine_stats.py; its value in workers/engine/engine.py and
+                      workers/worker/stub.py
 """

@@ -1,4 +1,4 @@
-"""Layout of the metrics store: a slot's counters, its histograms, its ring of records.
+"""Which numbers the metrics store holds: a slot's counters, its histograms, its ring of records.
 
 One slot a process, in memory that all HTTP processes share. Counters and histograms are of each
 profile, records of the last successful requests; durations are nanoseconds. Of a request only five
@@ -121,9 +121,7 @@ def fold(values: "list[int] | memoryview[int]", num_profiles: int) -> None:
 def in_order(
     records: Sequence[Sequence[int]], written_before: int, written_after: int
 ) -> list[int]:
-    """Return the places of whole records, oldest first, given how many were written in all before
-    and after they were read.
-    """
+    """Return where whole records lie, oldest first; `written_*`: before and after the reading."""
     # The record after the last counted one may have been half written.
     oldest = max(0, written_after + 1 - len(records))
     return [number % len(records) for number in range(oldest, written_before)]

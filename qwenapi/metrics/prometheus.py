@@ -1,4 +1,4 @@
-"""Metrics as Prometheus reads them: the news document's four gauges, ours, vLLM's names.
+"""Metrics as Prometheus reads them: four gauges of the document of profile `news`, ours, vLLM's.
 
 A collector over one MetricsReading; it keeps nothing between two scrapes. What vLLM counts for an
 engine has its label `engine`; what is only known of the whole HTTP half has `model_name` alone.
@@ -163,6 +163,13 @@ ENGINE_FIGURES = tuple(
             "vllm:spec_decode_num_accepted_tokens",
             "Drafted tokens that were right.",
             _field("accepted_tokens"),
+        ),
+        (
+            "counter",
+            "qwenapi_engine_nonfinite_logits",
+            "",
+            "Requests that failed because their logits were NaN or infinite.",
+            _field("nonfinite_logits"),
         ),
         (
             "counter",

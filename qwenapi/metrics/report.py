@@ -1,4 +1,4 @@
-"""Metrics as the JSON reports of the news document: its keys, order and rounding. Pure.
+"""The JSON reports as the document of profile `news` has them: its keys, order, rounding. Pure.
 
 Every number is there and is a number, also before the first request. Percentiles, means and
 throughput are of the last successful requests, `sample_size` of them; the rest is of all.

@@ -1,8 +1,7 @@
 """Log lines of the HTTP half: console or JSON, one for each request, never content.
 
-A line says where an exception came from and not its words, which may hold a caller's text. Whatever
-else a caller sent (there is little) cannot end a line, colour a terminal, or make a line longer
-than MAX_LINE_BYTES.
+A line says where an exception came from and not its words, which may hold a caller's text. What
+else a caller sent (little) cannot end a line, colour a terminal, or exceed MAX_LINE_BYTES.
 """
 
 import logging
@@ -127,5 +126,11 @@ def _to_json(event: dict[str, Any]) -> str:
 
 
 def _to_console() -> Callable[[dict[str, Any]], str]:
+    """Return what writes a line for people: it says nothing of what is empty."""
     renderer = structlog.dev.ConsoleRenderer(colors=False, pad_event_to=0)
-    return lambda event: str(renderer(None, "", event))
+
+    def render(event: dict[str, Any]) -> str:
+        told = {key: value for key, value in event.items() if value is not None and value != ""}
+        return str(renderer(None, "", told))
+
+    return render

@@ -30,10 +30,24 @@ def _ref(name: str) -> JsonSchema:
     return {"$ref": f"#/components/schemas/{name}"}
 
 
-_HEAD = {"id": TEXT, "object": TEXT, "created": WHOLE, "model": TEXT}
+_HEAD = {
+    "id": TEXT,
+    "object": TEXT,
+    "created": WHOLE,
+    "model": TEXT,
+    "system_fingerprint": TEXT,
+}
 _TOKEN = _object({"token": TEXT, "logprob": NUMBER, "bytes": _list(WHOLE)})
+_REFUSAL: JsonSchema = {"type": "null"}
 _CHAT_LOGPROBS = _object(
-    {"content": _list({"allOf": [_TOKEN, _object({"top_logprobs": _list(_TOKEN)})]})}
+    {
+        "content": _list({"allOf": [_TOKEN, _object({"top_logprobs": _list(_TOKEN)})]}),
+        "refusal": _REFUSAL,
+    },
+    "refusal",
+)
+_MESSAGE = _object(
+    {"role": {"const": "assistant"}, "content": TEXT, "refusal": _REFUSAL}, "refusal"
 )
 _COMPLETION_LOGPROBS = _object(
     {
@@ -63,7 +77,7 @@ BODIES: dict[str, JsonSchema] = {
                 _object(
                     {
                         "index": WHOLE,
-                        "message": _object({"role": {"const": "assistant"}, "content": TEXT}),
+                        "message": _MESSAGE,
                         "logprobs": _or_null(_CHAT_LOGPROBS),
                         "finish_reason": _FINISH,
                     },
@@ -71,7 +85,8 @@ BODIES: dict[str, JsonSchema] = {
                 )
             ),
             "usage": _ref("Usage"),
-        }
+        },
+        "system_fingerprint",
     ),
     "Completion": _object(
         {
@@ -88,26 +103,21 @@ BODIES: dict[str, JsonSchema] = {
                 )
             ),
             "usage": _ref("Usage"),
-        }
+        },
+        "system_fingerprint",
     ),
-    "ModelList": _object(
+    "Model": _object(
         {
-            "object": {"const": "list"},
-            "data": _list(
-                _object(
-                    {
-                        "id": TEXT,
-                        "object": {"const": "model"},
-                        "created": WHOLE,
-                        "owned_by": TEXT,
-                        "root": TEXT,
-                        "parent": {"type": "null"},
-                        "max_model_len": WHOLE,
-                    }
-                )
-            ),
+            "id": TEXT,
+            "object": {"const": "model"},
+            "created": WHOLE,
+            "owned_by": TEXT,
+            "root": TEXT,
+            "parent": {"type": "null"},
+            "max_model_len": WHOLE,
         }
     ),
+    "ModelList": _object({"object": {"const": "list"}, "data": _list(_ref("Model"))}),
     "GeneratedTexts": _object({"generated_texts": _list(TEXT), "parameters": {"type": "object"}}),
     "GeneratedCode": _object({"status": {"const": "success"}, "result": TEXT}),
     "Conversation": _object(

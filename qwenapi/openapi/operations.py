@@ -11,7 +11,7 @@ from qwenapi.api.openai.schemas import ChatSchema, CompletionSchema
 JSON, FORM = "application/json", "application/x-www-form-urlencoded"
 EVENTS, TEXT = "text/event-stream", "text/plain"
 
-_TAKES_A_BODY = (400, 411, 413, 415, 422)
+_TAKES_A_BODY = (400, 413, 415, 422)
 _GENERATES = (*_TAKES_A_BODY, 429, 500, 503)
 KEY_ERRORS = (401, 403)
 
@@ -46,6 +46,7 @@ OPERATIONS: dict[str, Operation] = {
         errors=(*_GENERATES, 404),
     ),
     "GET /v1/models": Operation(tag="openai", body="ModelList", errors=(503,)),
+    "GET /v1/models/{model}": Operation(tag="openai", body="Model", errors=(404, 503)),
     "POST /generate": Operation(
         tag="generate", schema=GenerateSchema, body="GeneratedTexts", errors=_GENERATES
     ),

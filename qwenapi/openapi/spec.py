@@ -15,7 +15,7 @@ from apispec.ext.marshmallow.common import resolve_schema_cls
 from marshmallow import Schema, fields
 
 from qwenapi import __version__
-from qwenapi.http.schemas import LenientSchema
+from qwenapi.http.schemas import StrictSchema
 from qwenapi.openapi.bodies import BODIES, ERROR_BODIES, JsonSchema
 from qwenapi.openapi.operations import ALIASES, EVENTS, JSON, KEY_ERRORS, OPERATIONS, Operation
 from qwenapi.settings.profile import Profiles
@@ -67,7 +67,7 @@ def build_spec(addresses: Iterable[str], profiles: Profiles) -> dict[str, Any]:
         )
     document: dict[str, Any] = spec.to_dict()
     for name, schema in schemas.items():
-        _close(document["components"]["schemas"][name], schema)
+        _close(document["components"]["schemas"][name], schema, words)
     return document
 
 
@@ -123,13 +123,18 @@ def _described(field: fields.Field[Any], words: dict[str, list[str]]) -> JsonSch
     return {"description": _both(words[name])} if name in words else {}
 
 
-def _close(component: JsonSchema, schema: type[Schema]) -> None:
-    """Say what marshmallow knows and the plugin does not: what else a body may hold, and nulls."""
-    component["additionalProperties"] = issubclass(schema, LenientSchema)
+def _close(component: JsonSchema, schema: type[Schema], words: dict[str, Any]) -> None:
+    """Say what the plugin does not know of: nulls, what is refused, and what is ignored."""
+    component["additionalProperties"] = True
     for name in component["properties"].keys() - set(component.get("required", ())):
         described = component["properties"][name]
-        words = {"description": described.pop("description")} if "description" in described else {}
-        component["properties"][name] = {"anyOf": [described, {"type": "null"}]} | words
+        kept = {"description": described.pop("description")} if "description" in described else {}
+        component["properties"][name] = {"anyOf": [described, {"type": "null"}]} | kept
+    unsupported = schema.unsupported if issubclass(schema, StrictSchema) else {}
+    for name, field in unsupported.items():
+        said = _both(words["fields"].get(name, words["unsupported"]["field"]))
+        allowed = {"anyOf": [field.json_schema, {"type": "null"}], "description": said}
+        component["properties"][name] = allowed
 
 
 def _both(words: list[str]) -> str:

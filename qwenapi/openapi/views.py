@@ -1,5 +1,7 @@
 """Views of `/openapi.json`, and of `/docs/`, a web page that shows it."""
 
+import re
+
 from flask import Blueprint, Response, current_app
 
 from qwenapi.http.responses import json_response
@@ -43,7 +45,7 @@ def _addresses() -> list[str]:
     """Return the documented addresses among those this application answers."""
     found = []
     for rule in current_app.url_map.iter_rules():
-        path = rule.rule.replace("<", "{").replace(">", "}")
+        path = re.sub(r"<(?:\w+:)?(\w+)>", r"{\1}", rule.rule)
         for method in (rule.methods or set()) - {"HEAD", "OPTIONS"}:
             if f"{method} {ALIASES.get(path, path)}" in OPERATIONS:
                 found.append(f"{method} {path}")

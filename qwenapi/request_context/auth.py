@@ -3,8 +3,7 @@
 Everybody is where no keys are asked for, else the holder of a key whose scopes name what is asked.
 Nothing is answered without a key but what PUBLIC lists, wrong addresses and methods included; a
 route whose scope nobody has written down needs `admin`. Also chooses the profile of an address,
-and with it the words (the error dialect) in which any refusal is put. The keys themselves are in
-keys/.
+and with it the error dialect of any refusal. The keys themselves are in keys/.
 """
 
 from functools import cache
@@ -57,12 +56,14 @@ def scope_of(rule: str) -> Scope:
 
 
 def presented_key(headers: Headers) -> str:
-    """Return the key that a request presents; empty for none, several, or what can be no key."""
+    """Return the key that a request presents, in one header or the same in both; empty for none,
+    different ones, or what can be no key.
+    """
     found = [value.strip() for value in headers.getlist("X-Api-Key")]
     for value in headers.getlist("Authorization"):
         scheme, _, credentials = value.partition(" ")
         found.append(credentials.strip() if scheme.lower() == "bearer" else "")
-    key = found[0] if len(found) == 1 else ""
+    key = found[0] if len(set(found)) == 1 else ""
     return key if key.isascii() and len(key) <= MAX_PRESENTED_BYTES else ""
 
 

@@ -3,13 +3,24 @@
 No credentials, ever.
 """
 
+import re
+
 from flask import Flask, Response, request
 
 from qwenapi.request_context.current_request import current_profile
 from qwenapi.request_context.services import services
 
-EXPOSED = "X-Request-Id, X-Clamped, Retry-After"
+EXPOSED = ", ".join(
+    """
+    X-Request-Id X-Clamped X-Ignored Retry-After retry-after-ms x-should-retry
+    x-ratelimit-limit-requests x-ratelimit-remaining-requests x-ratelimit-reset-requests
+    x-ratelimit-limit-tokens x-ratelimit-remaining-tokens x-ratelimit-reset-tokens
+    """.split()
+)
+# Granted where a page does not say what it will send.
+USUAL = "Authorization, Content-Type, X-Api-Key, X-Request-Id"
 MAX_AGE_SECONDS = 600
+_HEADER_NAMES = re.compile(r"[\w!#$%&'*+.^`|~, \t-]+", re.ASCII)
 
 
 def register(app: Flask) -> None:
@@ -27,12 +38,16 @@ def _preflight() -> Response | None:
     response = Response(status=204)
     response.headers["Access-Control-Allow-Origin"] = origin
     response.headers["Access-Control-Allow-Methods"] = "GET, POST, DELETE"
-    response.headers["Access-Control-Allow-Headers"] = (
-        "Authorization, Content-Type, X-Api-Key, X-Request-Id"
-    )
+    response.headers["Access-Control-Allow-Headers"] = _granted()
     response.headers["Access-Control-Max-Age"] = str(MAX_AGE_SECONDS)
-    response.vary.add("Origin")
+    response.vary.update(("Origin", "Access-Control-Request-Headers"))
     return response
+
+
+def _granted() -> str:
+    """Return the headers a page may send: those it asks for, whatever its library calls them."""
+    asked = request.headers.get("Access-Control-Request-Headers", "").strip()
+    return asked if _HEADER_NAMES.fullmatch(asked) else USUAL
 
 
 def _allow(response: Response) -> Response:

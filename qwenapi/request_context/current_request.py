@@ -1,6 +1,7 @@
 """What the current request is: its profile and key, its stream and metrics, all in Flask's `g`."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from flask import g, request
 
@@ -9,6 +10,7 @@ from qwenapi.errors import ApiError
 from qwenapi.generation.request import GenerationRequest
 from qwenapi.generation.sampling import Clamped, SamplingRequest, defaults_of, engine_params
 from qwenapi.generation.stream import GenerationStream
+from qwenapi.http.schemas import RequestSchema, ignored_fields, load_request, refuse_unknown
 from qwenapi.keys import Key
 from qwenapi.metrics.store import RequestMetrics
 from qwenapi.request_context.services import services
@@ -47,17 +49,33 @@ def count_post() -> None:
         count_request()
 
 
+def load_body(schema: RequestSchema, body: dict[str, Any]) -> Any:
+    """Return the value of the current request's body. What the schema does not know is refused
+    where the profile says so, else ignored, counted in the log and named in the answer.
+    """
+    if current_profile().unknown_fields == "refuse":
+        refuse_unknown(schema, body)
+    g.ignored = list(ignored_fields(schema, body))
+    if g.ignored:
+        g.log.add(ignored_fields=len(g.ignored))
+    return load_request(schema, body)
+
+
 def generation_request(
     ask: SamplingRequest,
     prompts: Sequence[list[int]],
     card: ModelCard,
-    grammar: Grammar | None = None,
+    max_tokens: int = 0,
     *,
+    grammar: Grammar | None = None,
     by_token: bool = False,
 ) -> tuple[GenerationRequest, Clamped]:
-    """Return what to ask of the engines for the current request, and what had to be cut for it."""
+    """Return what to ask of the engines for the current request, and what had to be cut for it.
+
+    `max_tokens` is for a request without, where no setting has it either; 0: the room left.
+    """
     profile = current_profile()
-    defaults = defaults_of(profile.settings)
+    defaults = defaults_of(profile.settings, max_tokens)
     cut: dict[str, int | float] = {}
     asked = []
     for ids in prompts:

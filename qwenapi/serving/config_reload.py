@@ -1,4 +1,4 @@
-"""ConfigReload: settings read anew for a reload, by a process of their own.
+"""ConfigReload: step 1 of a reload, the settings read anew by a process of its own.
 
 It runs the code that lies on disk at that moment, as the server it is for will; and the supervisor
 never waits for a tokenizer to load.

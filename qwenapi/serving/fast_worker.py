@@ -1,9 +1,15 @@
-"""FastWorker: gunicorn's gevent worker that streams cheaply, refuses in JSON and ends well."""
+"""FastWorker: gunicorn's gevent worker that streams cheaply, refuses in JSON and ends well.
+
+It waits for nobody for ever (patience.py), and an address has only so many of its connections.
+"""
 
 import errno
+import ipaddress
 import logging
 import socket
 import time
+from collections import Counter
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import gevent.socket
@@ -11,17 +17,47 @@ import orjson
 from gunicorn.http import errors
 from gunicorn.workers.ggevent import GeventWorker
 
+from qwenapi.serving import fast_chunks
+from qwenapi.serving.patience import Patience
+
 log = logging.getLogger(__name__)
 
-LINGER_SECONDS, LINGER_READS = 0.5, 64
+LINGER_SECONDS = 0.5
+REST_READ_BYTES = 65536
 # What still runs so long before the end of the drain is told so: gunicorn's end is a SIGKILL.
 FAREWELL_SECONDS = 5.0
 
 
 class FastSocket(gevent.socket.socket):
-    """A gevent socket whose sendall first tries one plain send, as a token nearly always fits."""
+    """A gevent socket whose sendall first tries one plain send, as a token nearly always fits, and
+    whose recv finds the end of the stream once its other end has been waited for long enough.
+    """
 
-    __slots__ = ()
+    __slots__ = ("patience",)
+
+    def __init__(self, taken: gevent.socket.socket, patience: Patience) -> None:
+        """Take over another socket's connection."""
+        super().__init__(fileno=taken.detach())
+        self.patience = patience
+
+    def recv(self, size: int, flags: int = 0) -> bytes:
+        if flags:  # a look at what has come (generation/disconnect.py)
+            return bytes(super().recv(size, flags))
+        left = self.patience.seconds_left
+        if left <= 0:
+            self.patience.give_up()
+            return b""
+        kept = self.gettimeout()
+        self.settimeout(left)
+        try:
+            data = bytes(super().recv(size))
+        except TimeoutError:
+            self.patience.give_up()
+            return b""
+        finally:
+            self.settimeout(kept)
+        self.patience.hear(len(data))
+        return data
 
     def sendall(self, data: bytes, flags: int = 0) -> None:
         try:
@@ -46,25 +82,43 @@ class FastWorker(GeventWorker):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._idle: set[Any] = set()
+        self._num_open: Counter[str] = Counter()
         self._farewell_at: float | None = None
 
+    def timeout_ctx(self) -> AbstractContextManager[None]:
+        """Leave it to each connection's patience how long a request is waited for."""
+        return nullcontext()
+
     def handle(self, listener: Any, client: Any, addr: Any) -> None:
-        if type(client) is gevent.socket.socket:
-            client.__class__ = FastSocket
-        self._idle.add(client)
+        sock = FastSocket(client, Patience(self.app.patience_limits))
+        origin, limit = _origin(addr), self.app.connections_per_address
+        if origin and 0 < limit <= self._num_open[origin]:
+            message = "Too many connections are open from this address. Close some, or keep them."
+            _refuse(sock, 429, "Too Many Requests", message)
+            sock.close()
+            return
+        self._num_open[origin] += 1
+        self._idle.add(sock)
         try:
-            super().handle(listener, client, addr)
+            super().handle(listener, sock, addr)
         finally:
-            self._idle.discard(client)
+            self._idle.discard(sock)
+            self._num_open[origin] -= 1
+            if not self._num_open[origin]:
+                del self._num_open[origin]
 
     def handle_request(self, listener_name: Any, req: Any, sock: Any, addr: Any) -> None:
         self._idle.discard(sock)
-        # gunicorn has no limit of its own for a body that does not come or an answer nobody takes.
-        sock.settimeout(self.app.socket_timeout)
+        # gunicorn has no limit of its own for an answer nobody takes.
+        sock.settimeout(self.app.patience_limits.silence)
+        sock.patience.await_body()
+        fast_chunks.install(req)
         try:
             super().handle_request(listener_name, req, sock, addr)
         finally:
+            _read_rest(req, sock)
             sock.settimeout(None)
+            sock.patience.await_request()
             self._idle.add(sock)
             if not self.alive:
                 _stop_reading(sock)
@@ -76,21 +130,7 @@ class FastWorker(GeventWorker):
             log.error("a connection failed", exc_info=exc)
         else:
             log.info("refused bytes that are no request: %s", type(exc).__name__)
-        error = {
-            "message": f"{reason}.",
-            "type": "server_error" if status == 500 else "invalid_request_error",
-            "param": None,
-            "code": None,
-        }
-        body = orjson.dumps({"error": error})
-        head = (
-            f"HTTP/1.1 {status} {reason}\r\nConnection: close\r\nContent-Type: application/json\r\n"
-        )
-        try:
-            client.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
-            _linger(client)
-        except OSError:
-            pass
+        _refuse(client, status, reason, f"{reason}.")
 
     def handle_exit(self, sig: Any, frame: Any) -> None:
         super().handle_exit(sig, frame)
@@ -98,9 +138,7 @@ class FastWorker(GeventWorker):
             _stop_reading(sock)
 
     def handle_winch(self, sig: Any, frame: Any) -> None:
-        """Say from now on that this server is not ready: gunicorn has no other use for the signal
-        here, and its arbiter ignores it.
-        """
+        """Say from now on that this server is not ready; gunicorn has no use for SIGWINCH here."""
         self.app.discourage()
 
     def notify(self) -> None:
@@ -124,13 +162,46 @@ def _protocol_status(exc: BaseException) -> tuple[int, str]:
     )
 
 
+def _refuse(sock: Any, status: int, reason: str, message: str) -> None:
+    """Answer in OpenAI's words on a connection that is closed afterwards."""
+    kinds = {429: "rate_limit_error", 500: "server_error"}
+    error = {"message": message, "type": kinds.get(status, "invalid_request_error")}
+    body = orjson.dumps({"error": error | {"param": None, "code": None}})
+    head = f"HTTP/1.1 {status} {reason}\r\nConnection: close\r\nContent-Type: application/json\r\n"
+    try:
+        sock.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+        _linger(sock)
+    except OSError:
+        pass
+
+
+def _origin(addr: Any) -> str:
+    """Return whose connections are counted together: an address, of IPv6 a network of 64 bits, as
+    one customer has; empty for a Unix socket.
+    """
+    host = str(addr[0]) if isinstance(addr, tuple) else ""
+    if ":" not in host:
+        return host
+    address = ipaddress.IPv6Address(host.partition("%")[0])
+    return str(address.ipv4_mapped or ipaddress.IPv6Network((int(address) >> 64 << 64, 64)))
+
+
+def _read_rest(req: Any, sock: FastSocket) -> None:
+    """Read what is left of a body, for a moment: what cannot be read ends the connection."""
+    sock.patience.await_rest()
+    try:
+        while req.body.read(REST_READ_BYTES):
+            pass
+    except (errors.ParseException, OSError):
+        sock.patience.give_up()
+
+
 def _linger(sock: Any) -> None:
     """Read what is still coming, for a moment: closing before would reset our own answer away."""
     sock.shutdown(socket.SHUT_WR)
-    sock.settimeout(LINGER_SECONDS)
-    for _ in range(LINGER_READS):
-        if not sock.recv(65536):
-            return
+    sock.patience.await_rest(LINGER_SECONDS)
+    while sock.recv(REST_READ_BYTES):
+        pass
 
 
 def _stop_reading(sock: Any) -> None:

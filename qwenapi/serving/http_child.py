@@ -2,8 +2,7 @@
 
 The supervisor owns the socket, which outlives every arbiter, so a restart refuses nobody: callers
 wait in its backlog. What the server needs travels as one JSON line over the pipe that also ties its
-life to the supervisor's; over a second pipe it reports, one JSON line each: `beat`, `up` of each
-worker, `failed`.
+life to the supervisor's; over a second pipe come its reports: `beat`, each worker's `up`, `failed`.
 """
 
 import os

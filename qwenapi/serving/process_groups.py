@@ -1,4 +1,4 @@
-"""HttpHalf and ModelHalf: the processes of each half, and how they are reloaded."""
+"""HttpHalf and ModelHalf: the processes of a half, made at its start and in step 2 of a reload."""
 
 import argparse
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from qwenapi.serving.listener import listen
 from qwenapi.serving.startup_config import StartupConfig
 from qwenapi.settings.table import Settings
 from workers.cpu_cores import physical_cores
-from workers.supervisor.launcher import EngineChild
+from workers.supervisor.engine_child import EngineChild
 from workers.supervisor.reload import Reloader
 from workers.wire.engine_stats import ENGINE_LAYOUT
 from workers.wire.shared_memory import SharedMemory

@@ -1,13 +1,13 @@
 """The HTTP server process: gunicorn with gevent workers around the Flask application.
 
 Started as `python -m qwenapi.serving.server LISTEN_FD PARENT_FD REPORT_FD`, by http_child. The
-application is loaded after the fork: each worker imports it when gevent has patched it, and has its
-own EngineClient.
+application is loaded after the fork: each worker imports it when gevent has patched it.
 """
 
 import faulthandler
 import fcntl
 import os
+import resource
 import signal
 import sys
 import time
@@ -23,12 +23,15 @@ from gunicorn.arbiter import Arbiter
 from qwenapi.keys.usage import create_usage_memory
 from qwenapi.metrics.store import create_metrics_memory
 from qwenapi.serving.listener import FIRST_LISTEN_FD
+from qwenapi.serving.patience import PatienceLimits
 from qwenapi.serving.startup_config import StartupConfig
 from qwenapi.settings.profile import Profiles
 from workers import parent_death
 from workers.errors import ExitCode
 
 KEEPALIVE_SECONDS = 75
+# Of one process; what else it has open are a few files.
+MAX_CONNECTIONS, OTHER_DESCRIPTORS = 4000, 96
 HUB_STALL_SECONDS = 60
 # How long a worker may wait for an engine before it takes callers: where there is one, and where it
 # must find one.
@@ -70,14 +73,25 @@ class HttpServer(BaseApplication):
         super().__init__()
 
     @property
-    def socket_timeout(self) -> float:
-        return self._settings.limits_socket_timeout
+    def patience_limits(self) -> PatienceLimits:
+        """Return how long a worker waits for those who call."""
+        settings = self._settings
+        return PatienceLimits(
+            idle=KEEPALIVE_SECONDS,
+            head=settings.limits_head_timeout,
+            silence=settings.limits_socket_timeout,
+            max_body_bytes=settings.max_body_bytes,
+        )
+
+    @property
+    def connections_per_address(self) -> int:
+        return self._settings.limits_connections_per_address
 
     def load_config(self) -> None:
         options: dict[str, Any] = {
             "worker_class": "qwenapi.serving.fast_worker.FastWorker",
             "workers": self._settings.api_server_count,
-            "worker_connections": 4000,
+            "worker_connections": MAX_CONNECTIONS,
             "keepalive": KEEPALIVE_SECONDS,
             "timeout": HUB_STALL_SECONDS,
             "graceful_timeout": int(self._settings.drain_timeout),
@@ -211,6 +225,7 @@ def main() -> None:
     facts = orjson.loads(_read_line(parent_fd))
     parent_death.hold(parent_fd)
     os.set_blocking(report_fd, False)
+    _allow_connections()
     os.dup2(listen_fd, FIRST_LISTEN_FD)
     os.close(listen_fd)
     os.environ.update(LISTEN_FDS="1", LISTEN_PID=str(os.getpid()))
@@ -238,6 +253,17 @@ def _move_up(fd: int) -> int:
     moved = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 10)
     os.close(fd)
     return moved
+
+
+def _allow_connections() -> None:
+    """Ask the system for as many descriptors as connections are taken, where it has a lower soft
+    limit: a common one is 1,024.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MAX_CONNECTIONS + OTHER_DESCRIPTORS
+    most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 def _read_line(fd: int) -> bytes:

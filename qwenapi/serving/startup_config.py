@@ -1,8 +1,7 @@
-"""StartupConfig: the settings and profiles that a server is started with, as JSON.
+"""StartupConfig: what a start reads, and step 1 of a reload: settings and profiles, as JSON.
 
-Both are read from their files by the code that lies on disk at that moment, which after an upgrade
-is newer than the supervisor's; so what a reader does not know is left out, and what it misses has
-its default.
+Both are read from their files by the code on disk at that moment, after an upgrade newer than the
+supervisor's; so what a reader does not know is left out, and what it misses has its default.
 """
 
 from collections.abc import Callable, Mapping

@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 
 from qwenapi.settings.sources import closest
 from qwenapi.settings.table import Scope, Setting, table
+from qwenapi.settings.vllm_flags import add_vllm_flags
 
 _SCOPES: dict[str, tuple[Scope, ...]] = {
     "serve": ("both", "model", "http"),
@@ -65,6 +66,15 @@ def add_flags(parser: argparse.ArgumentParser, command: str) -> None:
                 default=argparse.SUPPRESS,
                 help="the same as --no-log-requests",
             )
+            group.add_argument(
+                "--enable-log-requests",
+                dest="log_requests",
+                action=argparse.BooleanOptionalAction,
+                default=argparse.SUPPRESS,
+                help=argparse.SUPPRESS,
+            )
+    if command != "bench":
+        add_vllm_flags(parser)
 
 
 def _add(group: argparse._ArgumentGroup, row: Setting) -> None:

@@ -1,8 +1,7 @@
 """Profile: how one kind of caller wants to be served, data of a TOML file's table `[api]`.
 
 Knows names, dialect, ranges and constants; limits and defaults are settings like any others.
-Refuses to know views. Several profiles may share one port: by path first, then by the model asked
-for.
+Refuses to know views. Several profiles may share one port: by path first, then by model.
 """
 
 import sys
@@ -19,6 +18,7 @@ Interface = Literal["openai", "coder", "generate"]
 DialectName = Literal["openai", "fastapi", "flat"]
 HealthBody = Literal["plain", "healthy", "gpu"]
 MetricsBody = Literal["text", "json"]
+UnknownFields = Literal["ignore", "refuse"]
 # Spellings of the release before, which still work with a warning: key, old value, new value.
 _RENAMED = {("interface", "classic"): "generate"}
 _CHOICES = {
@@ -26,6 +26,7 @@ _CHOICES = {
     "dialect": get_args(DialectName),
     "health": get_args(HealthBody),
     "metrics": get_args(MetricsBody),
+    "unknown_fields": get_args(UnknownFields),
 }
 
 
@@ -34,6 +35,9 @@ class Profile:
     """One profile in force. `names` are the models callers may ask it for, the answered one first.
 
     `max_tokens_cap` 0: none; with `clamp` what is above a range is cut, otherwise it is refused.
+    Where neither a request nor the setting says max_tokens, `chat_max_tokens` and
+    `completion_max_tokens` do; 0: the room left. `as_openai`: errors and bodies have OpenAI's own
+    words and keys also where the documents print others or none.
     """
 
     name: str
@@ -43,6 +47,10 @@ class Profile:
     names: tuple[str, ...] = ()
     requires_model: bool = False
     malformed_status: int = 400
+    unknown_fields: UnknownFields = "ignore"
+    as_openai: bool = False
+    chat_max_tokens: int = 0
+    completion_max_tokens: int = 16
     max_temperature: float = 2.0
     max_tokens_cap: int = 0
     clamp: bool = False
@@ -105,6 +113,7 @@ class Profile:
         return Wording(
             request_id=request_id,
             malformed_status=self.malformed_status,
+            as_openai=self.as_openai,
             failure_prefix=self.failure_prefix,
             loading_message=self.loading_message,
             busy_message=self.busy_message,

@@ -18,6 +18,8 @@ from qwenapi.settings.table import Setting, Settings, etc_dir, table
 from workers.errors import ConfigError
 
 INTERNAL_VARIABLES = ("QWENAPI_DOCUMENTS", "QWENAPI_FAULT", "QWENAPI_TEST")
+# How alike a word must be to be proposed in an unknown one's place.
+MIN_LIKENESS = 0.75
 _SWITCH = {"1": True, "true": True, "yes": True, "on": True}
 _SWITCH |= {"0": False, "false": False, "no": False, "off": False}
 
@@ -73,8 +75,13 @@ def profile_path(name: str) -> Path:
 
 
 def closest(word: str, known: Iterable[str]) -> str:
-    """Return a remedy for an unknown word: the nearest known one, if any is near."""
-    near = difflib.get_close_matches(word, list(known), n=1)
+    """Return a remedy for an unknown word: the nearest known one, if any is near.
+
+    Dashes in front are alike in all flags, and say nothing.
+    """
+    bare = {name.lstrip("-"): name for name in known}
+    found = difflib.get_close_matches(word.lstrip("-"), list(bare), n=1, cutoff=MIN_LIKENESS)
+    near = [bare[name] for name in found]
     return f"did you mean {near[0]}?" if near else "nothing is called like it"
 
 
@@ -142,6 +149,7 @@ def _flat(document: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 def _value(row: Setting, raw: Any, place: str, *, is_text: bool) -> Any:
     try:
         value = _parsed(row, raw) if is_text else _typed(row, raw)
+        value = row.synonyms.get(value, value) if isinstance(value, str) else value
         if _is_allowed(row, value):
             return value
     except (ValueError, KeyError):

@@ -1,19 +1,21 @@
 """Every setting of qwenapi, in one table: the fields of Settings.
 
 From each field come its flag, its QWENAPI_* variable, its key in a TOML file, its line of `--help`
-and its row in the README. Knows names, types, bounds and defaults. Refuses to know: where values
-come from (sources.py) and what they do.
+and its row in docs/settings.md. Knows names, types, bounds and defaults. Refuses to know: where
+values come from (sources.py) and what they do.
 """
 
 import os
 import sys
 import types
 import typing
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
+from workers.checkpoint.folder import is_hub_name, model_name
 from workers.config import EngineConfig
 
 Scope = Literal["model", "http", "both"]
@@ -40,6 +42,7 @@ class Setting:
     help: str
     scope: Scope
     choices: tuple[str, ...]
+    synonyms: Mapping[str, str]
     minimum: float | None
     maximum: float | None
     hidden: bool
@@ -70,13 +73,14 @@ def _row(
     *,
     scope: Scope = "both",
     choices: tuple[str, ...] = (),
+    synonyms: Mapping[str, str] | None = None,
     minimum: float | None = None,
     maximum: float | None = None,
     hidden: bool = False,
     secret: bool = False,
 ) -> Any:
     facts = {"help": help, "scope": scope, "choices": choices, "hidden": hidden}
-    metadata = {**facts, "minimum": minimum, "maximum": maximum}
+    metadata = {**facts, "minimum": minimum, "maximum": maximum, "synonyms": synonyms or {}}
     return field(default=default, repr=not secret, metadata=metadata)
 
 
@@ -93,7 +97,7 @@ class Settings:
     uds: str = _row("", "Unix socket to listen on instead of host and port", scope="http")
     profile: str = _row("all", "a name in etc/profiles, or a TOML file")
     config: str = _row("", "TOML file laid over the profile")
-    run_dir: str = _row("", "folder of sockets and pages; empty: one per command and port")
+    run_dir: str = _row("", "folder of sockets and shared memory; empty: one per command and port")
     model_run_dir: str = _row(
         "", "run folder of the model half; empty: the one named like the model", scope="http"
     )
@@ -144,6 +148,7 @@ class Settings:
         "type of weights and cache; auto: bfloat16 where the hardware multiplies it",
         scope="model",
         choices=("auto", "float32", "bfloat16", "float16"),
+        synonyms={"float": "float32", "half": "float16"},
     )
     device: str = _row(
         "auto",
@@ -207,6 +212,18 @@ class Settings:
         scope="http",
         minimum=0.1,
     )
+    limits_head_timeout: float = _row(
+        15.0,
+        "seconds from a request's first byte to the end of its head",
+        scope="http",
+        minimum=0.1,
+    )
+    limits_connections_per_address: int = _row(
+        2048,
+        "open connections of one address to each HTTP process, then 429; 0: any number",
+        scope="http",
+        minimum=0,
+    )
     max_body_bytes: int = _row(
         4 * 1024 * 1024, "largest request body; above it 413", scope="http", minimum=1024
     )
@@ -226,7 +243,10 @@ class Settings:
         "", "OTLP/HTTP collector that gets a trace of each request; empty: none", scope="http"
     )
     defaults_max_tokens: int | None = _row(
-        None, "max_tokens where a request has none; none: the room left", scope="http", minimum=1
+        None,
+        "max_tokens where a request has none; none: the room left, 16 for /v1/completions",
+        scope="http",
+        minimum=1,
     )
     defaults_temperature: float | None = _row(
         None,
@@ -283,6 +303,12 @@ class Settings:
     template_repair: bool = _row(
         True, "make conversations fit for templates that refuse them as they are", scope="http"
     )
+    generation_config: str = _row(
+        "auto",
+        "whose sampling defaults hold; auto: generation_config.json's; vllm: neutral ones",
+        scope="http",
+        choices=("auto", "vllm"),
+    )
     alerts_error_rate: float = _row(
         0.05,
         "share of failed requests in 5 minutes above which error_rate is up",
@@ -324,7 +350,7 @@ class Settings:
     @property
     def model_name(self) -> str:
         """Return the name of the model's directory, or of the embedded demo."""
-        return Path(self.model).name or DEMO_MODEL_NAME
+        return model_name(os.path.expanduser(self.model)) if self.model else DEMO_MODEL_NAME
 
     @property
     def served_names(self) -> tuple[str, ...]:
@@ -336,7 +362,7 @@ class Settings:
         names = {wanted.name for wanted in fields(EngineConfig)}
         given = {name: value for name, value in asdict(self).items() if name in names}
         chosen = os.path.expanduser(self.model) if self.model else etc_dir() / "models" / "demo"
-        given["model"] = os.path.abspath(chosen)
+        given["model"] = self.model if is_hub_name(self.model) else os.path.abspath(chosen)
         return EngineConfig(**given, max_waiting=self.limits_max_waiting)
 
 
@@ -356,22 +382,6 @@ def table() -> dict[str, Setting]:
         )
         for row in fields(Settings)
     }
-
-
-def settings_table_markdown() -> str:
-    """Return the README's table of settings."""
-    lines = ["| in a file | flag | default | meaning |", "|---|---|---|---|"]
-    for row in table().values():
-        if not row.hidden:
-            meaning = row.help + (f" ({', '.join(row.choices)})" if row.choices else "")
-            lines.append(f"| `{row.key}` | `{row.flag}` | {_cell(row.default)} | {meaning} |")
-    return "\n".join(lines) + "\n"
-
-
-def _cell(default: Any) -> str:
-    if default in ("", (), None):
-        return ""
-    return f"`{str(default).lower() if isinstance(default, bool) else default}`"
 
 
 def _kind(hint: Any) -> Kind:

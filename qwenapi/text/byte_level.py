@@ -30,7 +30,12 @@ class TokenBytes(dict[int, bytes]):
         if token_id in self._added:
             return self._added[token_id].encode("utf-8")
         token = self._backend.id_to_token(token_id)
-        return bytes(map(self._byte_of.__getitem__, token)) if token else b""
+        if not token:
+            return b""
+        try:
+            return bytes(map(self._byte_of.__getitem__, token))
+        except KeyError:  # spelt as it is, as the library's decoder takes it
+            return token.encode("utf-8")
 
 
 def _alphabet() -> dict[str, int]:

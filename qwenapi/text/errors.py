@@ -1,4 +1,4 @@
-"""Errors of the text room; each message is fit for the eyes of whoever caused it.
+"""Errors of qwenapi/text: each message is fit for the eyes of whoever caused it.
 
 TextError
 ├── JsonError        a body or argument that is not the JSON we accept    the caller's to mend

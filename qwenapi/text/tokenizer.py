@@ -7,7 +7,6 @@ characters it is. A raw prompt may use them.
     conversation ─ cover ─ template ─ split at control tokens ─ uncover ─ BPE of the pieces ─ ids
 """
 
-import json
 import re
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,18 +14,17 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tokenizers import Tokenizer as Backend
-
 from qwenapi.text.byte_level import TokenBytes
-from qwenapi.text.chat_template import ChatTemplate
 from qwenapi.text.errors import TemplateError, TokenizerError
+from qwenapi.text.tokenizer_files import read_backend, read_bounds, read_template
 
 Messages = Sequence[Mapping[str, Any]]
 
 OPENING = "<think>\n"
 
 _STAND_IN = re.compile(r"\[([0-9a-f]{16}):(\d+)\]")
-_NAMED_TOKENS = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
+# Of one, two, three and four bytes, and white space.
+_PROBE = "Aa 1\u00e9\n\t\u4e2d\U0001f642"
 
 
 class EncodedChat(NamedTuple):
@@ -41,21 +39,24 @@ class Tokenizer:
 
     def __init__(self, model_dir: Path | str) -> None:
         folder = Path(model_dir)
-        self._backend = _read_backend(folder / "tokenizer.json")
+        path = folder / "tokenizer.json"
+        self._backend = read_backend(path)
         # `_control` cuts control tokens out; those inside a piece are then plain text.
         self._backend.encode_special_tokens = True
         added = self._backend.get_added_tokens_decoder()
         self._control_ids = {token.content: id_ for id_, token in added.items() if token.special}
         longest_first = sorted(self._control_ids, key=len, reverse=True)
         self._control = re.compile(f"({'|'.join(map(re.escape, longest_first)) or '(?!)'})")
-        self._template = _read_template(folder)
+        self._bounds = read_bounds(path, self._backend)
+        self._template = read_template(folder)
         self.special_ids = frozenset(self._control_ids.values())
         self.token_bytes = TokenBytes(self._backend)
+        self._refuse_losses(path)
 
     @cached_property
     def vocab_size(self) -> int:
-        """Return the number of ids the tokenizer knows; a model's own may be padded beyond it."""
-        return self._backend.get_vocab_size(with_added_tokens=True)
+        """Return how far the tokenizer's ids go; a model's own may be padded beyond it."""
+        return 1 + max(self._backend.get_vocab(with_added_tokens=True).values())
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Return the ids of a raw prompt, in which control tokens count as such.
@@ -105,13 +106,13 @@ class Tokenizer:
             "utf-8", "replace"
         )
 
-    @cached_property
-    def _bounds(self) -> tuple[list[int], list[int]]:
-        """Return the ids that the model's post-processor puts before and after every text."""
-        bare = self._backend.encode("a", add_special_tokens=False).ids
-        whole = self._backend.encode("a", add_special_tokens=True).ids
-        start = next(i for i in range(len(whole)) if whole[i : i + len(bare)] == bare)
-        return whole[:start], whole[start + len(bare) :]
+    def _refuse_losses(self, path: Path) -> None:
+        """Refuse a tokenizer that does not give every text back."""
+        found = self.decode(self.encode(_PROBE, add_special_tokens=False))
+        if found != _PROBE:
+            raise TokenizerError(
+                f"{path}: makes {found!r} of {_PROBE!r}; take the file of the published model"
+            )
 
     def _encode_pieces(self, pieces: Sequence[str]) -> list[int]:
         """Encode texts at the even places, between them control tokens."""
@@ -162,43 +163,3 @@ class _Shield:
 
     def _original(self, match: re.Match[str]) -> str:
         return self._covered[int(match[2])] if match[1] == self._nonce else match[0]
-
-
-def _read_backend(path: Path) -> Backend:
-    if not path.is_file():
-        raise TokenizerError(
-            f"{path} is missing: a model directory needs the tokenizer it was trained with"
-        )
-    try:
-        backend = Backend.from_file(str(path))
-    except Exception as error:  # tokenizers raises bare Exception for a file it cannot read
-        raise TokenizerError(f"{path} is not a tokenizer that tokenizers can read") from error
-    if "ByteLevel" not in repr(backend.decoder):
-        raise TokenizerError(f"{path} is not byte-level BPE, the only kind Qwen models use")
-    backend.no_padding()
-    backend.no_truncation()
-    return backend
-
-
-def _read_template(folder: Path) -> ChatTemplate | None:
-    path = folder / "tokenizer_config.json"
-    try:
-        config = json.loads(path.read_text("utf-8")) if path.is_file() else {}
-    except ValueError as error:
-        raise TokenizerError(f"{path} is not JSON") from error
-    own_file = folder / "chat_template.jinja"
-    source = own_file.read_text("utf-8") if own_file.is_file() else _default_template(config)
-    return ChatTemplate(source, _named_tokens(config)) if source else None
-
-
-def _default_template(config: dict[str, Any]) -> str | None:
-    template = config.get("chat_template")
-    if isinstance(template, list):
-        return {entry["name"]: entry["template"] for entry in template}.get("default")
-    return template
-
-
-def _named_tokens(config: dict[str, Any]) -> dict[str, str]:
-    """Return the tokens a template may name, as `bos_token`: strings, or objects with `content`."""
-    entries = {f"{name}_token": config.get(f"{name}_token") for name in _NAMED_TOKENS}
-    return {key: e["content"] if isinstance(e, dict) else e for key, e in entries.items() if e}

@@ -1,4 +1,4 @@
-"""Views of the chat page's files, with headers that keep it from becoming another's program."""
+"""Views of the chat page's files, with security headers (Content-Security-Policy, nosniff)."""
 
 from typing import Any
 

@@ -24,7 +24,6 @@ def tree(root: type[ApiError]) -> list[type[ApiError]]:
         ("NotFound", 404, "invalid_request_error", None),
         ("ModelNotFound", 404, "invalid_request_error", "model_not_found"),
         ("MethodNotAllowed", 405, "invalid_request_error", None),
-        ("LengthRequired", 411, "invalid_request_error", None),
         ("PayloadTooLarge", 413, "invalid_request_error", None),
         ("UnsupportedMediaType", 415, "invalid_request_error", None),
         ("EngineUnavailable", 503, "server_error", "engine_unavailable"),
@@ -89,6 +88,19 @@ def test_an_unknown_model_is_told_which_ones_are_served() -> None:
     error = ModelNotFound("gpt" * 1000, ["Qwen3-8B", "MyCoder"])
     assert "Served: 'Qwen3-8B', 'MyCoder'." in error.message
     assert error.param == "model" and len(error.message) < 200
+
+
+def test_the_overflow_of_a_context_is_told_with_both_numbers_and_in_openais_words() -> None:
+    error = errors.ContextLengthExceeded(4096, 5000)
+    ours = render_openai(error, R1).body["error"]
+    assert ours["message"].startswith("The model's context is 4096 tokens, the prompt has 5000.")
+    theirs = render_openai(error, Wording(request_id="r1", as_openai=True)).body["error"]
+    assert theirs["message"].startswith(
+        "This model's maximum context length is 4096 tokens. However, your prompt has 5000 tokens."
+    )
+    assert ours["code"] == theirs["code"] == "context_length_exceeded"
+    untold = errors.ContextLengthExceeded()
+    assert untold.openai_message == untold.message == untold.sentence
 
 
 def test_extra_headers_are_kept() -> None:

@@ -8,8 +8,10 @@ from qwenapi.api.openai.render import (
     ChatChunks,
     Chunks,
     CompletionChunks,
+    MessageChoice,
     Reply,
     ReplyChoice,
+    TextOffsets,
     TokenUsage,
     chat_body,
     chat_id,
@@ -25,6 +27,7 @@ from qwenapi.errors import EngineFailed, Wording, render_openai
 from workers.wire.protocol import TokenLogprob
 
 HEX = "0123456789abcdef0123456789abcdef"
+HI = {"role": "assistant", "content": "hi"}
 REPLY = Reply(chat_id(HEX), 1700000000, "MyCoder")
 HEAD = (
     b'data: {"id":"chatcmpl-' + HEX.encode() + b'","object":"chat.completion.chunk",'
@@ -136,7 +139,7 @@ def test_a_failure_is_an_event() -> None:
 
 
 def test_a_whole_chat_completion() -> None:
-    body = chat_body(REPLY, [ReplyChoice(0, "hi", "stop")], TokenUsage(5, 2))
+    body = chat_body(REPLY, [MessageChoice(0, HI, "stop")], TokenUsage(5, 2))
     assert list(body) == ["id", "object", "created", "model", "choices", "usage"]
     assert body["object"] == "chat.completion"
     assert body["choices"] == [
@@ -173,7 +176,8 @@ def test_logprobs_of_a_chat_keep_the_bytes_of_half_characters() -> None:
 
 
 def test_logprobs_of_a_completion_count_characters() -> None:
-    assert completion_logprobs(ENTRIES, PIECES.__getitem__, text_offset=10) == {
+    offsets = TextOffsets(PIECES.__getitem__)
+    assert completion_logprobs(ENTRIES, PIECES.__getitem__, offsets) == {
         "tokens": ["a", "bytes:\\xe4\\xbd", "bytes:\\xa0", " b"],
         "token_logprobs": [-0.5, -9999.0, -0.25, 0.0],
         "top_logprobs": [
@@ -182,8 +186,52 @@ def test_logprobs_of_a_completion_count_characters() -> None:
             {"bytes:\\xa0": -0.25},
             {" b": 0.0},
         ],
-        "text_offset": [10, 11, 12, 12],
+        "text_offset": [0, 1, 2, 2],
     }
+    (later,) = completion_logprobs(ENTRIES[:1], PIECES.__getitem__, offsets)["text_offset"]
+    assert later == 4
+
+
+@pytest.mark.parametrize(
+    ("ids", "skipped", "offsets"),
+    [
+        ([9, 9, 9], {9}, [0, 0, 0]),
+        ([9, 9, 9], set(), [0, 12, 24]),
+        ([1, 9, 4, 9, 5], {9}, [0, 1, 1, 2, 2]),
+        ([2, 9, 3, 1], {9}, [0, 1, 1, 1]),
+        ([3, 3, 1], set(), [0, 1, 2]),  # halves that begin no character: U+FFFD each
+    ],
+)
+def test_an_offset_is_a_place_in_the_text_that_is_shown(
+    ids: list[int], skipped: set[int], offsets: list[int]
+) -> None:
+    pieces = PIECES | {9: b"<|im_start|>"}
+    places = TextOffsets(pieces.__getitem__, skipped)
+    assert [places.next(id_) for id_ in ids] == offsets
+
+
+def test_openais_own_keys_are_there_with_a_fingerprint_and_only_then() -> None:
+    reply = Reply(chat_id(HEX), 1, "m", "fp_0123456789")
+    usage = TokenUsage(5, 2)
+    body = chat_body(reply, [MessageChoice(0, HI, "stop")], usage)
+    assert body["choices"][0]["message"] == {"role": "assistant", "content": "hi", "refusal": None}
+    assert body["system_fingerprint"] == "fp_0123456789"
+    whole = completion_body(reply, [ReplyChoice(0, "hi", "stop")], usage)
+    assert whole["system_fingerprint"] == "fp_0123456789" and "refusal" not in str(whole)
+    event = json.loads(ChatChunks(reply).content(0, "x")[6:])
+    assert event["system_fingerprint"] == "fp_0123456789"
+    logprobs = chat_logprobs(ENTRIES[:1], PIECES.__getitem__, has_refusal=True)
+    assert logprobs["refusal"] is None
+    assert "refusal" not in chat_logprobs(ENTRIES[:1], PIECES.__getitem__)
+    assert "fingerprint" not in str(chat_body(REPLY, [], usage))
+
+
+def test_usage_so_far_is_on_every_event_that_follows() -> None:
+    chunks = ChatChunks(REPLY, include_usage=True)
+    for num_tokens in (0, 1, 7):
+        chunks.show_usage(TokenUsage(3, num_tokens))
+        for event in (chunks.content(0, "x"), chunks.heartbeat(), chunks.finish(0, "stop")):
+            assert json.loads(event[6:])["usage"]["completion_tokens"] == num_tokens
 
 
 def test_the_list_of_models() -> None:

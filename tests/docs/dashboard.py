@@ -75,7 +75,13 @@ def stat(
 ) -> str:
     names_it = panel.get("options", {}).get("textMode") == "name"
     legend, values = series[0]
-    said = legend if names_it else unit(values[-1][1])
+    value = values[-1][1]
+    words = {
+        number: option["text"]
+        for mapping in panel["fieldConfig"]["defaults"].get("mappings", [])
+        for number, option in mapping["options"].items()
+    }
+    said = legend if names_it else words.get(f"{value:g}", unit(value))
     return f"<div class=stat>{html.escape(said)}</div>"
 
 

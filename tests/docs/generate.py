@@ -12,8 +12,9 @@ import ast
 import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
-from qwenapi.settings.table import settings_table_markdown
+from qwenapi.settings.table import table
 from tests.clients import record
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -60,6 +61,22 @@ def sentence(path: Path) -> str:
     docstring = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
     found = SENTENCE.match(docstring)
     return " ".join((found[0] if found else docstring).split())
+
+
+def settings_table_markdown() -> str:
+    """Return the table of all settings, of docs/settings.md."""
+    lines = ["| in a file | flag | default | meaning |", "|---|---|---|---|"]
+    for row in table().values():
+        if not row.hidden:
+            meaning = row.help + (f" ({', '.join(row.choices)})" if row.choices else "")
+            lines.append(f"| `{row.key}` | `{row.flag}` | {_cell(row.default)} | {meaning} |")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(default: Any) -> str:
+    if default in ("", (), None):
+        return ""
+    return f"`{str(default).lower() if isinstance(default, bool) else default}`"
 
 
 # The comments around what is written, by the page it stands in.

@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-from qwenapi.settings.table import settings_table_markdown, table
-from tests.docs.generate import GENERATED, between
+from qwenapi.settings.table import table
+from tests.docs.generate import GENERATED, between, settings_table_markdown
 from tests.docs.pages import ROOT, Page, anchor, pages
 
 CHINESE = re.compile(r"[\u4e00-\u9fff]")

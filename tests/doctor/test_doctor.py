@@ -20,10 +20,12 @@ import pytest
 from qwenapi.doctor import machine, memory
 from qwenapi.doctor.check import GIB, Outcome, refused
 from qwenapi.doctor.memory import Room, check_memory, find_room, make_plan
-from qwenapi.doctor.model import ARCHITECTURES, Dimensions, Tensor, Weights, read_weights
 from qwenapi.doctor.report import check_model, refuse_unfit
 from qwenapi.settings.table import Settings, etc_dir
-from workers.checkpoint import Checkpoint
+from tests.checkpoint.folders import LFS_POINTER
+from workers.checkpoint.checkpoint import Checkpoint
+from workers.checkpoint.model_config import ModelConfig
+from workers.checkpoint.weights import Weights
 from workers.errors import ConfigError
 
 DEMO = etc_dir() / "models" / "demo"
@@ -155,7 +157,10 @@ def a_wrong_vocabulary(folder: Path) -> str:
 
 
 def a_tokenizer_of_another_model(folder: Path) -> str:
-    change(folder / "config.json", vocab_size=100)
+    file = folder / "tokenizer.json"
+    tokenizer = json.loads(file.read_text())
+    tokenizer["added_tokens"].append(tokenizer["added_tokens"][0] | {"id": 3000, "content": "<x>"})
+    file.write_text(json.dumps(tokenizer))
     return "tokenizer.json"
 
 
@@ -181,6 +186,16 @@ def a_config_that_links_to_itself(folder: Path) -> str:
 def an_empty_file(folder: Path) -> str:
     (folder / WEIGHTS).write_bytes(b"")
     return WEIGHTS
+
+
+def a_git_lfs_pointer(folder: Path) -> str:
+    (folder / WEIGHTS).write_bytes(LFS_POINTER)
+    return WEIGHTS
+
+
+def a_tokenizer_of_git_lfs(folder: Path) -> str:
+    (folder / "tokenizer.json").write_bytes(LFS_POINTER)
+    return "tokenizer.json"
 
 
 def another_architecture(folder: Path) -> str:
@@ -216,6 +231,8 @@ DAMAGES = (
     a_loop_of_links,
     a_config_that_links_to_itself,
     an_empty_file,
+    a_git_lfs_pointer,
+    a_tokenizer_of_git_lfs,
     another_architecture,
     another_packing,
     no_hidden_size,
@@ -237,7 +254,9 @@ def test_a_damaged_model_is_refused_and_the_file_named(copy, damage):
     assert last.outcome is Outcome.FAILURE and str(copy / name) in last.sentence
 
 
-@pytest.mark.parametrize("damage", [a_header_of(2**63), a_swapped_shape, one_byte_short])
+@pytest.mark.parametrize(
+    "damage", [a_header_of(2**63), a_swapped_shape, one_byte_short, a_git_lfs_pointer]
+)
 @pytest.mark.parametrize("name", ["serve", "model", "doctor"])
 def test_every_command_refuses_in_the_same_words(copy, tmp_path, damage, name):
     file = damage(copy)
@@ -282,7 +301,8 @@ def test_the_demo_is_well_and_all_is_said_as_json(tmp_path):
     said = json.loads(done.stdout)
     assert said["outcome"] in ("ok", "warning")
     names = [check["name"] for check in said["checks"]]
-    assert names[:6] == ["config", "tokenizer", "chat template", "weights", "context", "memory"]
+    assert names[:4] == ["config", "weights", "tokenizer", "end of answers"]
+    assert names[4:7] == ["chat template", "context", "memory"]
     for name in ("address", "run folder", "shared memory", "state folder", "descriptors", "clock"):
         assert name in names
     for check in said["checks"]:
@@ -294,12 +314,6 @@ def test_the_demo_is_well_and_all_is_said_as_json(tmp_path):
 def test_the_doctor_never_imports_torch():
     code = "import sys, qwenapi.doctor.report; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
-
-
-def test_it_knows_the_architectures_that_the_engine_loads():
-    from workers.model import loader
-
-    assert ARCHITECTURES == loader.ARCHITECTURES
 
 
 @pytest.mark.parametrize(
@@ -323,9 +337,9 @@ def test_it_foretells_the_cache_that_the_engine_allocates(changes):
     assert card.max_model_len == min(plan.wanted_len, plan.num_tokens)
 
 
-def demo() -> tuple[Weights, Dimensions]:
+def demo() -> tuple[Weights, ModelConfig]:
     checkpoint = Checkpoint.at(DEMO)
-    return read_weights(checkpoint), Dimensions.of(checkpoint)
+    return checkpoint.weights, checkpoint.config
 
 
 def memory_checks(monkeypatch, room: Room, **changes) -> dict[str, object]:
@@ -369,8 +383,7 @@ def test_a_gpu_is_filled_but_for_its_reserve(monkeypatch):
 def test_packed_weights_stay_packed_on_a_gpu_and_fp8_halves_plain_ones():
     weights, dimensions = demo()
     gpu, machine_memory = Room("GPU", True, GIB, GIB), Room("memory", False, GIB, GIB)
-    linear = {"q.qweight": Tensor(Path("f"), "I32", (64, 8))}
-    packed = Weights(weights.tensors | linear, 1, disk_bytes=1000)
+    packed = replace(weights, packed=("model.layers.0.mlp.up_proj",))
     settings = replace(Settings(), dtype="bfloat16")
 
     def num_bytes(weights: Weights, room: Room, **changes: str) -> int:
@@ -379,7 +392,7 @@ def test_packed_weights_stay_packed_on_a_gpu_and_fp8_halves_plain_ones():
     plain = 2 * weights.num_parameters
     assert num_bytes(weights, gpu) == num_bytes(weights, machine_memory) == plain
     assert num_bytes(weights, gpu, quantization="fp8") == plain // 2
-    assert num_bytes(packed, gpu) == 1000
+    assert num_bytes(packed, gpu) == packed.disk_bytes != plain
     unpacked = 2 * packed.num_parameters
     assert num_bytes(packed, machine_memory) == unpacked
     assert num_bytes(packed, gpu, attention_backend="torch") == unpacked
@@ -396,6 +409,28 @@ def test_a_length_that_the_cache_cannot_hold_is_a_failure(monkeypatch):
     assert found.outcome is Outcome.WARNING and "8192" in found.what
     found = memory_checks(monkeypatch, room, max_model_len=9000)["context"]
     assert found.outcome is Outcome.FAILURE and "8192" in found.remedy
+
+
+@pytest.mark.parametrize(
+    ("num_gpus", "num_engines", "fits"),
+    [(1, 1, True), (1, 2, False), (2, 2, True), (2, 3, False), (8, 8, True), (3, 2, True)],
+)
+def test_engines_take_turns_on_the_gpus(monkeypatch, num_gpus, num_engines, fits):
+    weights, dimensions = demo()
+    gpu = Room("GPU", True, 80 * GIB, int(3.5 * weights.num_parameters))  # 2 bytes each
+    monkeypatch.setattr(memory, "visible_gpus", lambda: [gpu] * num_gpus)
+    settings = replace(Settings(), dtype="bfloat16", data_parallel_size=num_engines)
+    (found,) = (c for c in check_memory(settings, weights, dimensions) if c.name != "context")
+    assert (" do not fit" not in found.what) == fits
+
+
+def test_of_several_gpus_the_fullest_decides(monkeypatch):
+    gpus = [Room("A", True, GIB, GIB), Room("B", True, GIB, GIB // 2), Room("C", True, GIB, 1)]
+    monkeypatch.setattr(memory, "visible_gpus", lambda: gpus)
+    rooms = [find_room(replace(Settings(), data_parallel_size=n), 0) for n in (2, 3, 4)]
+    assert [(room.name, room.num_engines) for room in rooms] == [("B", 1), ("C", 1), ("C", 1)]
+    crowded = find_room(replace(Settings(), data_parallel_size=8), 0)
+    assert (crowded.name, crowded.num_engines) == ("C", 2)
 
 
 def test_cuda_without_a_gpu_is_a_failure(monkeypatch):

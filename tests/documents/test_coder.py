@@ -9,6 +9,7 @@ from qwenapi.settings.table import etc_dir
 
 FIRST = "用 Python 写一个最基础版的冒泡排序算法"
 SECOND = "请把上面这段代码转换成 Java"
+FORM = "application/x-www-form-urlencoded"
 PREFACE = re.compile(r"conversation_id:([0-9a-f-]{36})\n---\n")
 
 
@@ -143,3 +144,21 @@ def test_a_profile_may_repeat_the_preface_and_begin_anew_for_an_unknown_id(tmp_p
     begun = PREFACE.fullmatch(stream(server, "hello", unknown)[0])[1]
     assert begun not in (first, unknown), "a caller never chooses an id"
     assert len(history(server, begun)) == 2
+
+
+@pytest.mark.parametrize("path", ["/v1/code/generate", "/v1/code/chat_stream"])
+@pytest.mark.parametrize("headers", [{}, {"Content-Type": "application/json"}, {"Content-Type": FORM}])
+def test_a_post_without_a_body_lacks_its_prompt_as_fastapi_says_it(coder, path, headers):
+    for options in ({}, {"data": iter(())}):
+        answer = requests.post(coder.url + path, headers=headers, timeout=30, **options)
+        assert answer.status_code == 422
+        (fault,) = answer.json()["detail"]
+        assert (fault["type"], fault["loc"]) == ("missing", ["body", "prompt"])
+
+
+@pytest.mark.parametrize("type", ["text/plain", "multipart/form-data; boundary=x", "image/png"])
+def test_a_body_of_another_type_is_415_even_an_empty_one(coder, type):
+    for data in (b"", b"prompt=x"):
+        headers = {"Content-Type": type}
+        answer = requests.post(coder.url + "/v1/code/generate", data, headers=headers, timeout=30)
+        assert answer.status_code == 415

@@ -1,5 +1,6 @@
 """Document 001: `POST /generate`, `GET /`, `GET /health`."""
 
+import os
 import subprocess
 import sys
 
@@ -100,3 +101,28 @@ def test_the_command_line_client_of_the_document(generate):
     assert done.returncode == 1 and "answered 422" in done.stderr
     done = ask("--url", "http://127.0.0.1:9")
     assert done.returncode == 1 and "no answer" in done.stderr
+
+
+def test_the_command_line_client_presents_a_key(start_server):
+    server = start_server("--stub", "--profile", "qwen2", environ={"QWENAPI_API_KEY": "secret"})
+
+    def ask(*flags, **environ):
+        command = [sys.executable, "-m", "qwenapi", "ask", "--url", server.url, "--max-length", "5"]
+        env = {k: v for k, v in os.environ.items() if k != "QWENAPI_API_KEY"} | environ
+        done = subprocess.run([*command, *flags], capture_output=True, text=True, timeout=60, env=env)
+        return done.returncode, done.stderr
+
+    assert ask("--api-key", "secret") == (0, "")
+    assert ask(QWENAPI_API_KEY="secret") == (0, "")
+    assert ask("--api-key", "secret", QWENAPI_API_KEY="other") == (0, "")
+    assert "answered 401" in ask()[1] and "answered 401" in ask("--api-key", "x")[1]
+
+
+@pytest.mark.parametrize("headers", [{}, {"Content-Type": "application/json"}])
+def test_a_post_without_a_body_lacks_its_prompt_as_fastapi_says_it(generate, headers):
+    answer = requests.post(generate.url + "/generate", headers=headers, timeout=30)
+    assert answer.status_code == 422
+    (fault,) = answer.json()["detail"]
+    assert (fault["type"], fault["loc"]) == ("missing", ["body", "prompt"])
+    form = {"Content-Type": "application/x-www-form-urlencoded"}
+    assert requests.post(generate.url + "/generate", headers=form, timeout=30).status_code == 415

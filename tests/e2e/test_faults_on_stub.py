@@ -249,10 +249,7 @@ def test_a_start_that_cannot_succeed_says_why_in_one_line_and_exits_78(run_cli, 
         "serve", "--model", tmp_path / "empty", "--port", "0", "--run-dir", tmp_path / "c"
     )
     assert done.returncode == 78 and "config.json" in last_line(done)
-    (tmp_path / "text").mkdir()
-    (tmp_path / "text" / "config.json").write_text(
-        '{"vocab_size": 9, "max_position_embeddings": 9}'
-    )
+    shutil.copytree(etc_dir() / "models" / "demo", tmp_path / "text")
     (tmp_path / "text" / "tokenizer.json").write_text("{}")
     done = run_cli(
         "serve", "--model", tmp_path / "text", "--port", "0", "--run-dir", tmp_path / "d"

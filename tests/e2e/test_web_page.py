@@ -268,7 +268,7 @@ def test_markdown_is_shown_as_what_it_means(page):
         assert page.count(f"{answer} {kind}") == 1, kind
     page.ask("waitFor", selector=f"{answer} .hljs-keyword")
     assert page.text("pre code") == "def f(x):\n    return 1\n"
-    page.click(".copy")
+    page.click(".code .copy")
     page.ask("waitFor", selector=".copy[data-i18n=copied]")
     page.ask("fill", selector="#input", text="")
     page.ask("press", key="Control+V")

@@ -99,6 +99,33 @@ def test_integrity_notices_a_lost_block():
         blocks.check_integrity([])
 
 
+def test_what_is_forgotten_is_found_by_nobody_and_kept_by_who_has_it():
+    blocks = BlockManager(9, SIZE)
+    first = computed(blocks, list(range(8)))
+    second = computed(blocks, list(range(9)))
+    blocks.forget(first)
+    assert not blocks.match(list(range(9)), "").ids and second.ids[:2] == first.ids
+    blocks.free(first)
+    blocks.check_integrity([second])
+    blocks.free(second)
+    blocks.check_integrity([])
+
+
+def test_blocks_given_up_unclean_are_told_once_unless_they_can_be_found():
+    blocks = BlockManager(9, SIZE)
+    table = computed(blocks, list(range(10)))
+    last = table.ids[-1]
+    blocks.free(table, is_clean=False)
+    assert blocks.take_unclean() == [last] and blocks.take_unclean() == []
+    again = computed(blocks, list(range(10)))
+    ids = list(again.ids)
+    blocks.forget(again)
+    blocks.free(again, is_clean=False)
+    assert sorted(blocks.take_unclean()) == sorted(ids)
+    blocks.free(computed(blocks, list(range(10))))
+    assert blocks.take_unclean() == []
+
+
 class Sequences(RuleBasedStateMachine):
     """Sequences that come, grow and go; a model remembers which tokens each block holds."""
 
@@ -137,10 +164,16 @@ class Sequences(RuleBasedStateMachine):
                 tokens.append(token)
                 self.fill(serial)
 
-    @rule(serial=consumes(tables))
-    def free(self, serial: int) -> None:
+    @rule(serial=consumes(tables), is_damaged=st.booleans())
+    def free(self, serial: int, is_damaged: bool) -> None:
         if serial in self.live:
-            self.blocks.free(self.live.pop(serial)[0])
+            table = self.live.pop(serial)[0]
+            mine = set(table.ids)
+            if is_damaged:
+                self.blocks.forget(table)
+            self.blocks.free(table, is_clean=not is_damaged)
+            kept = {id for table, _, _ in self.live.values() for id in table.ids}
+            assert set(self.blocks.take_unclean()) == (mine - kept if is_damaged else set())
 
     def fill(self, serial: int) -> None:
         """Note what the device would hold now, and publish it."""

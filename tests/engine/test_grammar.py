@@ -2,6 +2,7 @@
 
 import gc
 import json
+import os
 import shutil
 import weakref
 from pathlib import Path
@@ -19,6 +20,7 @@ from workers.wire.grammar import Grammar
 
 # As callers send them. Each is so small that a random model finds its end in some 100 tokens.
 SCHEMAS = json.loads(Path(__file__).with_name("real_world_schemas.json").read_text("utf-8"))
+NUM_SAMPLES = int(os.environ.get("QWENAPI_GRAMMAR_SAMPLES", "3"))  # of each schema
 PROMPT = list(range(300, 340))
 VOCABULARY = 3100  # larger than the tokenizer's
 COLOUR = Grammar(kind="choice", text='["red", "green", "dark blue"]')
@@ -66,20 +68,20 @@ def validate(value, name):
 
 @pytest.mark.parametrize("is_thinking", [False, True], ids=["at once", "after a thought"])
 def test_answers_at_high_temperature_are_valid(drive, is_thinking):
-    driver, seeds = drive(max_num_seqs=64), 3
+    driver, seeds = drive(max_num_seqs=64), NUM_SAMPLES
     thought = {"thought_end_ids": (END_THINK,)} if is_thinking else {}
     # A random model closes its thought some time if that is made likelier.
     bias = {"logit_bias": {END_THINK: 6.0}} if is_thinking else {}
     for number, value in enumerate(SCHEMAS.values()):
         for seed in range(seeds):
-            key = 100 * number + seed
+            key = 1000 * number + seed
             driver.add(key, PROMPT, schema(value, **thought), **bias, max_tokens=1500)
     driver.run()
     assert not driver.failed
     num_whole = 0
     for number, name in enumerate(SCHEMAS):
         for seed in range(seeds):
-            key = 100 * number + seed
+            key = 1000 * number + seed
             text = driver.text(key)
             if driver.reason(key) == "length":
                 continue
@@ -335,6 +337,33 @@ def test_a_request_that_ends_lets_go_of_its_matcher(drive):
     driver.run()
     gc.collect()
     assert [matcher() for matcher in matchers] == [None] * 3
+
+
+def doubling(depth):
+    rules = "".join(f"R{i}: R{i + 1} R{i + 1}\n" for i in range(depth))
+    return f'{rules}R{depth}: "a"\n'
+
+
+@pytest.mark.parametrize(
+    "grammar",
+    [
+        Grammar(kind="lark", text="start: /x{40}/ /[0-9]/? R0\n" + doubling(20)),
+        Grammar(kind="lark", text='start: e\ne: e e | "a" | "b" | ""'),
+        Grammar(kind="regex", text="(.*a){30}"),
+        Grammar(kind="regex", text="[01]*1[01]{30}"),
+        schema({"type": "array", "minItems": 100_000}),
+        schema({"type": "string", "pattern": "^(a|a)*(a|aa)*(a|aaa)*b$"}),
+        schema({"$defs": {"t": {"items": {"$ref": "#/$defs/t"}}}, "$ref": "#/$defs/t"}),
+    ],
+    ids=["slow later", "ambiguous", "states", "2^30", "items", "evil", "recursive"],
+)
+def test_a_hostile_grammar_hurts_only_its_own_request(drive, grammar):
+    driver = drive()
+    driver.add(0, PROMPT, grammar, max_tokens=100)
+    driver.add(1, PROMPT, PERSON)
+    driver.run()
+    assert 0 in driver.finished or driver.failed[0].reason == "engine_error"
+    validate(json.loads(driver.text(1)), "person")
 
 
 def test_rows_without_a_grammar_are_as_ever(drive):

@@ -1,5 +1,7 @@
 """The sampler against plain references that sort; rows do not see each other."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from workers.engine.gumbel_noise import MAX_GUMBEL, gumbel, row_key
-from workers.engine.sampler import sample
+from workers.engine.sampler import choose_on_gpu, sample
 from workers.engine.sampling_rows import SamplingRow
 from workers.wire.protocol import SamplingParams
 
@@ -196,6 +198,75 @@ def test_the_noise_is_the_documented_hash():
         uniform = torch.tensor((bits >> 8) + 0.5, dtype=torch.float32) * 2.0**-24
         words = (torch.tensor(word, dtype=torch.int32) for word in (low, high))
         assert torch.equal(gumbel(torch.tensor(token), *words), -(-(-uniform).log1p()).log())
+
+
+# Seeds and tokens at position 10 whose upper 24 bits are all ones: one draw in 2**24.
+LAST_DRAWS = [(11374, 13), (15528, 138), (23487, 308), (100152, 42), (105764, 9), (152107, 150)]
+
+
+@pytest.mark.parametrize(("seed", "token"), LAST_DRAWS)
+@pytest.mark.parametrize("params", [{}, {"top_k": 1}, {"top_p": 0.5}, {"min_p": 0.1}])
+@pytest.mark.parametrize("on_gpu", [False, True])
+def test_a_certain_token_wins_with_the_least_of_all_noise(seed, token, params, on_gpu):
+    low, high = (torch.tensor(word, dtype=torch.int32) for word in row_key(seed, 0, 10))
+    noise = gumbel(torch.arange(VOCAB), low, high)
+    assert noise.isfinite().all()
+    assert float(noise[token]) == pytest.approx(-math.log(24 * math.log(2)))
+    logits = torch.full((1, VOCAB), -1e4)
+    logits[0, token] = 1e4
+    certain = [row(10, temperature=1.0, seed=seed, **params)]
+    if on_gpu:
+        assert choose_on_gpu(logits, certain, by_kernels=False).tolist() == [token]
+    else:
+        assert [drawn.token_id for drawn in sample(logits, certain)] == [token]
+
+
+def test_all_other_noise_is_as_it_always_was():
+    """As the formula gives it without a bound, whose last number alone rounds to 1."""
+    tokens = torch.arange(1 << 20)
+    for seed in range(4):
+        low, high = (torch.tensor(word, dtype=torch.int32) for word in row_key(seed, 0, 0))
+        uniform = torch.tensor(bits_of(tokens, low, high)).add(0.5).mul(2.0**-24)
+        unbounded = -(-(-uniform).log1p()).log()
+        differs = gumbel(tokens, low, high) != unbounded
+        assert not differs[uniform < 1].any()
+
+
+def bits_of(tokens: torch.Tensor, low: torch.Tensor, high: torch.Tensor) -> list[float]:
+    """Return the upper 24 bits of the documented hash, by numpy's uint32."""
+    first, second = (np.uint32(int(key) & 0xFFFFFFFF) for key in (low, high))
+    word = murmur(tokens.numpy().astype(np.uint32) * np.uint32(0x9E3779B1) + first)
+    return (murmur(word ^ second) >> np.uint32(8)).astype(np.float32).tolist()
+
+
+def murmur(word: np.ndarray) -> np.ndarray:
+    word = (word ^ word >> np.uint32(16)) * np.uint32(0x85EBCA6B)
+    word = (word ^ word >> np.uint32(13)) * np.uint32(0xC2B2AE35)
+    return word ^ word >> np.uint32(16)
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("where", [slice(5, 6), slice(None)])
+@pytest.mark.parametrize(
+    "params",
+    [
+        {"temperature": 0.0},
+        {"temperature": 0.0, "repetition_penalty": 1.2},
+        {"logit_bias": {5: 100.0}},
+        {"temperature": 1.0},
+        {"top_k": 5, "logprobs": 2},
+        {"top_p": 0.5},
+        {"min_p": 0.1},
+    ],
+)
+def test_rows_whose_logits_are_not_finite_are_told(number, where, params):
+    logits = logits_of(3)
+    logits[1, where] = number
+    found = sample(logits, [row(**({"temperature": 1.0} | params)) for _ in range(3)])
+    # One forbidden token is nothing wrong, nothing but forbidden ones is.
+    is_finite = number == -math.inf and where != slice(None)
+    assert [drawn.is_finite for drawn in found] == [True, is_finite, True]
+    assert found[1].is_finite or found[1].logprob is None
 
 
 ROWS = st.builds(

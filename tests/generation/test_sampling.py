@@ -9,8 +9,10 @@ from qwenapi.generation.sampling import (
     RequestDefaults,
     check_token_ids,
     clamped_header,
+    defaults_of,
     engine_params,
 )
+from qwenapi.settings.sources import load
 from workers.wire.protocol import ModelCard, SamplingParams
 
 CARD = ModelCard(
@@ -49,14 +51,41 @@ def test_everything_asked_arrives() -> None:
     params, clamped = ask(
         max_tokens=5, min_tokens=2, temperature=0.0, top_p=0.5, top_k=9, min_p=0.1,
         repetition_penalty=1.5, presence_penalty=0.3, frequency_penalty=0.4, logit_bias={3: 1.0},
-        seed=-1, stop_token_ids=(4,), ignore_eos=True, logprobs=3,
+        seed=-2, stop_token_ids=(4,), ignore_eos=True, logprobs=3,
     )  # fmt: skip
     assert clamped == {}
     assert params == SamplingParams(
         max_tokens=5, min_tokens=2, temperature=0.0, top_p=0.5, top_k=9, min_p=0.1,
         repetition_penalty=1.5, presence_penalty=0.3, frequency_penalty=0.4, logit_bias={3: 1.0},
-        seed=-1, stop_token_ids=(4,), ignore_eos=True, logprobs=3,
+        seed=-2, stop_token_ids=(4,), ignore_eos=True, logprobs=3,
     )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("seed", "used"), [(None, 42), (-1, 42), (-2, -2), (0, 0), (1, 1), (-(2**63), -(2**63))]
+)
+def test_a_seed_of_minus_one_is_none_and_any_other_is_fixed(seed: int | None, used: int) -> None:
+    assert ask(seed=seed).params.seed == used
+
+
+def test_without_max_tokens_the_profile_says_or_the_room_left() -> None:
+    def given(**flags: Any) -> int:
+        settings = load({"profile": "openai", **flags}, {})
+        return ask(defaults=defaults_of(settings, max_tokens=16)).params.max_tokens
+
+    assert given() == 16
+    assert given(defaults_max_tokens=7) == 7
+    assert ask(defaults=RequestDefaults()).params.max_tokens == 90
+    assert ask(defaults=RequestDefaults(max_tokens=4096)).params.max_tokens == 90
+
+
+def test_a_models_own_defaults_may_be_left_out() -> None:
+    settings = load({"profile": "openai", "generation_config": "vllm"}, {})
+    params = ask(generation_config=TUNED, defaults=defaults_of(settings)).params
+    assert (params.temperature, params.top_p, params.top_k) == (1.0, 1.0, 0)
+    assert params.repetition_penalty == 1.0
+    settings = load({"profile": "openai"}, {})
+    assert ask(generation_config=TUNED, defaults=defaults_of(settings)).params.temperature == 0.6
 
 
 def test_the_request_wins_over_the_profile_and_the_profile_over_the_model() -> None:

@@ -67,7 +67,7 @@ def test_the_cache_is_bounded_in_number_and_size(compiler, monkeypatch):
         compiler.compile(schema({"const": number}))
     assert len(compiler._known) == 5
     assert compiler.known(schema({"const": 0})) is None
-    monkeypatch.setattr(compiler_module, "MAX_CACHED_BYTES", 120)
+    monkeypatch.setattr(compiler_module, "MAX_CACHED_BYTES", 110)
     compiler.compile(schema({"const": "x" * 90}))
     assert len(compiler._known) == 1
     assert compiler._num_bytes == sum(len(key.text) for key in compiler._known)

@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.engine.test_sampler import logits_of, row
+from tests.engine.test_sampler import LAST_DRAWS, logits_of, row
 from tests.kernels.conftest import DEVICE
 from tests.kernels.hopper import run
 from workers.engine import sampler, top_p_sampling_gpu
-from workers.engine.gumbel_noise import gumbel
+from workers.engine.gumbel_noise import gumbel, row_key
 from workers.engine.sampling_rows import SamplingRow, SamplingTensors
 
 pytest.importorskip("triton", reason="kernels need the package triton")
@@ -24,9 +24,6 @@ import triton  # noqa: E402
 import triton.language as tl  # noqa: E402
 
 from workers.model.kernels import sampling  # noqa: E402
-
-# One token in 2**24 has no chance: its noise is the logarithm of 0.
-pytestmark = pytest.mark.filterwarnings("ignore:divide by zero")
 
 FENCE = 4096
 
@@ -257,6 +254,21 @@ def test_noise_is_that_of_the_engine():
     expected = gumbel(torch.arange(1 << 17, device=DEVICE), low, high)
     assert float(expected.max()) > 11  # where a logarithm of 1 - uniform would be of few bits
     torch.testing.assert_close(noise, expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(("seed", "token"), LAST_DRAWS[:3])
+def test_the_last_of_all_draws_has_the_least_noise(seed, token):
+    words = [
+        torch.tensor([word], dtype=torch.int32, device=DEVICE) for word in row_key(seed, 0, 10)
+    ]
+    noise = torch.full((512,), torch.nan, device=DEVICE)
+    _fill_with_noise[(1,)](noise, *words, COUNT=512)
+    assert noise.isfinite().all()
+    torch.testing.assert_close(noise[token], gumbel(torch.tensor(token, device=DEVICE), *words)[0])
+    logits = torch.full((1, 700), -1e4, device=DEVICE)
+    logits[0, token] = 1e4
+    for params in ({}, {"top_k": 1}, {"top_p": 0.5}):
+        assert by_kernels(logits, [row(10, temperature=1.0, seed=seed, **params)]) == [token]
 
 
 @triton.jit

@@ -24,6 +24,7 @@ COUNTERS = {
     "qwenapi_engine_preemptions",
     "qwenapi_engine_drafted_tokens",
     "qwenapi_engine_accepted_tokens",
+    "qwenapi_engine_nonfinite_logits",
     "qwenapi_engine_restarts",
     "qwenapi_replays",
     "vllm:prompt_tokens",

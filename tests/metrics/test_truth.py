@@ -248,7 +248,7 @@ def by_profile(told: Iterable[Told], profile: str) -> list[Told]:
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_the_ledger_says_what_the_callers_were_told(server, seed):
+def test_the_metrics_store_says_what_the_callers_were_told(server, seed):
     rng, fault = random.Random(seed), FAULTS[seed % len(FAULTS)]
     callers = mixture(rng, fault, prompt_tokens(server))
     before = at_rest(server)

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.engine.conftest import write_model
-from workers.checkpoint import Checkpoint
+from workers.checkpoint.checkpoint import Checkpoint
 from workers.errors import ConfigError, ModelError
 from workers.model.attention.attention import AttentionPlan, PrefillSpan
 from workers.model.decoder import CacheShape, Decoder
@@ -132,7 +132,7 @@ def test_weights_may_lie_in_several_files_and_a_missing_one_is_named(tmp_path):
     name = "model.layers.1.mlp.up_proj.weight"
     file = tmp_path / weight_map[name]
     save_file({k: v for k, v in load_file(file).items() if k != name}, file)
-    with pytest.raises(ModelError, match=r"the first is model\.layers\.1\.mlp\.up_proj\.weight"):
+    with pytest.raises(ModelError, match=r"model\.layers\.1\.mlp\.up_proj\.weight is missing"):
         load(tmp_path, as_fp8=True)
 
 

@@ -202,6 +202,20 @@ def test_a_long_line_is_cut_and_stays_whole(written, shape):
         assert json.loads(shown)["status"] == 200
 
 
+def test_a_line_for_people_leaves_out_what_is_empty_and_json_is_whole(written):
+    def log():
+        line = RequestLog(True, "r1", "GET", "/livez")
+        line.add(queue=0.0, model="", tokens=0, is_cached=False)
+        line.write(200)
+
+    shown = written("console", log)
+    assert "None" not in shown and "code=" not in shown and "model=" not in shown
+    for kept in ("queue=0.0", "tokens=0", "is_cached=False", "status=200", "request_id=r1"):
+        assert kept in shown
+    whole = json.loads(written("json", log))
+    assert whole["code"] is whole["key_id"] is None and whole["model"] == ""
+
+
 @FORMATS
 def test_an_exception_is_logged_without_its_words(written, shape):
     def log() -> None:

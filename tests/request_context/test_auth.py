@@ -148,7 +148,11 @@ def test_no_host_gets_round_the_key(tmp_path, host):
         [("Authorization", f"Bearer {STATIC.upper()}")],
         [("Authorization", "Bearer " + "x" * 300)],
         [("Authorization", "Bearer \xe9")],
-        [("Authorization", f"Bearer {STATIC}"), ("X-Api-Key", STATIC)],
+        [("Authorization", f"Bearer {STATIC}"), ("X-Api-Key", "other")],
+        [("Authorization", f"Bearer {STATIC}"), ("X-Api-Key", STATIC.upper())],
+        [("Authorization", f"Basic {STATIC}"), ("X-Api-Key", STATIC)],
+        [("Authorization", "Bearer wrong"), ("X-Api-Key", "wrong")],
+        [("X-Api-Key", f"{STATIC},{STATIC}")],
         [("Authorization", f"Bearer {STATIC}"), ("X-Api-Key", "")],
         [("Authorization", "Bearer wrong"), ("X-Api-Key", STATIC)],
         [("X-Api-Key", f"Bearer {STATIC}")],
@@ -176,9 +180,11 @@ def test_a_request_with_no_key_or_two_or_a_wrong_one_gets_the_same_401(tmp_path,
 @pytest.mark.parametrize(
     "headers",
     [{"Authorization": f"Bearer {STATIC}"}, {"authorization": f"bearer  {STATIC}"}]
-    + [{"X-Api-Key": STATIC}, {"x-api-key": f" {STATIC} "}],
+    + [{"X-Api-Key": STATIC}, {"x-api-key": f" {STATIC} "}]
+    + [{"Authorization": f"Bearer {STATIC}", "X-Api-Key": STATIC}]
+    + [{"authorization": f"bearer {STATIC}", "x-api-key": f" {STATIC} "}],
 )
-def test_a_key_may_come_in_either_header(tmp_path, headers):
+def test_a_key_may_come_in_either_header_or_the_same_in_both(tmp_path, headers):
     client = app_of("all", tmp_path, KeyRing(static=STATIC)).test_client()
     assert client.get("/v1/models", headers=headers).status_code == 503  # no engine is up
 

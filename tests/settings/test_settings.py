@@ -10,6 +10,7 @@ from qwenapi.settings import sources
 from qwenapi.settings.flags import FlagParser, add_flags
 from qwenapi.settings.run_dir import make_run_dir, model_run_dir, run_dir
 from qwenapi.settings.table import Settings, table
+from qwenapi.settings.vllm_flags import VLLM_FLAGS
 from workers.config import EngineConfig
 from workers.errors import ConfigError, ExitCode
 
@@ -165,8 +166,11 @@ def test_a_bad_value_of_a_flag_is_a_config_error():
     [
         ("--max-model-length", "did you mean --max-model-len?"),
         ("--max-model-lenn=3", "unknown flag --max-model-lenn: did you mean --max-model-len?"),
-        ("--trust-remote-code", "unknown flag --trust-remote-code"),
         ("--max-model", "unknown flag --max-model"),
+        ("-tpx", "unknown flag -tpx: did you mean -tp?"),
+        ("--chat-templates", "did you mean --chat-template?"),
+        ("--reasoning-parser", "--reasoning-parser: nothing is called like it"),
+        ("--foo", "unknown flag --foo: nothing is called like it"),
         ("stray", "unexpected argument 'stray'"),
     ],
 )
@@ -175,6 +179,58 @@ def test_an_unknown_flag_exits_2_with_the_closest_one(flag, answer, capsys):
         parse(flag)
     assert caught.value.code == 2
     assert answer in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["serve", "model", "http", "check"])
+def test_vllms_flags_are_taken_where_they_ask_for_nothing(command, capsys):
+    taken = """--tensor-parallel-size 1 -tp 1 --pipeline-parallel-size=1 --enable-chunked-prefill
+        --kv-cache-dtype auto --load-format auto --no-enable-lora --seed 0"""
+    assert parse(*taken.split(), command=command) == {}
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    "flag",
+    ["--trust-remote-code", "--disable-log-stats", "--uvicorn-log-level info", "--swap-space 4",
+     "--max-seq-len-to-capture 8192", "--distributed-executor-backend mp"],
+)  # fmt: skip
+def test_vllms_flags_without_a_meaning_here_are_ignored_with_one_line(flag, capsys):
+    assert parse(*flag.split()) == {}
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"qwenapi: {flag.split()[0]} is ignored: ")
+
+
+@pytest.mark.parametrize(
+    ("flag", "sentence"),
+    [
+        ("--tensor-parallel-size 2", "--tensor-parallel-size 2 is not supported: one engine"),
+        ("-tp=2", "-tp 2 is not supported"),
+        ("--pipeline-parallel-size 4", "--data-parallel-size"),
+        ("--no-enable-chunked-prefill", "--no-enable-chunked-prefill is not supported"),
+        ("--chat-template x.jinja", "the model's own chat template is used"),
+        ("--kv-cache-dtype fp8", "--kv-cache-dtype fp8 is not supported"),
+        ("--enable-lora", "adapters are not supported"),
+    ],
+)
+def test_vllms_flags_that_ask_for_more_are_refused_in_a_sentence(flag, sentence, capsys):
+    with pytest.raises(SystemExit) as caught:
+        parse(*flag.split())
+    assert caught.value.code == 2
+    assert sentence in capsys.readouterr().err
+
+
+def test_no_flag_of_vllms_is_also_a_setting():
+    own = {row.flag for row in table().values()}
+    listed = [name for flag in VLLM_FLAGS for name in flag.names.split()]
+    assert not own & set(listed) and len(listed) == len(set(listed))
+
+
+def test_types_have_the_names_that_vllm_gives_them_too(write):
+    assert load("--dtype", "half").dtype == "float16"
+    assert load(QWENAPI_DTYPE="float").dtype == "float32"
+    assert load("--config", write("dtype = 'half'")).dtype == "float16"
+    assert load("--generation-config", "vllm").generation_config == "vllm"
+    assert load("--no-enable-log-requests").log_requests is False
 
 
 def test_a_sub_command_suggests_its_own_flags(capsys):
@@ -222,7 +278,7 @@ def test_defaults_are_values_their_own_rows_allow():
 def test_an_engine_gets_every_field_it_has():
     derived = {"max_waiting", "replica"}
     assert {field.name for field in fields(EngineConfig)} - derived <= set(table())
-    settings = load("--model", "some/dir", "--max-num-seqs", "3", "--max-waiting", "9", "--stub")
+    settings = load("--model", "./some/dir", "--max-num-seqs", "3", "--max-waiting", "9", "--stub")
     engine = settings.engine_config()
     assert engine.model == str(Path.cwd() / "some/dir")
     assert (engine.max_num_seqs, engine.max_waiting, engine.stub) == (3, 9, True)

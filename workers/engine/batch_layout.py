@@ -1,4 +1,4 @@
-"""Lay a batch's rows out on the device as one FlatBatch, by a single copy of integers.
+"""Place a batch's rows on the device as one FlatBatch, by a single copy of integers.
 
 token ids │ starts │ lengths │ last tokens of sampled rows │ block tables, one row after another
 """

@@ -54,6 +54,7 @@ class BlockManager:
         self._reusable: OrderedDict[int, None] = OrderedDict()
         self._known: dict[Key, Block] = {}
         self._next_uid = _ROOT_UID + 1
+        self._unclean: list[int] = []
 
     @property
     def num_blocks(self) -> int:
@@ -116,18 +117,34 @@ class BlockManager:
             table.last_uid = known.uid
             table.num_known = index + 1
 
-    def free(self, table: BlockTable) -> None:
-        """Give up a table's blocks, tail first, so that prefixes survive longest."""
+    def forget(self, table: BlockTable) -> None:
+        """Offer a table's blocks to nobody any more; whoever has them keeps them."""
+        for block in (self._blocks[id] for id in table.ids):
+            if block.key is not None:
+                del self._known[block.key]
+                block.key = None
+
+    def free(self, table: BlockTable, *, is_clean: bool = True) -> None:
+        """Give up a table's blocks, tail first, so that prefixes survive longest.
+
+        If not known to be clean, what no longer has a user or a name has to be cleared.
+        """
         for id in reversed(table.ids):
             block = self._blocks[id]
             block.num_users -= 1
             if block.num_users == 0:
                 if block.key is None:
                     self._blank.append(id)
+                    self._unclean += () if is_clean else (id,)
                 else:
                     self._reusable[id] = None
         table.ids.clear()
         table.num_known, table.last_uid = 0, _ROOT_UID
+
+    def take_unclean(self) -> list[int]:
+        """Return the blocks to be cleared before anything is written to them, each once."""
+        unclean, self._unclean = self._unclean, []
+        return unclean
 
     def check_integrity(self, tables: list[BlockTable]) -> None:
         """Raise AssertionError unless exactly these tables explain every block's state."""

@@ -52,6 +52,7 @@ class Engine:
         # What `add` found out and the next step reports.
         self._pending = StepOutput()
         self._prompt_tokens = self._cached_tokens = self._generated_tokens = 0
+        self._nonfinite_logits = 0
 
     @property
     def has_work(self) -> bool:
@@ -110,6 +111,8 @@ class Engine:
             output.started.append((request.key, Started(request.generate.wid, cached_tokens)))
             self._prompt_tokens += len(request.prompt_ids)
             self._cached_tokens += cached_tokens
+        if unclean := self._blocks.take_unclean():
+            self._runner.clear(unclean)
         launched = self._runner.launch(batch, previous) if batch.rows else None
         if previous is not None:
             self._take(previous, output)
@@ -133,6 +136,7 @@ class Engine:
             preemptions=scheduler.num_preemptions,
             drafted_tokens=scheduler.num_drafted,
             accepted_tokens=scheduler.num_accepted,
+            nonfinite_logits=self._nonfinite_logits,
             **self._runner.device_memory(),
         )
 
@@ -154,20 +158,40 @@ class Engine:
     def _take(self, step: RunningStep, output: StepOutput) -> None:
         """Wait for a step's samples and say what they are."""
         for row, samples in step.read():
+            if not all([sample.is_finite for sample in samples]):
+                self._fail_damaged(row.sequence, output)
+                continue
             num_taken = self._scheduler.update(row, [sample.token_id for sample in samples])
-            if row.sequence.has_failed:
+            if row.sequence.has_failed and row.sequence.grammar is not None:
+                log.error(
+                    "request %s failed: its grammar: %s",
+                    row.sequence.request.generate.request_id,
+                    row.sequence.grammar.error,
+                )
                 self._fail(row.sequence, output)
                 continue
             for left, sample in zip(range(num_taken, 0, -1), samples, strict=False):
                 self._report(row.sequence, sample, left - 1, output)
 
-    def _fail(self, sequence: Sequence, output: StepOutput) -> None:
+    def _fail_damaged(self, sequence: Sequence, output: StepOutput) -> None:
+        """Give a request up whose logits are NaN or infinite: no token follows from them."""
+        if sequence.is_finished:  # while the step was under way
+            return
+        log.error(
+            "request %s: logits are not finite at token %d; the weights are damaged, or too large"
+            " for %s",
+            sequence.request.generate.request_id,
+            len(sequence.token_ids),
+            self.card.dtype,
+        )
+        self._nonfinite_logits += 1
+        self._fail(sequence, output, is_damaged=True)
+
+    def _fail(self, sequence: Sequence, output: StepOutput, *, is_damaged: bool = False) -> None:
         """End a request for one of whose choices no token can be found."""
-        assert sequence.grammar is not None
-        request, error = sequence.request, sequence.grammar.error
-        log.error("request %s failed: its grammar: %s", request.generate.request_id, error)
+        request = sequence.request
         group = self._groups.pop(request.key)
-        self._scheduler.abort(group, request.generate.choices)
+        self._scheduler.abort(group, request.generate.choices, is_damaged=is_damaged)
         output.failed.append((request.key, Failed(request.generate.wid, "engine_error")))
 
     def _report(

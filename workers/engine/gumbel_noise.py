@@ -12,6 +12,8 @@ from torch import Tensor
 
 # -log(-log1p(-v)) at the smallest v, half of 2**-24, rounded up: no token gains more than this.
 MAX_GUMBEL = 17.33
+# The last of the 2**24 numbers would round to 1.0, and its noise be -inf, whatever the logit is.
+_LARGEST_UNIFORM = 1 - 2.0**-24
 
 _MASK64 = (1 << 64) - 1
 _GOLDEN64 = 0x9E3779B97F4A7C15
@@ -33,7 +35,7 @@ def gumbel(token_ids: Tensor, low: Tensor, high: Tensor) -> Tensor:
     bits = token_ids.to(torch.int32) * _GOLDEN32
     bits = _murmur(bits + low)
     bits = _murmur(bits.bitwise_xor_(high))
-    uniform = _shift(bits, 8).float().add_(0.5).mul_(2.0**-24)
+    uniform = _shift(bits, 8).float().add_(0.5).mul_(2.0**-24).clamp_(max=_LARGEST_UNIFORM)
     return uniform.neg_().log1p_().neg_().log_().neg_()
 
 

@@ -65,6 +65,7 @@ class ModelRunner:
         """`decoder` has its cache; `graphs` are for kernels alone."""
         self._decoder, self._graphs = decoder, graphs
         self._block_size = decoder.block_size
+        self._device_total = 0
         self._for_kernels = decoder.cache_shape.for_kernels
         # As KVCache orders them: block b of head h is h * num_blocks + b.
         heads = torch.arange(decoder.cache_shape.num_kv_heads, device=decoder.device)
@@ -76,11 +77,19 @@ class ModelRunner:
         device = self._decoder.device
         if device.type != "cuda":
             return {}
+        if not self._device_total:
+            self._device_total = torch.cuda.get_device_properties(device).total_memory
+        # Once a step: memory_allocated and memory_reserved each read all of this.
+        held = torch.cuda.memory_stats_as_nested_dict(device)
         return {
-            "device_allocated": torch.cuda.memory_allocated(device),
-            "device_reserved": torch.cuda.memory_reserved(device),
-            "device_total": torch.cuda.get_device_properties(device).total_memory,
+            "device_allocated": held["allocated_bytes"]["all"]["current"],
+            "device_reserved": held["reserved_bytes"]["all"]["current"],
+            "device_total": self._device_total,
         }
+
+    def clear(self, blocks: list[int]) -> None:
+        """Make the cache's blocks as they were before anything was written."""
+        self._decoder.clear_cache(blocks)
 
     def launch(self, batch: Batch, previous: RunningStep | None = None) -> RunningStep:
         """Begin a step; `previous`, if still under way, samples what some rows begin with."""

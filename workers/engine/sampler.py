@@ -27,19 +27,33 @@ from workers.wire.protocol import MAX_LOGPROBS, TokenLogprob
 
 
 class Sample(NamedTuple):
-    """One chosen token, with log-probabilities if its row asked for them."""
+    """One chosen token, with log-probabilities if its row asked for them.
+
+    Where logits are not finite the token means nothing.
+    """
 
     token_id: int
     logprob: TokenLogprob | None = None
+    is_finite: bool = True
 
 
 class TokenChoice:
     """Tokens chosen on a device, `tokens` `[rows]`, which the host can wait for and read later."""
 
-    def __init__(self, tokens: Tensor, asking: dict[int, int], logprobs: tuple[Tensor, ...]):
+    def __init__(
+        self,
+        tokens: Tensor,
+        peaks: Tensor,
+        asking: dict[int, int],
+        logprobs: tuple[Tensor, ...] = (),
+    ) -> None:
+        """`peaks` are the rows' largest logits, NaN where any is; `asking` says who wants how many
+        of the `logprobs`.
+        """
         self.tokens = tokens
         self._asking = asking
-        self._parts = [part.to("cpu", non_blocking=True) for part in (tokens, *logprobs)]
+        parts = (tokens, peaks.isfinite(), *logprobs)
+        self._parts = [part.to("cpu", non_blocking=True) for part in parts]
         self._copied = None
         if tokens.device.type == "cuda":
             self._copied = torch.cuda.Event()
@@ -49,11 +63,14 @@ class TokenChoice:
         """Return one sample per row, once they are there."""
         if self._copied is not None:
             self._copied.synchronize()
-        tokens, *logprobs = (part.tolist() for part in self._parts)
+        tokens, are_finite, *logprobs = (part.tolist() for part in self._parts)
         samples = [Sample(token) for token in tokens]
         for (row, count), chosen, ids, values in zip(self._asking.items(), *logprobs, strict=True):
             logprob = TokenLogprob(tokens[row], chosen, tuple(ids[:count]), tuple(values[:count]))
             samples[row] = Sample(tokens[row], logprob)
+        for row, is_finite in enumerate(are_finite):
+            if not is_finite:
+                samples[row] = Sample(tokens[row], is_finite=False)
         return samples
 
 
@@ -82,23 +99,34 @@ def choose(
         for index, row in enumerate(rows)
         if row.params.logprobs is not None
     }
+    if not asking and all(row.is_greedy and not row.is_processed for row in rows):
+        return _choose_best(logits, masks)
+    if logits.device.type == "cpu" or any(row.is_processed for row in rows):
+        logits = logits.float()
     raw = None
     if asking:
         where = to_device(torch.tensor(list(asking)), logits.device)
         raw = logits[where].float().log_softmax(-1)
+    peaks = logits.amax(-1)  # before masks and processors, which may hide what is wrong
     if masks is not None:
         masks.apply(logits)
-    if not asking and all(row.is_greedy and not row.is_processed for row in rows):
-        return TokenChoice(_best(logits), {}, ())
-    if logits.device.type == "cpu" or any(row.is_processed for row in rows):
-        logits = logits.float()
     process(logits, rows)
     if logits.device.type == "cpu":
         tokens = choose_on_cpu(logits, rows)
     else:
         tokens = choose_on_gpu(logits, rows, by_kernels=by_kernels)
     logprobs = () if raw is None else _logprobs(raw, tokens[where])
-    return TokenChoice(tokens, asking, logprobs)
+    return TokenChoice(tokens, peaks, asking, logprobs)
+
+
+def _choose_best(logits: Tensor, masks: MaskedRows | None) -> TokenChoice:
+    """Return the largest of each row, in the logits' own type."""
+    if masks is None:
+        best = logits.max(-1)
+        return TokenChoice(best.indices, best.values, {})
+    peaks = logits.amax(-1)
+    masks.apply(logits)
+    return TokenChoice(_best(logits), peaks, {})
 
 
 def choose_on_cpu(logits: Tensor, rows: Sequence[SamplingRow]) -> Tensor:

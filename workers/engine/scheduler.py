@@ -99,11 +99,19 @@ class Scheduler:
                 expired.append(group)
         return expired
 
-    def abort(self, group: SequenceGroup, choices: Collection[int]) -> None:
-        """End choices of a request and free what they hold; without any left it is forgotten."""
+    def abort(
+        self, group: SequenceGroup, choices: Collection[int], *, is_damaged: bool = False
+    ) -> None:
+        """End choices of a request and free what they hold; without any left it is forgotten.
+
+        Of damaged ones nothing is kept in the cache. Of none is it known what their last step
+        writes there: a number that is none would spoil whoever has the place next.
+        """
         for sequence in group.sequences:
             if sequence.choice in choices and not sequence.is_finished:
-                self._end(sequence)
+                if is_damaged:
+                    self._blocks.forget(sequence.table)
+                self._end(sequence, is_clean=False)
         self._replace_leader(group)
 
     @property
@@ -345,14 +353,14 @@ class Scheduler:
             group.choose_leader()
             self._waiting.add(group.leader)
 
-    def _end(self, sequence: Sequence) -> None:
+    def _end(self, sequence: Sequence, *, is_clean: bool = True) -> None:
         """Take a sequence out of wherever it is; with its last one, the request is gone."""
         group = self._group_of(sequence)
         if sequence.status is SequenceStatus.RUNNING:
             self._running.remove(sequence)
         elif sequence.status is SequenceStatus.WAITING:
             self._waiting.remove(sequence)
-        self._blocks.free(sequence.table)
+        self._blocks.free(sequence.table, is_clean=is_clean)
         sequence.status = SequenceStatus.FINISHED
         sequence.grammar = None
         self._num_promised_rows -= group.has_started

@@ -50,6 +50,7 @@ class Sequence:
             self.grammar = GrammarState(request.grammar, request.generate.grammar)
             for token_id in self.token_ids[self.num_prompt_tokens :]:
                 self.grammar.consume(token_id)
+            self._drop_grammar()
         if self.request.params.is_penalized:
             self.output_counts = Counter(self.token_ids[self.num_prompt_tokens :])
 
@@ -93,7 +94,12 @@ class Sequence:
             return
         if self.grammar is not None:
             self.grammar.consume(token_id)
+            self._drop_grammar()
         self.finish_reason = self.end
+
+    def _drop_grammar(self) -> None:
+        if self.grammar is not None and self.grammar.is_over:
+            self.grammar = None
 
     @property
     def end(self) -> FinishReason | None:

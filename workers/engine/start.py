@@ -8,16 +8,16 @@ import ctypes
 
 import torch
 from torch import Tensor
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
-from workers.checkpoint import Checkpoint
+from workers.checkpoint.checkpoint import Checkpoint
 from workers.config import EngineConfig
 from workers.cpu_cores import physical_cores
 from workers.engine.model_runner import ModelRunner
 from workers.engine.sampler import sample
 from workers.engine.sampling_rows import SamplingRow
 from workers.engine.scheduler import MAX_SPECULATING_ROWS
-from workers.errors import ConfigError, ModelError
+from workers.errors import ConfigError
 from workers.model.attention.attention import AttentionPlan, Plan, PrefillSpan
 from workers.model.attention.backend import uses_kernels
 from workers.model.capacity import (
@@ -32,7 +32,6 @@ from workers.model.graphs import Graphs
 from workers.model.layout.paged_plan import PagedPlan
 from workers.model.loader import Progress, choose_device, choose_dtype, load_config, load_weights
 from workers.model.quantization import fp8
-from workers.model.quantization.awq_gptq import Quantization
 from workers.wire.protocol import ModelCard, SamplingParams
 
 # From glibc's malloc.h.
@@ -46,8 +45,8 @@ def start(config: EngineConfig, progress: Progress) -> tuple[ModelCard, ModelRun
     device = choose_device(config.device, config.replica)
     dtype = choose_dtype(config.dtype, device)
     checkpoint = Checkpoint.at(config.model)
+    checkpoint.check_quantization(config.quantization)
     model_config = load_config(checkpoint)
-    _check_quantization(config.quantization, checkpoint)
     for_kernels = uses_kernels(config.attention_backend, device)
     if config.deterministic and device.type != "cpu" and not for_kernels:
         raise ConfigError(
@@ -63,26 +62,19 @@ def start(config: EngineConfig, progress: Progress) -> tuple[ModelCard, ModelRun
     model = load_weights(
         checkpoint, model_config, dtype, device, progress, keep_packed=for_kernels, as_fp8=as_fp8
     )
-    decoder, limits = _build(config, model, shape, progress)
+    longest = checkpoint.config.context_length
+    decoder, limits = _build(config, longest, model, shape, progress)
     runner = ModelRunner(decoder, _graphs(config, decoder, limits, progress))
     progress("ready", 1.0)
-    return _card(checkpoint, model_config, dtype, device, limits), runner
-
-
-def _check_quantization(asked: str, checkpoint: Checkpoint) -> None:
-    """Refuse a statement about the weights that config.json contradicts."""
-    found = Quantization.of(checkpoint)
-    method = found.method if found else "none"
-    is_rounded = (asked, method) == ("fp8", "none")
-    if asked not in ("auto", method) and not is_rounded:
-        raise ModelError(
-            f"{checkpoint.directory / 'config.json'}: --quantization {asked}, but the weights are"
-            f" packed as {method!r}; leave the flag out"
-        )
+    return _card(checkpoint, dtype, device, limits), runner
 
 
 def _build(
-    config: EngineConfig, model: PreTrainedModel, shape: CacheShape, progress: Progress
+    config: EngineConfig,
+    longest: int,
+    model: PreTrainedModel,
+    shape: CacheShape,
+    progress: Progress,
 ) -> tuple[Decoder, CapacityLimits]:
     """Return the decoder with a cache of the size that fits beside it."""
     progress("merging weights", 0.0)
@@ -106,7 +98,7 @@ def _build(
     free_bytes = min(
         available_bytes(d, config.gpu_memory_utilization) // layers.count(d) for d in set(layers)
     ) * len(layers)
-    limits = resolve_limits(config, model.config, device, block_bytes, free_bytes)
+    limits = resolve_limits(config, longest, device, block_bytes, free_bytes)
     progress("allocating cache", 0.0)
     decoder.allocate_cache(shape, limits.num_blocks, limits.block_size)
     return decoder, limits
@@ -150,18 +142,14 @@ def _worst_plan(zeros: Tensor, for_kernels: bool, is_batch_invariant: bool) -> P
 
 
 def _card(
-    checkpoint: Checkpoint,
-    config: PretrainedConfig,
-    dtype: torch.dtype,
-    device: torch.device,
-    limits: CapacityLimits,
+    checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device, limits: CapacityLimits
 ) -> ModelCard:
     return ModelCard(
         model_dir=str(checkpoint.directory),
         model_hash=checkpoint.model_hash,
         tokenizer_sha256=checkpoint.tokenizer_sha256,
         architecture=checkpoint.architecture,
-        vocab_size=config.vocab_size,
+        vocab_size=checkpoint.config.vocab_size,
         eos_token_ids=checkpoint.eos_token_ids,
         generation_config=checkpoint.sampling_defaults,
         dtype=str(dtype).removeprefix("torch."),

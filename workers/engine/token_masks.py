@@ -1,4 +1,4 @@
-"""Masks of a step's rows that have a grammar: computed beside the device, applied to logits there.
+"""Masks of the rows that have a grammar: computed on the host, applied to logits.
 
 Knows bit rows and logits. Refuses to know grammars; workers.grammar does. A step without such rows
 makes nothing and pays nothing.

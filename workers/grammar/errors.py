@@ -36,5 +36,5 @@ def explain(message: str) -> GrammarError:
     for pattern, meaning in _MEANINGS:
         if pattern.search(message):
             return GrammarError(f"the grammar cannot be used: {meaning}")
-    line = message.strip().partition("\n<state>")[0].replace("\n", " ")
+    line = message.partition("\n<")[0].strip().replace("\n", " ")
     return GrammarError(f"the grammar cannot be used: {line[:_MAX_MESSAGE]}")

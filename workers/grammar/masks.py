@@ -56,7 +56,7 @@ class MaskFiller:
         first = 0
         for row in rows:
             state = row.state
-            if not state.is_thinking and not state.error:
+            if state.constrains and not state.is_free:
                 if row.drafts:
                     drafting.append((state.matcher, first, list(row.drafts)))
                 else:
@@ -86,6 +86,13 @@ def _finish(row: MaskRow, masks: Bits) -> None:
         state.fail(state.matcher.get_error())
     if state.error:
         masks.fill(0xFFFFFFFF)
+        return
+    if due := state.due:
+        masks.fill(0)
+        for mask, token_id in zip(masks, due, strict=True):
+            _set(mask, [token_id])
+        return
+    if state.is_free and not state.is_thinking:
         return
     ends = state.compiled.eos_token_ids
     for index, mask in enumerate(masks):

@@ -68,6 +68,8 @@ def _lark(grammar: Grammar, token_ids: Mapping[str, int]) -> str:
             lark = _regex(grammar.text)
         case "choice":
             lark = _choice(grammar.text)
+        case "any":
+            lark = "start: /(.|\\n)*/"
         case _:
             lark = _by_number(grammar.text, token_ids)
             if not lark.strip():

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers import PretrainedConfig
 
 from workers.config import EngineConfig
 from workers.errors import ConfigError
@@ -36,25 +35,17 @@ def token_budget_of(config: EngineConfig, device: torch.device) -> int:
     return config.max_num_batched_tokens or (512 if device.type == "cpu" else 8192)
 
 
-def context_length(model: PretrainedConfig) -> int:
-    """Return the longest sequence the model's positions allow, stretched by yarn."""
-    rope = model.rope_parameters or {}
-    if rope.get("rope_type") != "yarn":
-        return int(model.max_position_embeddings)
-    original = rope.get("original_max_position_embeddings") or model.max_position_embeddings
-    return max(int(model.max_position_embeddings), int(original * rope.get("factor", 1.0)))
-
-
 def resolve_limits(
     config: EngineConfig,
-    model: PretrainedConfig,
+    longest: int,
     device: torch.device,
     block_bytes: int,
     free_bytes: int,
 ) -> CapacityLimits:
-    """Return the limits for a cache in `free_bytes`; raise ConfigError if there are none."""
+    """Return the limits for a cache in `free_bytes` of a model whose sequences end at `longest`;
+    raise ConfigError if there are none.
+    """
     block_size = block_size_of(config, device)
-    longest = context_length(model)
     if config.max_model_len > longest:
         raise ConfigError(
             f"max_model_len = {config.max_model_len}, but the model ends at {longest}"

@@ -85,6 +85,11 @@ class Decoder:
         ]
         self.cache_shape, self.num_blocks, self.block_size = shape, num_blocks, block_size
 
+    def clear_cache(self, blocks: list[int]) -> None:
+        """Put zeros into blocks, where what nobody wrote is read."""
+        for cache in self._kv_caches:
+            cache.clear(blocks)
+
     def forward_flat(self, flat: FlatBatch, rows: Tensor) -> Tensor:
         """Return the logits at `rows` of a flat batch, whose attention kernels plan and compute."""
         num_kv_heads, is_batch_invariant = self.cache_shape.num_kv_heads, self.is_batch_invariant

@@ -1,7 +1,7 @@
-"""Load a model directory as a transformers model, or raise a ModelError that says why not.
+"""Load a checkpoint as a transformers model.
 
-Knows which architectures and options the engine computes correctly; anything else is refused here,
-before memory is spent. Code from a model directory is never run, pickles are never read.
+What can be served, and what is wrong with the rest, is workers/checkpoint's to say. Code from a
+model directory is never run, pickles are never read.
 """
 
 import logging
@@ -11,22 +11,16 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from workers.checkpoint import Checkpoint
+from workers.checkpoint.checkpoint import Checkpoint
 from workers.errors import ModelError
-from workers.model.quantization.awq_gptq import Quantization
 from workers.model.weight_source import open_source
 
 Progress = Callable[[str, float], None]
 
-ARCHITECTURES = ("Qwen2ForCausalLM", "Qwen3ForCausalLM", "Qwen3MoeForCausalLM")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-# Their frequencies depend on a batch's longest sequence, so rows would depend on each other.
-_REFUSED_ROPE = ("dynamic", "longrope")
 
 _logger = logging.getLogger(__name__)
 
@@ -54,21 +48,22 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 def load_config(checkpoint: Checkpoint) -> PretrainedConfig:
-    """Return the configuration; raise ModelError if the engine would compute the model wrongly."""
-    file = checkpoint.directory / "config.json"
-    if checkpoint.architecture not in ARCHITECTURES:
-        known = ", ".join(ARCHITECTURES)
-        raise ModelError(f"{file}: architecture {checkpoint.architecture} is not one of {known}")
-    quantization = Quantization.of(checkpoint)
+    """Return transformers' configuration of what the checkpoint says, and of nothing else.
+
+    Without quantization_config, for which transformers would look for kernels of its own.
+    """
+    config = checkpoint.config
+    values = {
+        **config.values,
+        "rope_parameters": dict(config.rope.values),
+        "layer_types": list(config.layer_types),
+        "architectures": [checkpoint.architecture],
+        "use_sliding_window": False,
+    }
     try:
-        config = AutoConfig.from_pretrained(checkpoint.directory, local_files_only=True)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"{file}: {error}") from error
-    _refuse_unsupported(config, file)
-    if quantization is not None:
-        # With it, transformers would look for kernels of its own; open_packed unpacks instead.
-        del config.quantization_config
-    return config
+        return AutoConfig.for_model(str(checkpoint.raw_config["model_type"]), **values)
+    except (ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"{checkpoint.config_file}: {error}") from error
 
 
 def load_weights(
@@ -87,7 +82,7 @@ def load_weights(
     GPU cannot hold the model. With `as_fp8`, plain ones hold an Fp8Weight. Both are for
     `linear.merge` to take.
     """
-    _refuse_damaged(checkpoint.weight_files)
+    checkpoint.check("fp8" if as_fp8 else "auto")
     source = open_source(checkpoint, config, dtype, device, keep_packed=keep_packed, as_fp8=as_fp8)
     try:
         with _reporting(progress), source as opened:
@@ -96,7 +91,6 @@ def load_weights(
                 config=config,
                 dtype=dtype,
                 use_safetensors=True,
-                ignore_mismatched_sizes=True,  # to be refused below, with their names
                 local_files_only=True,
                 output_loading_info=True,
             )
@@ -109,37 +103,10 @@ def load_weights(
     return model
 
 
-def _refuse_unsupported(config: PretrainedConfig, file: Path) -> None:
-    """Refuse what would be computed without complaint, but differently from transformers."""
-    windows = "sliding_attention" in (getattr(config, "layer_types", None) or ())
-    if windows or (config.model_type == "qwen3_moe" and config.sliding_window is not None):
-        raise ModelError(f"{file}: use_sliding_window is not supported; only full attention is")
-    rope = (config.rope_parameters or {}).get("rope_type", "default")
-    if rope in _REFUSED_ROPE:
-        raise ModelError(
-            f"{file}: rope_type {rope!r} is not supported; use 'yarn' for long contexts"
-        )
-    if config.hidden_act != "silu":
-        raise ModelError(f"{file}: hidden_act {config.hidden_act!r} is not supported, only 'silu'")
-
-
-def _refuse_damaged(files: tuple[Path, ...]) -> None:
-    """Refuse files shorter than their headers say, before memory is spent on the whole ones."""
-    for file in files:
-        try:
-            with safe_open(file, framework="pt"):
-                pass
-        except (OSError, SafetensorError) as error:
-            raise ModelError(f"{file}: damaged, {error}; complete the download") from error
-
-
 def _refuse_partial(model: PreTrainedModel, info: Any, checkpoint: Checkpoint) -> None:
-    """Refuse weights that transformers invented or left on a slower device."""
-    file, missing = checkpoint.weight_files[0], sorted(info["missing_keys"])
-    if missing:
-        raise ModelError(f"{file}: {len(missing)} weights are missing, the first is {missing[0]}")
-    if info["mismatched_keys"]:
-        raise ModelError(f"{file}: shapes differ from config.json: {info['mismatched_keys']}")
+    """Refuse weights that transformers left on a slower device, or found no place for."""
+    missing, unknown = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
+    assert not missing and not unknown, f"what was checked is not there: {missing + unknown}"
     placed = set(getattr(model, "hf_device_map", {}).values())
     if placed & {"cpu", "disk"}:
         raise ModelError(f"{checkpoint.directory}: does not fit into the visible GPUs' memory")

@@ -1,11 +1,11 @@
 """Weight sources: which weights transformers loads itself, and which are read beside it.
 
-Weights that are to be kept in another form are taken out of the class that transformers constructs
-and read afterwards, one by one, straight into that form. So neither it nor memory ever sees them
-whole. Refuses to know the forms.
+transformers is given the tensors of the files that the checkpoint names, and looks for none of its
+own. Weights that are to be kept in another form are taken out of the class it constructs and read
+afterwards, one by one, straight into that form. So neither it nor memory ever sees them whole.
+Refuses to know the forms.
 """
 
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
@@ -14,11 +14,10 @@ from typing import Any, NamedTuple
 import torch
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PretrainedConfig, PreTrainedModel
 
-from workers.checkpoint import Checkpoint
+from workers.checkpoint.checkpoint import Checkpoint
 from workers.errors import ConfigError
 from workers.model.quantization import fp8
-from workers.model.quantization.awq_gptq import Quantization
-from workers.model.quantization.packed_weights import Stored, open_linears, open_packed, take_packed
+from workers.model.quantization.packed_weights import State, open_weights, take_packed
 
 DeviceMap = str | torch.device | None
 
@@ -52,65 +51,58 @@ def open_source(
 ) -> AbstractContextManager[Source]:
     """Return the source of a checkpoint's weights; its files are open in the context."""
     if as_fp8:
-        return _open_for_fp8(checkpoint, config, device)
-    quantization = Quantization.of(checkpoint)
-    if quantization is None:
-        return _open_plain(checkpoint, config, device)
-    return _open_packed(checkpoint, quantization, config, dtype, device, keep_packed=keep_packed)
+        return _open_for_fp8(checkpoint, config, dtype, device)
+    is_packed = bool(checkpoint.weights.packed)
+    if is_packed and keep_packed and _device_map(_file_bytes(checkpoint), device) != "auto":
+        return _open_packed(checkpoint, config, dtype, device)
+    return _open_whole(checkpoint, config, dtype, device)
 
 
 @contextmanager
-def _open_plain(
-    checkpoint: Checkpoint, config: PretrainedConfig, device: torch.device
+def _open_whole(
+    checkpoint: Checkpoint, config: PretrainedConfig, dtype: torch.dtype, device: torch.device
 ) -> Iterator[Source]:
-    device_map = _device_map(_file_bytes(checkpoint), device)
-    yield Source(_model_class(config), _arguments(device_map, checkpoint), {})
+    """Yield the source of weights that are plain, or unpacked as they are read."""
+    weights = checkpoint.weights
+    unpacked_bytes = weights.num_parameters * dtype.itemsize
+    device_map = _device_map(unpacked_bytes if weights.packed else _file_bytes(checkpoint), device)
+    with open_weights(checkpoint, dtype, _place(device_map)) as state:
+        yield Source(_model_class(config), _arguments(device_map, state), {})
 
 
 @contextmanager
 def _open_for_fp8(
-    checkpoint: Checkpoint, config: PretrainedConfig, device: torch.device
+    checkpoint: Checkpoint, config: PretrainedConfig, dtype: torch.dtype, device: torch.device
 ) -> Iterator[Source]:
     """Yield the source of plain weights that are rounded as they are read."""
     device_map = _device_map(_file_bytes(checkpoint) // 2, device)
     if device_map == "auto":
         raise ConfigError("quantization = 'fp8' is for one GPU, and the model does not fit into it")
-    with open_linears(checkpoint, _skeleton(config)) as linears:
-        for name, stored in linears.items():
-            fp8.check_shape(name, stored.data.get_shape())
+    place = _place(device_map)
+    with open_weights(checkpoint, dtype, place) as state:
         others = {
-            name: partial(_read_as_fp8, stored, _place(device_map))
-            for name, stored in linears.items()
+            name: partial(_read_as_fp8, state.pop(f"{name}.weight"), place)
+            for name in checkpoint.weights.decoder_linears
         }
         model_class = _without_weights(_model_class(config), others)
-        yield Source(model_class, _arguments(device_map, checkpoint), others)
+        yield Source(model_class, _arguments(device_map, state), others)
 
 
 @contextmanager
 def _open_packed(
-    checkpoint: Checkpoint,
-    quantization: Quantization,
-    config: PretrainedConfig,
-    dtype: torch.dtype,
-    device: torch.device,
-    *,
-    keep_packed: bool,
+    checkpoint: Checkpoint, config: PretrainedConfig, dtype: torch.dtype, device: torch.device
 ) -> Iterator[Source]:
-    """Yield the source of packed weights; those of linears stay packed where one GPU holds all."""
-    skeleton, model_class, others = _skeleton(config), _model_class(config), {}
+    """Yield the source of packed weights, of which linears of decoder layers stay packed."""
     device_map = _device_map(_file_bytes(checkpoint), device)
-    keep_packed = keep_packed and device_map != "auto"
-    if not keep_packed:
-        device_map = _device_map(skeleton.num_parameters() * dtype.itemsize, device)
-    with open_packed(checkpoint, quantization, skeleton, dtype, _place(device_map)) as state:
-        if keep_packed:
-            others = {name: weight.repack for name, weight in take_packed(state, skeleton).items()}
-            model_class = _without_weights(model_class, others)
-        yield Source(model_class, _arguments(device_map) | {"state_dict": state}, others)
+    with open_weights(checkpoint, dtype, _place(device_map)) as state:
+        packed = take_packed(state, checkpoint.weights.decoder_linears)
+        others = {name: weight.repack for name, weight in packed.items()}
+        model_class = _without_weights(_model_class(config), others)
+        yield Source(model_class, _arguments(device_map, state), others)
 
 
-def _read_as_fp8(stored: Stored, device: torch.device) -> fp8.Fp8Weight:
-    return fp8.Fp8Weight.of(stored.data[...].to(device))
+def _read_as_fp8(data: Any, device: torch.device) -> fp8.Fp8Weight:
+    return fp8.Fp8Weight.of(data[...].to(device))
 
 
 def _without_weights(model_class: Any, linears: Iterable[str]) -> Any:
@@ -121,29 +113,24 @@ def _without_weights(model_class: Any, linears: Iterable[str]) -> Any:
         for name in linears:
             self.get_submodule(name).weight = None
 
-    expected = [rf"^{re.escape(name)}\.weight$" for name in linears]
-    ignored = expected + list(model_class._keys_to_ignore_on_load_unexpected or ())
-    changes = {"__init__": construct, "_keys_to_ignore_on_load_unexpected": ignored}
-    return type(model_class.__name__, (model_class,), changes)
+    return type(model_class.__name__, (model_class,), {"__init__": construct})
 
 
-def _arguments(device_map: DeviceMap, checkpoint: Checkpoint | None = None) -> dict[str, Any]:
-    directory = None if checkpoint is None else checkpoint.directory
-    return {"pretrained_model_name_or_path": directory, "device_map": device_map}
+def _arguments(device_map: DeviceMap, state: State) -> dict[str, Any]:
+    """Return the arguments of from_pretrained that make it read these tensors and no file."""
+    return {
+        "pretrained_model_name_or_path": None,
+        "state_dict": state,
+        "device_map": device_map,
+    }
 
 
 def _model_class(config: PretrainedConfig) -> Any:
     return MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
 
 
-def _skeleton(config: PretrainedConfig) -> PreTrainedModel:
-    with torch.device("meta"):
-        model: PreTrainedModel = _model_class(config)(config)
-    return model
-
-
 def _file_bytes(checkpoint: Checkpoint) -> int:
-    return sum(file.stat().st_size for file in checkpoint.weight_files)
+    return checkpoint.weights.disk_bytes
 
 
 def _place(device_map: DeviceMap) -> torch.device:

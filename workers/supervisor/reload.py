@@ -1,4 +1,4 @@
-"""Reload: read the settings anew, then replace a group's processes by new ones.
+"""Reload: leads a reload from its first step to its third, new processes in place of the old.
 
 A child that never gets ready replaces nobody. Where both can run at once the new one is ready
 before the old one goes; engines, whose memory there is only once, go one after the other, and the

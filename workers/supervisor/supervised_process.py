@@ -1,4 +1,4 @@
-"""Watch one child process: kill it when it hangs, start it again when it has died.
+"""SupervisedProcess: kills a child process that hangs, and starts again one that has died.
 
 Knows a child by a small protocol, its state, its deaths and its next start. Whether a death ends
 everything is the supervisor's to say. Never sleeps.

@@ -1,6 +1,6 @@
-"""EngineStats: the figures of one engine, their layout in shared memory, and a row as read.
+"""EngineStats: the numbers an engine publishes, where they lie in its slot, and a row as read.
 
-A new figure is a field of EngineStats and a line in qwenapi/metrics/prometheus.py.
+How to add a number: qwenapi/metrics/__init__.py.
 """
 
 from collections.abc import Mapping
@@ -25,6 +25,7 @@ class EngineStats:
     preemptions: int = 0
     drafted_tokens: int = 0
     accepted_tokens: int = 0  # of the drafted
+    nonfinite_logits: int = 0  # requests that failed for them
     device_allocated: int = 0  # bytes, as torch counts them; 0 on a CPU
     device_reserved: int = 0
     device_total: int = 0
@@ -53,6 +54,7 @@ ENGINE_COUNTERS = (
     "preemptions",
     "drafted_tokens",
     "accepted_tokens",
+    "nonfinite_logits",
 )
 
 

@@ -1,4 +1,4 @@
-"""Layout: the fields of a shared-memory file's slots and records, and where each slot begins."""
+"""Layout: how named fields lie in a shared-memory file, in slots and in records behind them."""
 
 import hashlib
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Outbox: bytes that a peer has yet to take, up to a bound; sending never blocks."""
+"""Outbox: from this process to a peer, the bytes not yet taken; bounded, and never blocks."""
 
 import socket
 import threading

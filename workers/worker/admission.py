@@ -1,4 +1,4 @@
-"""Admission: accept or reject a request before any HTTP header goes out, by counts alone.
+"""Admission: accept or reject a request before a token of it is computed, by counts alone.
 
 Decided in the socket thread, in microseconds: the engine loop publishes how far it is. A group's
 requests are limited together (running + waiting); the engine's own limits hold for all.

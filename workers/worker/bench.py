@@ -15,7 +15,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from workers.checkpoint import Checkpoint
+from workers.checkpoint.checkpoint import Checkpoint
+from workers.checkpoint.folder import model_name
 from workers.config import EngineConfig
 from workers.engine_core import EngineCore, Key
 from workers.errors import ConfigError, WorkerError
@@ -100,11 +101,11 @@ def conditions(config: EngineConfig, card: ModelCard) -> dict[str, Any]:
     """Return what must be known to read the numbers; of the settings, those that were set."""
     import torch
 
-    model = Checkpoint.at(card.model_dir).config
+    model = Checkpoint.at(card.model_dir).config.values
     defaults = asdict(EngineConfig(config.model))
     return {
-        "model": Path(card.model_dir).name,
-        **{name: model[name] for name in _DIMENSIONS if name in model},
+        "model": model_name(card.model_dir),
+        **{name: model[name] for name in _DIMENSIONS},
         "dtype": card.dtype,
         "device": torch.cuda.get_device_name() if card.device.startswith("cuda") else _processor(),
         "torch": torch.__version__,

@@ -1,4 +1,4 @@
-"""GrammarGate: where admitted requests wait, between the socket thread and the loop, for grammars.
+"""GrammarGate: admitted requests wait here until their grammars are compiled.
 
 Knows what waits and whom to answer. A grammar compiled before lets its request through at once;
 others are compiled by the compiler's threads, and the one that is done sends the answer. Nobody

@@ -1,4 +1,4 @@
-"""Inbox: the queue by which the socket thread hands messages to the engine loop."""
+"""Inbox: from the socket thread to the engine loop, a queue of messages."""
 
 import threading
 from collections import deque

@@ -12,7 +12,7 @@ import time
 from collections import Counter
 from dataclasses import dataclass
 
-from workers.checkpoint import Checkpoint
+from workers.checkpoint.checkpoint import Checkpoint
 from workers.config import EngineConfig
 from workers.engine_core import Key, StepOutput
 from workers.errors import ExitCode
@@ -194,8 +194,8 @@ def _card(config: EngineConfig) -> ModelCard:
         model_hash="stub-" + checkpoint.tokenizer_sha256,
         tokenizer_sha256=checkpoint.tokenizer_sha256,
         architecture="stub",
-        max_model_len=config.max_model_len or checkpoint.max_position_embeddings,
-        vocab_size=checkpoint.vocab_size,
+        max_model_len=config.max_model_len or checkpoint.config.context_length,
+        vocab_size=checkpoint.config.vocab_size,
         eos_token_ids=checkpoint.eos_token_ids,
         generation_config=checkpoint.sampling_defaults,
         dtype="none",

@@ -7,8 +7,6 @@ from marshmallow import ValidationError, validates
 from qwenapi.http.fields import StrictString
 from qwenapi.http.schemas import LenientSchema
 
-MAX_CHARACTERS = 2**20
-
 
 @dataclass(frozen=True, kw_only=True)
 class CodeRequest:
@@ -23,7 +21,7 @@ class CodeSchema(LenientSchema):
 
     value_class = CodeRequest
 
-    prompt = StrictString(MAX_CHARACTERS, required=True)
+    prompt = StrictString(None, required=True)
     conversation_id = StrictString(256)
 
     @validates("prompt")

@@ -36,13 +36,13 @@ from qwenapi.generation.sampling import SamplingRequest
 from qwenapi.generation.stream import GenerationStream
 from qwenapi.http import sse
 from qwenapi.http.body import read_fields
-from qwenapi.http.responses import ignored_header, json_response
-from qwenapi.http.schemas import load_request
+from qwenapi.http.responses import json_response
 from qwenapi.request_context.current_request import (
     caller,
     count_post,
     current_profile,
     generation_request,
+    load_body,
     new_stream,
 )
 from qwenapi.request_context.services import conversations, served_model
@@ -62,22 +62,18 @@ _schema = CodeSchema()
 
 @blueprint.post("/v1/code/generate")
 def generate() -> Response:
-    body = read_fields(request)
-    ask: CodeRequest = load_request(_schema, body)
+    ask: CodeRequest = load_body(_schema, read_fields(request))
     card, tokenizer = served_model()
     ids = _encode(tokenizer, (), ask.prompt)
     with new_stream(tokenizer) as stream:
         stream.ask(_wanted(ids, card))
         (whole,) = gather(stream.deltas())
-    response = json_response({"status": "success", "result": whole.text})
-    response.headers.update(ignored_header(body, _schema.fields))
-    return response
+    return json_response({"status": "success", "result": whole.text})
 
 
 @blueprint.post("/v1/code/chat_stream")
 def chat_stream() -> Response:
-    body = read_fields(request)
-    ask: CodeRequest = load_request(_schema, body)
+    ask: CodeRequest = load_body(_schema, read_fields(request))
     card, tokenizer = served_model()
     stream = new_stream(tokenizer)
     turn: Turn | None = None
@@ -98,7 +94,6 @@ def chat_stream() -> Response:
     text = TurnText(stream, turn, has_preface=is_new or current_profile().repeats_preface)
     response = sse.stream(text.pieces())
     response.call_on_close(text.close)
-    response.headers.update(ignored_header(body, _schema.fields))
     return response
 
 

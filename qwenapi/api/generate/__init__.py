@@ -1,4 +1,4 @@
-"""The interface of "Qwen2-7B-Instruct 模型 API": `POST /generate`."""
+"""The interface of "Qwen2-7B-Instruct 模型 API", profile `qwen2`: the address `POST /generate`."""
 
 from qwenapi.api.generate.views import blueprint
 

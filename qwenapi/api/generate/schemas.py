@@ -11,7 +11,6 @@ from qwenapi.http.fields import StrictFloat, StrictInteger, StrictString
 from qwenapi.http.schemas import LenientSchema
 
 MAX_SEQUENCES = 8
-MAX_CHARACTERS = 2**21
 INT32 = 2**31 - 1
 
 
@@ -26,11 +25,11 @@ class GenerateRequest:
     top_k: int | None = None
     num_return_sequences: int = 1
 
-    def parameters(self, defaults: RequestDefaults) -> dict[str, Any]:
+    def parameters(self, defaults: RequestDefaults, room: int) -> dict[str, Any]:
         """Return the documented echo: all six, the defaults filled in, in this order."""
         return {
             "prompt": self.prompt,
-            "max_length": _first(self.max_length, defaults.max_tokens),
+            "max_length": _first(self.max_length, defaults.max_tokens, room),
             "temperature": _first(self.temperature, defaults.temperature),
             "top_p": _first(self.top_p, defaults.top_p),
             "top_k": _first(self.top_k, defaults.top_k),
@@ -43,7 +42,7 @@ class GenerateSchema(LenientSchema):
 
     value_class = GenerateRequest
 
-    prompt = StrictString(MAX_CHARACTERS, required=True)
+    prompt = StrictString(None, required=True)
     max_length = StrictInteger(1, INT32)
     temperature = StrictFloat(0, 2)
     top_p = StrictFloat(0, 1)

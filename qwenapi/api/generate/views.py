@@ -7,12 +7,12 @@ from qwenapi.generation.delta import gather
 from qwenapi.generation.prompt import encode_chat
 from qwenapi.generation.sampling import SamplingRequest, clamped_header, defaults_of
 from qwenapi.http.body import read_json
-from qwenapi.http.responses import ignored_header, json_response
-from qwenapi.http.schemas import load_request
+from qwenapi.http.responses import json_response
 from qwenapi.request_context.current_request import (
     count_post,
     current_profile,
     generation_request,
+    load_body,
     new_stream,
 )
 from qwenapi.request_context.services import served_model
@@ -26,8 +26,7 @@ _schema = GenerateSchema()
 
 @blueprint.post("/generate")
 def generate() -> Response:
-    body = read_json(request)
-    ask: GenerateRequest = load_request(_schema, body)
+    ask: GenerateRequest = load_body(_schema, read_json(request, may_be_absent=True))
     profile = current_profile()
     card, tokenizer = served_model()
     messages = [{"role": "user", "content": ask.prompt}]
@@ -36,9 +35,9 @@ def generate() -> Response:
     with new_stream(tokenizer) as stream:
         stream.ask(wanted)
         texts = [whole.text for whole in gather(stream.deltas())]
-    parameters = ask.parameters(defaults_of(profile.settings))
+    parameters = ask.parameters(defaults_of(profile.settings), card.max_model_len - len(ids))
     response = json_response({"generated_texts": texts, "parameters": parameters})
-    response.headers.update(ignored_header(body, _schema.fields) | clamped_header(cut))
+    response.headers.update(clamped_header(cut))
     return response
 
 

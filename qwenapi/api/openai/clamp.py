@@ -1,4 +1,4 @@
-"""Cut a body's values to what a profile documents as its limits, before the schema sees them."""
+"""Clamp temperature and token counts of a body to the profile's ranges, before its schema."""
 
 from typing import Any
 

@@ -4,13 +4,16 @@ Tool calls and their results, thoughts under either of their names, content as a
 parts. Keys that ask for nothing are left out.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NoReturn
 
 import orjson
-from marshmallow import ValidationError, fields
+from marshmallow import ValidationError
 
-MAX_MESSAGES = 4096
+from qwenapi.api.openai.foreign_fields import MESSAGE_UNSUPPORTED
+from qwenapi.http.fields import Composite, Path
+
+MAX_MESSAGES = 1024
 MAX_PARTS = 256
 MAX_CALLS = 128
 
@@ -52,7 +55,7 @@ _CALL = {
 }
 
 
-class Messages(fields.Field[tuple[Mapping[str, Any], ...]]):
+class Messages(Composite):
     """A conversation; of an assistant's message that only calls tools the content may be absent."""
 
     MESSAGE = {
@@ -76,12 +79,38 @@ class Messages(fields.Field[tuple[Mapping[str, Any], ...]]):
     }
     json_schema = {"type": "array", "items": MESSAGE, "minItems": 1, "maxItems": MAX_MESSAGES}
 
+    def unknown(self, value: Any) -> Iterator[Path]:
+        """Yield the keys of messages and of their parts that no template is given."""
+        for i, message in enumerate(value if isinstance(value, list) else ()):
+            if not isinstance(message, dict):
+                continue
+            known = _known_keys(message.get("role"))
+            yield from ((i, key) for key in message if key not in known and asks(key, message[key]))
+            content = message.get("content")
+            for j, part in enumerate(content if isinstance(content, list) else ()):
+                for key in part if isinstance(part, dict) else ():
+                    if key not in ("type", "text") and part[key] is not None:
+                        yield i, "content", j, key
+
     def _deserialize(
         self, value: Any, attr: str | None, data: Any, **_: Any
     ) -> tuple[Mapping[str, Any], ...]:
         if not isinstance(value, list) or not 1 <= len(value) <= MAX_MESSAGES:
             raise ValidationError(f"must be a list of 1 to {MAX_MESSAGES} messages")
         return tuple(_message(i, message) for i, message in enumerate(value))
+
+
+def asks(key: str, value: Any) -> bool:
+    """Return whether a key that means nothing in its place was sent on purpose."""
+    return bool(value) if key in ("tool_calls", *PREFILL) else value is not None
+
+
+def _known_keys(role: Any) -> set[str]:
+    """Return what counts of a message of this role, and what is refused by its name."""
+    known = {"role", "content", *MESSAGE_UNSUPPORTED}
+    role = ROLES.get(role, "") if isinstance(role, str) else ""
+    known.update(STRINGS.get(role, ()))
+    return known | {"tool_calls", *PREFILL} if role == "assistant" else known
 
 
 def _message(i: int, message: Any) -> Mapping[str, Any]:
@@ -97,16 +126,20 @@ def _message(i: int, message: Any) -> Mapping[str, Any]:
     for key in STRINGS[role]:
         if (item := message.get(key)) is not None:
             known[key] = item if isinstance(item, str) else refuse((i, key), "must be a string")
+    if thought := known.pop("reasoning", ""):  # vLLM's name of it
+        known.setdefault("reasoning_content", thought)
     calls = message.get("tool_calls") if role == "assistant" else None
     if calls:
         known["tool_calls"] = _calls(i, calls)
-    if message.get("function_call") is not None:
-        refuse((i, "function_call"), "is no longer OpenAI's: send 'tool_calls'")
+    for key in MESSAGE_UNSUPPORTED.keys() & message.keys():
+        neutral = MESSAGE_UNSUPPORTED[key]
+        if message[key] is not None and not neutral.accepts(message[key]):
+            refuse((i, key), neutral.claim)
     for key in PREFILL:
         if message.get(key) is True and role == "assistant":
             known["prefix"] = True
     content = message.get("content")
-    if content is None and (calls or role == "assistant" or role == "tool"):
+    if not content and role in ("assistant", "tool"):
         content = ""
     return known | {"content": _content(i, content)}
 
@@ -114,8 +147,8 @@ def _message(i: int, message: Any) -> Mapping[str, Any]:
 def _content(i: int, content: Any) -> str:
     if isinstance(content, str):
         return content
-    if not isinstance(content, list) or len(content) > MAX_PARTS:
-        refuse((i, "content"), f"must be a string or a list of up to {MAX_PARTS} text parts")
+    if not isinstance(content, list) or not 1 <= len(content) <= MAX_PARTS:
+        refuse((i, "content"), f"must be a string or a list of 1 to {MAX_PARTS} text parts")
     return "\n".join(_part(i, j, part) for j, part in enumerate(content))
 
 
@@ -130,7 +163,7 @@ def _part(i: int, j: int, part: Any) -> str:
             (i, "content", j, "type"), "must be text; this server takes no images, audio or files"
         )
     if not isinstance(part.get("text"), str):
-        refuse((i, "content", j, "text"), "must be a string")
+        refuse((i, "content", j), "must hold a type and a text, which is a string")
     return str(part["text"])
 
 

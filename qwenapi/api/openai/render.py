@@ -6,9 +6,10 @@ with a space, one event a line, a role-only first event, beats that are events w
 never a comment, an id or an event line.
 """
 
+import codecs
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -29,15 +30,29 @@ LOWEST_LOGPROB = -9999.0  # JSON has no infinity; OpenAI's own stand-in
 
 ReasoningField = Literal["both", "reasoning_content", "reasoning"]
 TokenBytesOf = Callable[[int], bytes]
+_Utf8Decoder = codecs.getincrementaldecoder("utf-8")
 
 
 @dataclass(frozen=True)
 class Reply:
-    """What all parts of one answer share. `created` is in seconds since 1970."""
+    """What all parts of one answer share. `created` is in seconds since 1970.
+
+    With a `system_fingerprint` bodies also have the other keys that OpenAI's schemas require and
+    the documents do not print: `refusal`.
+    """
 
     id: str
     created: int
     model: str
+    system_fingerprint: str = ""
+
+    @property
+    def head(self) -> dict[str, Any]:
+        """Return what every body and event has of it."""
+        head: dict[str, Any] = {"created": self.created, "model": self.model}
+        return head | (
+            {"system_fingerprint": self.system_fingerprint} if self.system_fingerprint else {}
+        )
 
 
 @dataclass(frozen=True)
@@ -79,15 +94,14 @@ class Chunks(ABC):
     def __init__(
         self, reply: Reply, include_usage: bool = False, logprobs_key: bool = True
     ) -> None:
-        shared = {
-            "id": reply.id,
-            "object": self.KIND,
-            "created": reply.created,
-            "model": reply.model,
-        }
+        shared = {"id": reply.id, "object": self.KIND, **reply.head}
         self._logprobs_key = logprobs_key
         self._head = b"data: " + orjson.dumps(shared)[:-1] + b',"choices":['
         self._tail = b'],"usage":null}\n\n' if include_usage else b"]}\n\n"
+
+    def show_usage(self, usage: TokenUsage) -> None:
+        """Let the events from now on say the counts so far, as vLLM's do when asked to."""
+        self._tail = b'],"usage":' + orjson.dumps(usage_body(usage)) + b"}\n\n"
 
     @abstractmethod
     def opening(self, index: int) -> bytes:
@@ -162,10 +176,11 @@ def completion_id(hex32: str) -> str:
 
 def chat_body(reply: Reply, choices: Sequence[MessageChoice], usage: TokenUsage) -> dict[str, Any]:
     """Return a whole chat completion."""
+    refusal = {"refusal": None} if reply.system_fingerprint else {}
     rendered = [
         {
             "index": choice.index,
-            "message": choice.message,
+            "message": choice.message | refusal,
             "logprobs": choice.logprobs,
             "finish_reason": choice.finish_reason,
         }
@@ -254,7 +269,9 @@ def without_extras(body: dict[str, Any]) -> dict[str, Any]:
     return body | {"choices": choices, "usage": usage}
 
 
-def chat_logprobs(entries: Sequence[TokenLogprob], bytes_of: TokenBytesOf) -> dict[str, Any]:
+def chat_logprobs(
+    entries: Sequence[TokenLogprob], bytes_of: TokenBytesOf, *, has_refusal: bool = False
+) -> dict[str, Any]:
     """Return log-probabilities in the chat format."""
     content = [
         _token(entry.token_id, entry.logprob, bytes_of)
@@ -266,28 +283,39 @@ def chat_logprobs(entries: Sequence[TokenLogprob], bytes_of: TokenBytesOf) -> di
         }
         for entry in entries
     ]
-    return {"content": content}
+    return {"content": content} | ({"refusal": None} if has_refusal else {})
+
+
+class TextOffsets:
+    """Where each token of one choice begins in its text, in characters.
+
+    A character cut between two tokens begins with the first. Ids of `skipped` are not in the text.
+    """
+
+    def __init__(self, bytes_of: TokenBytesOf, skipped: Container[int] = frozenset()) -> None:
+        self._bytes_of = bytes_of
+        self._skipped = skipped
+        self._utf8 = _Utf8Decoder("replace")
+        self._num_characters = 0
+
+    def next(self, token_id: int) -> int:
+        """Return the offset of one more token."""
+        offset = self._num_characters + bool(self._utf8.getstate()[0])
+        if token_id not in self._skipped:
+            self._num_characters += len(self._utf8.decode(self._bytes_of(token_id)))
+        return offset
 
 
 def completion_logprobs(
-    entries: Sequence[TokenLogprob], bytes_of: TokenBytesOf, text_offset: int = 0
+    entries: Sequence[TokenLogprob], bytes_of: TokenBytesOf, offsets: TextOffsets
 ) -> dict[str, Any]:
-    """Return log-probabilities in the older format; offsets count the text's characters."""
-    offsets = []
-    for entry in entries:
-        offsets.append(text_offset)
-        text_offset += num_characters(bytes_of(entry.token_id))
+    """Return log-probabilities in the older format; `offsets` know the tokens before these."""
     return {
         "tokens": [_key(entry.token_id, bytes_of) for entry in entries],
         "token_logprobs": [_finite(entry.logprob) for entry in entries],
         "top_logprobs": [_alternatives(entry, bytes_of) for entry in entries],
-        "text_offset": offsets,
+        "text_offset": [offsets.next(entry.token_id) for entry in entries],
     }
-
-
-def num_characters(piece: bytes) -> int:
-    """Return how many UTF-8 characters begin in a piece: as many as bytes that continue none."""
-    return sum(byte & 0xC0 != 0x80 for byte in piece)
 
 
 def model_card(name: str, *, root: str, created: int, max_model_len: int) -> dict[str, Any]:
@@ -314,8 +342,7 @@ def _body(
     return {
         "id": reply.id,
         "object": kind,
-        "created": reply.created,
-        "model": reply.model,
+        **reply.head,
         "choices": choices,
         "usage": usage_body(usage),
     }

@@ -1,8 +1,8 @@
 """Request bodies of OpenAI's interface: fields, schemas, and the frozen values they make.
 
-A field is honoured, or refused by name; the few that change no output are listed as such. None in a
-value means that the caller said nothing. Knows no model: what depends on its context or vocabulary
-is checked in generation/sampling.py.
+A field is honoured, refused by name (foreign_fields.py), or ignored and named in the answer. None
+in a value means that the caller said nothing. Knows no model: what depends on its context or
+vocabulary is checked in generation/sampling.py.
 """
 
 from collections.abc import Mapping
@@ -12,6 +12,11 @@ from typing import Any, cast
 import orjson
 from marshmallow import ValidationError, fields, validates_schema
 
+from qwenapi.api.openai.foreign_fields import (
+    CHAT_UNSUPPORTED,
+    COMPLETION_UNSUPPORTED,
+    WITHOUT_EFFECT,
+)
 from qwenapi.api.openai.messages import Messages
 from qwenapi.api.openai.structured_output import (
     GUIDED,
@@ -24,9 +29,8 @@ from qwenapi.generation.answer_format import AnswerFormat
 from qwenapi.generation.sampling import SamplingRequest
 from qwenapi.generation.tools import Tool, ToolChoice
 from qwenapi.http.fields import (
-    Neutral,
-    OneOf,
     StrictBoolean,
+    StrictChoice,
     StrictFloat,
     StrictInteger,
     StrictString,
@@ -40,14 +44,13 @@ MAX_STOP_BYTES = 256
 MAX_STOP_TOKENS = 128
 MAX_BIASES = 300
 MAX_TOP_LOGPROBS = 20
-MAX_METADATA = 16
 MAX_TEMPLATE_BYTES = 64 * 1024
 INT32 = 2**31 - 1
 INT64 = 2**63 - 1
 
+REASONING_EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh")
 # Fields that say what an answer must look like; at most one of them.
 FORMATS = ("response_format", "structured_outputs", *GUIDED)
-EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh")
 TOKEN_IDS = {"type": "array", "items": {"type": "integer", "minimum": 0, "maximum": INT32}}
 TOKEN_IDS_CLAIM = f"must be a list of token ids, integers from 0 to {INT32}"
 
@@ -67,6 +70,7 @@ class ChatRequest(SamplingRequest):
     enable_thinking: bool | None = None
     template_arguments: Mapping[str, Any] = field(default_factory=dict)
     include_reasoning: bool = True
+    max_thought_tokens: int | None = None
     continue_final_message: bool = False
     add_generation_prompt: bool = True
     answer_format: AnswerFormat | None = None
@@ -77,6 +81,7 @@ class CompletionRequest(SamplingRequest):
     """Raw prompts to continue, as text or as token ids."""
 
     prompts: tuple[Prompt, ...] = field(repr=False)
+    add_special_tokens: bool = True
     answer_format: AnswerFormat | None = None
 
 
@@ -126,23 +131,6 @@ class LogitBias(fields.Field[Mapping[int, float]]):
         return {int(key): float(bias) for key, bias in value.items()}
 
 
-class Metadata(fields.Field[dict[str, str]]):
-    """OpenAI's labels of a request; they change no output."""
-
-    json_schema = {
-        "type": "object",
-        "additionalProperties": {"type": "string"},
-        "maxProperties": MAX_METADATA,
-    }
-
-    def _deserialize(self, value: Any, attr: str | None, data: Any, **_: Any) -> dict[str, str]:
-        if not isinstance(value, dict) or len(value) > MAX_METADATA:
-            raise ValidationError(f"must be an object of at most {MAX_METADATA} strings")
-        if not all(isinstance(item, str) for item in value.values()):
-            raise ValidationError("must map names to strings")
-        return value
-
-
 class Prompts(fields.Field[tuple[Prompt, ...]]):
     """A text, texts, token ids, or lists of token ids."""
 
@@ -175,8 +163,10 @@ class Prompts(fields.Field[tuple[Prompt, ...]]):
 
 
 class StreamOptionsSchema(StrictSchema):
+    """`continuous_usage_stats` is vLLM's: the counts so far on every event."""
+
     include_usage = StrictBoolean()
-    include_obfuscation = Neutral(False, feature="stream obfuscation")
+    continuous_usage_stats = StrictBoolean()
 
 
 class TemplateArguments(fields.Field[Mapping[str, Any]]):
@@ -200,7 +190,9 @@ class TemplateArguments(fields.Field[Mapping[str, Any]]):
 
 
 class SamplingSchema(RequestSchema):
-    """Fields of both interfaces: OpenAI's, vLLM's extras, then those that change nothing."""
+    """Fields of both interfaces: OpenAI's, then vLLM's extras."""
+
+    without_effect = WITHOUT_EFFECT
 
     model = StrictString(256)
     max_tokens = StrictInteger(1)
@@ -224,20 +216,13 @@ class SamplingSchema(RequestSchema):
     skip_special_tokens = StrictBoolean()
     priority = StrictInteger(-INT32 - 1, INT32)
 
-    user = StrictString(512)
-    metadata = Metadata()
-    safety_identifier = StrictString(512)
-    prompt_cache_key = StrictString(512)
+    best_of = StrictInteger(1, INT32)
     response_format = ResponseFormat()
     structured_outputs = StructuredOutputs()
     guided_json = Guided("json")
     guided_regex = Guided("regex")
     guided_choice = Guided("choice")
     guided_grammar = Guided("grammar")
-    service_tier = Neutral("auto", feature="service tiers")
-    store = Neutral(False, feature="stored completions")
-    best_of = Neutral(1, feature="best_of")
-    echo = Neutral(False, feature="echo")
 
     @validates_schema
     def check_together(self, data: dict[str, Any], **_: Any) -> None:
@@ -249,12 +234,18 @@ class SamplingSchema(RequestSchema):
         limit = _max_tokens(data)
         if limit is not None and data.get("min_tokens", 0) > limit:
             raise ValidationError(f"must be at most max_tokens, {limit}", "min_tokens")
+        if data.get("best_of", 1) > data.get("n", 1):
+            claim = "asks for best_of, which this server does not support"
+            raise ValidationError(claim, "best_of")
 
     def shape(self, data: dict[str, Any]) -> dict[str, Any]:
+        options = data.get("stream_options", {})
+        include_usage = options.get("include_usage", False)
         return data | {
             "max_tokens": _max_tokens(data),
-            "include_usage": data.get("stream_options", {}).get("include_usage", False),
+            "include_usage": include_usage,
             "answer_format": next((data[name] for name in FORMATS if data.get(name)), None),
+            "continuous_usage": include_usage and options.get("continuous_usage_stats", False),
         }
 
 
@@ -262,15 +253,18 @@ class ChatSchema(SamplingSchema):
     """`POST /v1/chat/completions`."""
 
     value_class = ChatRequest
+    unsupported = CHAT_UNSUPPORTED
 
     messages = Messages(required=True, error_messages={"required": "is required"})
     max_completion_tokens = StrictInteger(1)
     logprobs = StrictBoolean()
     top_logprobs = StrictInteger(0, MAX_TOP_LOGPROBS)
     chat_template_kwargs = TemplateArguments()
-    enable_thinking = StrictBoolean()
-    reasoning_effort = OneOf(*EFFORTS)
+    enable_thinking = StrictBoolean()  # DashScope's and SiliconFlow's
+    reasoning_effort = StrictChoice(*REASONING_EFFORTS)
     include_reasoning = StrictBoolean()
+    thinking_token_budget = StrictInteger(-1, INT32)
+    thinking_budget = StrictInteger(-1, INT32)  # DashScope's name of it
 
     tools = Tools()
     tool_choice = ToolChoiceField()
@@ -280,7 +274,7 @@ class ChatSchema(SamplingSchema):
 
     @validates_schema
     def check_logprobs(self, data: dict[str, Any], **_: Any) -> None:
-        if "top_logprobs" in data and not data.get("logprobs"):
+        if data.get("top_logprobs") and not data.get("logprobs"):
             raise ValidationError("needs 'logprobs' to be true", "top_logprobs")
 
     @validates_schema
@@ -300,8 +294,9 @@ class ChatSchema(SamplingSchema):
     def shape(self, data: dict[str, Any]) -> dict[str, Any]:
         return super().shape(data) | {
             "logprobs": data.get("top_logprobs", 0) if data.get("logprobs") else None,
-            "enable_thinking": _thinking(data),
-            "template_arguments": data.get("chat_template_kwargs", {}),
+            "enable_thinking": _enable_thinking(data),
+            "max_thought_tokens": _thought_limit(data),
+            "template_arguments": _other_arguments(data),
             "continue_final_message": data.get("continue_final_message", False)
             or bool(data["messages"][-1].get("prefix")),
         }
@@ -311,10 +306,33 @@ class CompletionSchema(SamplingSchema):
     """`POST /v1/completions`."""
 
     value_class = CompletionRequest
+    unsupported = COMPLETION_UNSUPPORTED
 
     prompts = Prompts(required=True, data_key="prompt", error_messages={"required": "is required"})
     logprobs = StrictInteger(0, MAX_TOP_LOGPROBS)
-    suffix = Neutral(feature="a suffix")
+    add_special_tokens = StrictBoolean()
+
+
+def _enable_thinking(data: dict[str, Any]) -> bool | None:
+    """Return whether to think, as the most exact of the three fields that say it has it."""
+    chosen = data.get("chat_template_kwargs", {}).get("enable_thinking")
+    if chosen is None:
+        chosen = data.get("enable_thinking")
+    if chosen is None and "reasoning_effort" in data:
+        chosen = data["reasoning_effort"] not in ("none", "minimal")
+    return cast("bool | None", chosen)
+
+
+def _other_arguments(data: dict[str, Any]) -> dict[str, Any]:
+    """Return the template's arguments but for the one that `_enable_thinking` reads."""
+    given = data.get("chat_template_kwargs", {})
+    return {name: value for name, value in given.items() if name != "enable_thinking"}
+
+
+def _thought_limit(data: dict[str, Any]) -> int | None:
+    """Return the most tokens of a thought; -1 asks for none, as vLLM has it."""
+    limit = data.get("thinking_token_budget", data.get("thinking_budget", -1))
+    return None if limit < 0 else int(limit)
 
 
 def _max_tokens(data: dict[str, Any]) -> int | None:
@@ -322,22 +340,15 @@ def _max_tokens(data: dict[str, Any]) -> int | None:
     return cast("int | None", data.get("max_completion_tokens", data.get("max_tokens")))
 
 
-def _thinking(data: dict[str, Any]) -> bool | None:
-    """Return whether to think: the template's argument, DashScope's switch, OpenAI's effort."""
-    if "enable_thinking" in data.get("chat_template_kwargs", {}):
-        return bool(data["chat_template_kwargs"]["enable_thinking"])
-    if "enable_thinking" in data:
-        return bool(data["enable_thinking"])
-    effort = data.get("reasoning_effort")
-    return None if effort is None else effort not in ("none", "minimal")
-
-
 def _is_stop(value: Any) -> bool:
     return isinstance(value, str) and 1 <= len(value.encode("utf-8")) <= MAX_STOP_BYTES
 
 
 def _are_token_ids(values: list[Any]) -> bool:
-    return all(type(value) is int and 0 <= value <= INT32 for value in values)
+    """Return whether all are; of a million this takes a few milliseconds, looking at each 60."""
+    return not values or (
+        set(map(type, values)) == {int} and min(values) >= 0 and max(values) <= INT32
+    )
 
 
 def _is_token_key(key: str) -> bool:

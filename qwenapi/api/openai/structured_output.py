@@ -114,10 +114,10 @@ def grammar_of(form: str, content: Any) -> AnswerFormat | None:
     if form == "structural_tag":
         return _tagged(_decoded(content))
     if form == "choice":
-        if not isinstance(content, list) or not content:
-            raise ValidationError("must be a list of strings, at least one")
-        if not all(isinstance(choice, str) for choice in content):
-            raise ValidationError("must be a list of strings, at least one")
+        if not isinstance(content, list) or not all(isinstance(one, str) for one in content):
+            raise ValidationError("must be a list of strings")
+        if not content:
+            return None
         return _sized(Grammar(kind="choice", text=orjson.dumps(content).decode()))
     if not isinstance(content, str) or not content:
         raise ValidationError("must be a string")

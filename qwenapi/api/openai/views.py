@@ -1,5 +1,6 @@
 """Views of OpenAI's interface: chat completions and completions, whole or streamed, and models."""
 
+import re
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -15,11 +16,17 @@ from qwenapi.api.openai.schemas import (
     Prompt,
 )
 from qwenapi.api.openai.writer import ChatWriter, CompletionWriter, Writer
-from qwenapi.errors import BadRequest, EngineUnavailable
+from qwenapi.errors import BadRequest, EngineUnavailable, ModelNotFound
 from qwenapi.generation.answer_format import grammar_for
 from qwenapi.generation.chat import ChatOptions, ChatPrompt, prepare_chat
 from qwenapi.generation.prompt import beside_others
-from qwenapi.generation.sampling import SamplingRequest, check_token_ids, clamped_header
+from qwenapi.generation.request import GenerationRequest
+from qwenapi.generation.sampling import (
+    Clamped,
+    SamplingRequest,
+    check_token_ids,
+    clamped_header,
+)
 from qwenapi.generation.stream import GenerationStream
 from qwenapi.http import sse
 from qwenapi.http.body import accepts
@@ -29,14 +36,13 @@ from qwenapi.request_context.current_request import (
     count_request,
     current_profile,
     generation_request,
+    load_body,
     new_stream,
     use_profile,
 )
 from qwenapi.request_context.services import served_model, services
 from qwenapi.settings.profile import Profile
 from qwenapi.text.tokenizer import Tokenizer
-from workers.wire.grammar import Grammar
-from workers.wire.protocol import ModelCard
 
 blueprint = Blueprint("openai", __name__)
 
@@ -58,7 +64,7 @@ def _choose_profile(body: dict[str, Any]) -> None:
 @blueprint.post("/v1/chat/completions")
 @blueprint.post("/api/chat/completions", endpoint="chat_completions_of_page")
 @blueprint.post("/chat/completions", endpoint="chat_completions_bare")
-@accepts(ChatSchema, before=_choose_profile)
+@accepts(ChatSchema, before=_choose_profile, load=load_body)
 def chat_completions(ask: ChatRequest) -> Response:
     card, tokenizer = served_model()
     profile = current_profile()
@@ -69,6 +75,14 @@ def chat_completions(ask: ChatRequest) -> Response:
         repairs=settings.template_repair,
     )
     chat = prepare_chat(tokenizer, _chat_prompt(ask, profile), options)
+    wanted, cut = generation_request(
+        ask,
+        [chat.ids],
+        card,
+        profile.chat_max_tokens,
+        grammar=chat.grammar,
+        by_token=chat.thinking != "off",
+    )
 
     def write(stream: GenerationStream) -> Writer:
         return ChatWriter(
@@ -76,14 +90,13 @@ def chat_completions(ask: ChatRequest) -> Response:
             ask,
             profile,
             tokenizer,
-            ask.n,
+            wanted,
             chat=chat,
             reasoning_field=cast("render.ReasoningField", settings.reasoning_field),
             shows_reasoning=ask.include_reasoning,
         )
 
-    by_token = chat.thinking != "off"
-    return _respond(ask, [chat.ids], card, tokenizer, write, chat.grammar, by_token=by_token)
+    return _respond(ask, (wanted, cut), tokenizer, write)
 
 
 def _chat_prompt(ask: ChatRequest, profile: Profile) -> ChatPrompt:
@@ -104,55 +117,76 @@ def _chat_prompt(ask: ChatRequest, profile: Profile) -> ChatPrompt:
         continues=ask.continue_final_message,
         add_generation_prompt=ask.add_generation_prompt,
         answer_format=ask.answer_format,
+        max_thought_tokens=ask.max_thought_tokens,
     )
 
 
 @blueprint.post("/v1/completions")
-@accepts(CompletionSchema, before=_choose_profile)
+@accepts(CompletionSchema, before=_choose_profile, load=load_body)
 def completions(ask: CompletionRequest) -> Response:
     card, tokenizer = served_model()
     for prompt in ask.prompts:
         if not isinstance(prompt, str):
             check_token_ids(prompt, card.vocab_size, "prompt")
     size = sum(len(prompt) for prompt in ask.prompts)
-    prompts = beside_others(size, lambda: [_encode(tokenizer, prompt) for prompt in ask.prompts])
+    prompts = beside_others(size, lambda: [_encode(tokenizer, ask, p) for p in ask.prompts])
+    profile = current_profile()
+    grammar = grammar_for(ask.answer_format, tokenizer)
+    wanted, cut = generation_request(
+        ask, prompts, card, profile.completion_max_tokens, grammar=grammar
+    )
 
     def write(stream: GenerationStream) -> Writer:
-        num_choices = len(prompts) * ask.n
-        return CompletionWriter(stream, ask, current_profile(), tokenizer, num_choices)
+        return CompletionWriter(stream, ask, profile, tokenizer, wanted)
 
-    grammar = grammar_for(ask.answer_format, tokenizer)
-    return _respond(ask, prompts, card, tokenizer, write, grammar)
+    return _respond(ask, (wanted, cut), tokenizer, write)
 
 
 @blueprint.get("/v1/models")
 def models() -> Response:
+    return json_response(render.model_list(list(_model_cards().values())))
+
+
+@blueprint.get("/v1/models/<path:model>")
+def model(model: str) -> Response:
+    """Answer with one entry of the list; slashes of a name may be encoded, or doubled."""
+    cards = _model_cards()
+    for name, found in cards.items():
+        if _plain(name) == _plain(model):
+            return json_response(found)
+    raise ModelNotFound(model, tuple(cards))
+
+
+def _model_cards() -> dict[str, dict[str, Any]]:
+    """Return what is said of each name that the caller's key may ask for."""
     card, names = services().engine.card, services().profiles.names_for(caller().models)
     if card is None:
         raise EngineUnavailable(retry_after=1)
-    since = services().tokenizers.since
-    cards = [
-        render.model_card(name, root=names[0], created=since, max_model_len=card.max_model_len)
+    since, length = services().tokenizers.since, card.max_model_len
+    return {
+        name: render.model_card(name, root=names[0], created=since, max_model_len=length)
         for name in names
-    ]
-    return json_response(render.model_list(cards))
+    }
 
 
-def _encode(tokenizer: Tokenizer, prompt: Prompt) -> list[int]:
-    return tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
+def _plain(name: str) -> str:
+    """Return a name as it is left where an address loses doubled slashes and those at its ends."""
+    return re.sub("/+", "/", name).strip("/")
+
+
+def _encode(tokenizer: Tokenizer, ask: CompletionRequest, prompt: Prompt) -> list[int]:
+    if isinstance(prompt, str):
+        return tokenizer.encode(prompt, ask.add_special_tokens)
+    return list(prompt)
 
 
 def _respond(
     ask: SamplingRequest,
-    prompts: list[list[int]],
-    card: ModelCard,
+    asked: tuple[GenerationRequest, Clamped],
     tokenizer: Tokenizer,
     write: Callable[[GenerationStream], Writer],
-    grammar: Grammar | None,
-    *,
-    by_token: bool = False,
 ) -> Response:
-    wanted, cut = generation_request(ask, prompts, card, grammar, by_token=by_token)
+    wanted, cut = asked
     stream = new_stream(tokenizer)
     try:
         stream.ask(wanted)

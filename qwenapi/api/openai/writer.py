@@ -1,18 +1,22 @@
-"""Writers: one generation in the words of chat completions or of completions, whole or streamed."""
+"""Writers: one generation as a chat completion or a completion, whole or streamed."""
 
+import hashlib
 import time
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cache
 from itertools import chain
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
+from qwenapi import __version__
 from qwenapi.api.openai import render
 from qwenapi.engines.mailbox import Cancelled
 from qwenapi.errors import DIALECTS, ApiError, Wording
 from qwenapi.generation.chat import PreparedChat
 from qwenapi.generation.chat_output import ChatDelta, ChatOutput, without_reasoning
 from qwenapi.generation.delta import Delta, gather
+from qwenapi.generation.request import GenerationRequest
 from qwenapi.generation.sampling import SamplingRequest
 from qwenapi.generation.stream import GenerationStream
 from qwenapi.settings.profile import Profile
@@ -20,6 +24,7 @@ from qwenapi.text.output.events import join_events
 from qwenapi.text.tokenizer import Tokenizer
 from workers.wire.protocol import TokenLogprob
 
+T = TypeVar("T")
 
 # A little less than the engines' client waits before it asks for a sign of life.
 BEAT_SECONDS = 10.0
@@ -36,15 +41,17 @@ class Writer(ABC):
         ask: SamplingRequest,
         profile: Profile,
         tokenizer: Tokenizer,
-        num_choices: int,
+        wanted: GenerationRequest,
     ) -> None:
         self._profile = profile
         self._stream = stream
         self._ask = ask
         self._bytes_of = tokenizer.token_bytes.__getitem__
-        self._num_choices = num_choices
+        self._num_choices = len(wanted.prompts) * wanted.n
+        self._skipped = tokenizer.special_ids if ask.skip_special_tokens else frozenset()
         id_ = self.make_id(uuid.uuid4().hex)
-        self._reply = render.Reply(id_, int(time.time()), profile.canonical)
+        fingerprint = _fingerprint(wanted.model_hash) if profile.as_openai else ""
+        self._reply = render.Reply(id_, int(time.time()), profile.canonical, fingerprint)
 
     @abstractmethod
     def make_id(self, hex32: str) -> str:
@@ -66,6 +73,8 @@ class Writer(ABC):
     def events(self, wording: Wording) -> Iterator[bytes]:
         """Yield the server-sent events; everything that waits goes out as one piece."""
         chunks = self.CHUNKS(self._reply, self._ask.include_usage, self._profile.logprobs_key)
+        if self._ask.continuous_usage:
+            chunks.show_usage(self.usage())
         # An empty piece still sends the headers: the request is accepted, and its status is final.
         yield b"".join(chunks.opening(i) for i in range(self._num_choices))
         said_at = time.monotonic()
@@ -86,6 +95,13 @@ class Writer(ABC):
             raise
         yield (chunks.usage(self.usage()) if self._ask.include_usage else b"") + render.DONE
 
+    def _counted(self, chunks: render.Chunks, batches: Iterable[T]) -> Iterator[T]:
+        """Yield the batches; events say the counts so far where that was asked for."""
+        for batch in batches:
+            if self._ask.continuous_usage:
+                chunks.show_usage(self.usage())
+            yield batch
+
     def usage(self) -> render.TokenUsage:
         """Return the tokens so far."""
         stream = self._stream
@@ -101,7 +117,9 @@ class CompletionWriter(Writer):
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
-        self._text_offsets = [0] * self._num_choices
+        self._text_offsets = [
+            render.TextOffsets(self._bytes_of, self._skipped) for _ in range(self._num_choices)
+        ]
 
     def make_id(self, hex32: str) -> str:
         return render.completion_id(hex32)
@@ -119,7 +137,7 @@ class CompletionWriter(Writer):
         return render.completion_body(self._reply, choices, self.usage())
 
     def pieces(self, chunks: render.CompletionChunks) -> Iterator[bytes]:
-        for deltas in self._stream.deltas():
+        for deltas in self._counted(chunks, self._stream.deltas()):
             yield b"".join(self._event(chunks, delta) for delta in deltas)
 
     def _event(self, chunks: render.CompletionChunks, delta: Delta) -> bytes:
@@ -134,11 +152,7 @@ class CompletionWriter(Writer):
     def _logprobs(self, index: int, entries: Sequence[TokenLogprob]) -> dict[str, Any] | None:
         if self._ask.logprobs is None:
             return None
-        rendered = render.completion_logprobs(entries, self._bytes_of, self._text_offsets[index])
-        self._text_offsets[index] += sum(
-            render.num_characters(self._bytes_of(e.token_id)) for e in entries
-        )
-        return rendered
+        return render.completion_logprobs(entries, self._bytes_of, self._text_offsets[index])
 
 
 class ChatWriter(Writer):
@@ -170,7 +184,7 @@ class ChatWriter(Writer):
         return render.chat_body(self._reply, choices, self.usage())
 
     def pieces(self, chunks: render.ChatChunks) -> Iterator[bytes]:
-        for deltas in self._deltas():
+        for deltas in self._counted(chunks, self._deltas()):
             yield b"".join(chain.from_iterable(self._events_of(chunks, delta) for delta in deltas))
 
     def usage(self) -> render.TokenUsage:
@@ -214,4 +228,10 @@ class ChatWriter(Writer):
     def _logprobs(self, entries: Sequence[TokenLogprob]) -> dict[str, Any] | None:
         if self._ask.logprobs is None:
             return None
-        return render.chat_logprobs(entries, self._bytes_of)
+        return render.chat_logprobs(entries, self._bytes_of, has_refusal=self._profile.as_openai)
+
+
+@cache
+def _fingerprint(model_hash: str) -> str:
+    """Return what changes when answers to one seed may: this build, or the model."""
+    return f"fp_{hashlib.sha256(f'{__version__} {model_hash}'.encode()).hexdigest()[:10]}"

@@ -1,7 +1,6 @@
 """Names and use of the engines' GPUs, as NVIDIA's driver tells them.
 
-Asked only where an engine runs on one, in a thread, as its answer may take a while; whatever fails
-is left out.
+Asked only where an engine runs on one, in a thread, as it may take a while; what fails is left out.
 """
 
 import logging

@@ -142,9 +142,7 @@ def _read() -> MetricsReading:
 
 @cache
 def _exporter() -> PrometheusMetrics:
-    """Return the exporter over a registry of ours, without its own endpoint and figures: its timer
-    stops when a stream begins.
-    """
+    """Return an exporter without its own endpoint and timer, which stops when a stream begins."""
     registry = CollectorRegistry()
     registry.register(MetricsCollector(_read))
     return PrometheusMetrics.for_app_factory(path=None, export_defaults=False, registry=registry)

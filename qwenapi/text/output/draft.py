@@ -1,4 +1,4 @@
-"""Calls inside a thought: real if the model forgot `</think>`, drafts if it only thinks of them.
+"""Calls inside a thought: held back until they prove to be meant, or a part of the thought.
 
 Both happen, and look the same while they are written. What tells them apart is what follows: after
 a real call the model waits for its result. So calls inside a thought count if nothing but calls and

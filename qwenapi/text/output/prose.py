@@ -1,4 +1,4 @@
-"""Content and thoughts: the text outside calls, without the whitespace that belongs to markup.
+"""Text outside calls: content and thoughts, without the whitespace that belongs to markup.
 
 Whitespace before a marker and newlines behind one are the template's, not the author's: what may
 be such is held back until the next character decides. Between a call and text that follows it, the

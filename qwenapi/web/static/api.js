@@ -14,7 +14,7 @@ export async function listModels(key) {
   return (await response.json()).data.map((model) => model.id);
 }
 
-/** Yield `{text, finishReason}` as the answer comes. Throws a Failure; `signal` ends it. */
+/** Yield `{delta, finishReason}` as the answer comes. Throws a Failure; `signal` ends it. */
 export async function* streamChat({ model, messages, key, signal }) {
   const response = await fetch(new URL("chat/completions", API), {
     method: "POST",
@@ -31,9 +31,7 @@ export async function* streamChat({ model, messages, key, signal }) {
     const frame = JSON.parse(data);
     if (frame.error) throw Failure.ofFrame(frame.error);
     const choice = frame.choices?.[0];
-    if (choice) {
-      yield { text: choice.delta?.content ?? "", finishReason: choice.finish_reason ?? null };
-    }
+    if (choice) yield { delta: choice.delta ?? {}, finishReason: choice.finish_reason ?? null };
   }
   throw new Failure("lost");
 }

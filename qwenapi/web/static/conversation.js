@@ -1,10 +1,12 @@
 // A conversation in the page's memory: turns, and what of them the next request carries. Knows
 // neither server nor page.
 
+import { Answer } from "./answer.js";
+
 /** One question and what became of it. `state`: running, done, stopped or failed. */
 export class Turn {
   question;
-  answer = "";
+  answer = new Answer();
   state = "running";
   finishReason = null;
 
@@ -14,19 +16,14 @@ export class Turn {
 
   /** Forget what a failed attempt gave, before the next. */
   reset() {
-    this.answer = "";
+    this.answer = new Answer();
     this.state = "running";
     this.finishReason = null;
   }
 
-  /** The answer without its reasoning. */
-  get words() {
-    return splitThought(this.answer).answer;
-  }
-
   /** Return whether later turns know of this one: a question without answer would mislead them. */
   get isRemembered() {
-    return (this.state === "done" || this.state === "stopped") && this.words !== "";
+    return (this.state === "done" || this.state === "stopped") && this.answer.words !== "";
   }
 }
 
@@ -41,20 +38,16 @@ export class Conversation {
     return turn;
   }
 
-  /** Return the messages that ask `turn`: the turns remembered before it, then its question. */
+  /**
+   * Return the messages that ask `turn`: the turns remembered before it, by their words alone, as
+   * no tool answered a call and templates drop old thoughts; then its question.
+   */
   messagesFor(turn) {
     const before = this.#turns.slice(0, this.#turns.indexOf(turn));
     const messages = before.filter((earlier) => earlier.isRemembered).flatMap((earlier) => [
       { role: "user", content: earlier.question },
-      { role: "assistant", content: earlier.words },
+      { role: "assistant", content: earlier.answer.words },
     ]);
     return [...messages, { role: "user", content: turn.question }];
   }
-}
-
-/** Return `{thought, answer, isOpen}`: a reasoning model's `<think>` part, and the rest. */
-export function splitThought(text) {
-  const [, thought, end, answer] = /^\s*<think>(.*?)(<\/think>|$)(.*)$/s.exec(text) ?? [];
-  if (thought === undefined) return { thought: "", answer: text, isOpen: false };
-  return { thought: thought.trim(), answer: answer.trimStart(), isOpen: !end };
 }

@@ -3,16 +3,16 @@
 
 import { say } from "./i18n.js";
 
-/** Return a button that copies what `source` returns when it is pressed. */
-export function copyButton(source) {
+/** Return a button named `label` that copies what `source` returns when it is pressed. */
+export function copyButton(source, label = "copy") {
   const button = document.createElement("button");
   button.type = "button";
   button.className = "copy";
-  say(button, "copy");
+  say(button, label);
   button.addEventListener("click", async () => {
     if (await copy(source())) {
       say(button, "copied");
-      setTimeout(() => say(button, "copy"), 1500);
+      setTimeout(() => say(button, label), 1500);
     }
     button.focus();
   });

@@ -5,9 +5,12 @@ import { recall, remember } from "./memory.js";
 
 const TEXTS = {
   en: {
+    asksForTool: "The model asks for a tool, and this page runs none.",
+    call: "Tool call",
     conversation: "Conversation",
     copied: "Copied",
     copy: "Copy",
+    copyAnswer: "Copy answer",
     cut: "Cut off at the length limit.",
     empty: "The answer is empty.",
     error_busy: "The server is busy and its queue is full. Try again in about {seconds} s.",
@@ -42,9 +45,12 @@ const TEXTS = {
     itSaid: "Answer:",
   },
   zh: {
+    asksForTool: "模型请求调用工具，但本页面不执行工具。",
+    call: "工具调用",
     conversation: "对话",
     copied: "已复制",
     copy: "复制",
+    copyAnswer: "复制回答",
     cut: "已达到长度上限，回答被截断。",
     empty: "回答为空。",
     error_busy: "服务繁忙，队列已满。请在约 {seconds} 秒后重试。",

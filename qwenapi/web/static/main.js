@@ -78,6 +78,7 @@ class Page {
       failure = turn.state === "failed" ? Failure.of(error) : null;
     }
     show.cancel();
+    turn.answer.end();
     message.finish(turn.answer, noteOn(turn));
     if (failure) this.#offerRetry(turn, message, failure);
     if (this.#running === controller) this.#setRunning(null);
@@ -90,8 +91,8 @@ class Page {
       key: byId("key").value,
       signal,
     });
-    for await (const { text, finishReason } of pieces) {
-      turn.answer += text;
+    for await (const { delta, finishReason } of pieces) {
+      turn.answer.add(delta);
       turn.finishReason = finishReason ?? turn.finishReason;
       show();
     }
@@ -121,7 +122,8 @@ function noteOn(turn) {
   if (turn.state === "stopped") return "stopped";
   if (turn.state !== "done") return null;
   if (turn.finishReason === "length") return "cut";
-  return turn.answer ? null : "empty";
+  if (turn.answer.isEmpty) return "empty";
+  return turn.answer.calls.length ? "asksForTool" : null;
 }
 
 translatePage();

@@ -3,6 +3,7 @@
 
 import { Marked } from "./vendor/marked.esm.js";
 import { copyButton } from "./copy.js";
+import { element } from "./element.js";
 import { colour } from "./highlight.js";
 import { toFragment } from "./sanitize.js";
 
@@ -20,11 +21,11 @@ const marked = new Marked({
 
 /** Shows a growing Markdown text inside one element. */
 export class Markdown {
-  #element;
+  #root;
   #shown = []; // of each block: its source and whether it was final
 
-  constructor(element) {
-    this.#element = element;
+  constructor(root) {
+    this.#root = root;
   }
 
   /** Show the text as it is now; `isFinal` when no more will come. */
@@ -40,24 +41,22 @@ export class Markdown {
         this.#show(i, token, isClosed);
       }
     });
-    while (this.#element.children.length > blocks.length) this.#element.lastChild.remove();
+    while (this.#root.children.length > blocks.length) this.#root.lastChild.remove();
     this.#shown.length = blocks.length;
   }
 
   #show(i, token, isClosed) {
-    const block = document.createElement("div");
-    block.className = "block";
+    const block = element("div", "block");
     block.append(toFragment(marked.parser([token])));
     for (const code of block.querySelectorAll("pre > code")) decorate(code, isClosed);
     for (const table of block.querySelectorAll("table")) {
-      const frame = document.createElement("div");
-      frame.className = "table";
+      const frame = element("div", "table");
       table.replaceWith(frame);
       frame.append(table);
     }
-    const before = this.#element.children[i];
+    const before = this.#root.children[i];
     if (before) before.replaceWith(block);
-    else this.#element.append(block);
+    else this.#root.append(block);
     this.#shown[i] = { raw: token.raw, isClosed };
   }
 }
@@ -80,11 +79,9 @@ export function throttle(work, interval) {
 
 function decorate(code, isClosed) {
   const language = /(?:^|\s)language-(\S+)/.exec(code.className)?.[1] ?? "";
-  const frame = document.createElement("div");
-  const bar = document.createElement("div");
-  const name = document.createElement("span");
-  frame.className = "code";
-  bar.className = "bar";
+  const frame = element("div", "code");
+  const bar = element("div", "bar");
+  const name = element("span");
   name.textContent = language;
   bar.append(name, copyButton(() => code.textContent));
   code.parentElement.replaceWith(frame);

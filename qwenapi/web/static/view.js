@@ -1,6 +1,8 @@
 // The messages on the page. A reader's words only ever become text; a model's go through render.js.
 
-import { splitThought } from "./conversation.js";
+import { CallCard } from "./call_card.js";
+import { copyButton } from "./copy.js";
+import { element } from "./element.js";
 import { say } from "./i18n.js";
 import { Markdown } from "./render.js";
 
@@ -84,6 +86,7 @@ class BotMessage {
   #follow;
   #markdown;
   #thought = null;
+  #cards = [];
   #indicator = element("div", "typing-indicator");
 
   constructor(message, content, follow) {
@@ -98,18 +101,19 @@ class BotMessage {
   }
 
   /** Show the answer as far as it has come. */
-  update(text) {
-    this.#follow(() => this.#show(text, false));
+  update(answer) {
+    this.#follow(() => this.#show(answer, false));
   }
 
   /** Show the answer's end, and a note where it is not the plain one. */
-  finish(text, note) {
+  finish(answer, note) {
     this.#follow(() => {
-      this.#show(text, true);
+      this.#show(answer, true);
       this.#indicator.remove();
       this.#message.classList.remove("streaming");
       this.#message.removeAttribute("aria-busy");
       if (note) this.#message.append(say(element("p", "note"), note));
+      if (answer.words) this.#message.append(this.#copyButton(answer));
     });
   }
 
@@ -135,10 +139,10 @@ class BotMessage {
     this.#message.remove();
   }
 
-  #show(text, isFinal) {
-    const { thought, answer, isOpen } = splitThought(text);
-    if (thought) this.#showThought(thought, isOpen && !isFinal);
-    this.#markdown.update(answer, isFinal);
+  #show({ parts: { thought, words }, calls }, isFinal) {
+    if (thought) this.#showThought(thought, !isFinal && !words && calls.length === 0);
+    this.#markdown.update(words, isFinal);
+    calls.forEach((call, i) => this.#showCall(i, call, isFinal || i < calls.length - 1));
   }
 
   #showThought(thought, isOpen) {
@@ -151,10 +155,18 @@ class BotMessage {
     say(summary, isOpen ? "thinking" : "thought");
     body.textContent = thought;
   }
-}
 
-function element(tag, className = "") {
-  const made = document.createElement(tag);
-  made.className = className;
-  return made;
+  #showCall(i, call, isClosed) {
+    if (!this.#cards[i]) {
+      this.#cards[i] = new CallCard();
+      this.#indicator.before(this.#cards[i].element);
+    }
+    this.#cards[i].update(call, isClosed);
+  }
+
+  #copyButton(answer) {
+    const button = copyButton(() => answer.words, "copyAnswer");
+    button.classList.add("whole");
+    return button;
+  }
 }

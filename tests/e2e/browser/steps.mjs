@@ -99,6 +99,23 @@ export const steps = {
       look();
     }));
   },
+  /** Every text that a selector's elements show while the last answer grows; `start` is called. */
+  async watchTexts({ page }, { selector, start }) {
+    return page.evaluate(([wanted, name]) => new Promise((resolve) => {
+      const message = [...document.querySelectorAll(".message.bot")].at(-1);
+      const texts = new Set();
+      const look = () => {
+        for (const element of message.querySelectorAll(wanted)) texts.add(element.textContent);
+        if (message.matches(".streaming")) return;
+        observer.disconnect();
+        resolve([...texts]);
+      };
+      const observer = new MutationObserver(look);
+      observer.observe(message, { subtree: true, childList: true, attributes: true });
+      look();
+      globalThis[name]();
+    }), [selector, start]);
+  },
   /** Enter as an input method sends it: composing, or reported after Safari's early end. */
   async enterOfInputMethod({ page }) {
     await page.evaluate(() => {
@@ -112,6 +129,37 @@ export const steps = {
   async answerWith({ page }, { status = 200, type = "text/event-stream", headers = {}, body }) {
     await page.route("**/v1/chat/completions", (route) =>
       route.fulfill({ status, headers: { "content-type": type, ...headers }, body }));
+  },
+  /** Give the next chats this stream, `cut` bytes at a time; `held` follows once it is let go. */
+  async answerInPieces({ page }, { body, held = "", cut, pause = 0 }) {
+    await page.evaluate(([parts, size, milliseconds]) => {
+      async function* pieces() {
+        for (const [i, part] of parts.entries()) {
+          if (i > 0 && part) await new Promise((done) => { globalThis.letGo = done; });
+          const bytes = new TextEncoder().encode(part);
+          for (let at = 0; at < bytes.length; at += size) {
+            await new Promise((done) => setTimeout(done, milliseconds));
+            yield bytes.slice(at, at + size);
+          }
+        }
+      }
+      const answer = (iterator) => new ReadableStream({
+        async pull(controller) {
+          const { done, value } = await iterator.next();
+          if (done) controller.close();
+          else controller.enqueue(value);
+        },
+      });
+      const headers = { "content-type": "text/event-stream" };
+      const real = globalThis.fetch;
+      globalThis.fetch = async (url, options) => (String(url).endsWith("/chat/completions")
+        ? new Response(answer(pieces()), { headers })
+        : real(url, options));
+    }, [[body, held], cut, pause]);
+  },
+  /** Wait until a stream has come as far as it is let. */
+  async waitForHeld({ page }) {
+    await page.waitForFunction(() => globalThis.letGo);
   },
   async answerForReal({ page }) {
     await page.unroute("**/v1/chat/completions");

@@ -31,6 +31,9 @@ class BlockKVCache:
         self._keys = torch.empty(shape, dtype=dtype, device=device)
         self._values = torch.empty(shape, dtype=dtype, device=device)
 
+    def clear(self, blocks: list[int]) -> None:
+        """Leave blocks as they are: kernels read only what was written."""
+
     def rotate_and_write(
         self,
         qkv: Tensor,

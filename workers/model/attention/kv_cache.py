@@ -27,7 +27,7 @@ class KVCache:
     ) -> None:
         self.device = device
         self.num_kv_heads = num_kv_heads
-        self._head_dim = head_dim
+        self._head_dim, self._num_blocks = head_dim, num_blocks
         # Zeros, because a masked score still multiplies what lies in an unused slot.
         shape = (num_kv_heads, num_blocks * block_size, head_dim)
         self._keys = _zeros(shape, dtype, device)
@@ -39,6 +39,12 @@ class KVCache:
         """Store `[tokens, kv_heads, head_dim]` at the slots of the tokens."""
         self._keys.index_copy_(1, slots, key.transpose(0, 1))
         self._values.index_copy_(1, slots, value.transpose(0, 1))
+
+    def clear(self, blocks: list[int]) -> None:
+        """Put zeros into blocks, whose old numbers may be none: masked, they would still count."""
+        where = torch.tensor(blocks, device=self.device)
+        for part in (self._keys, self._values):
+            part.view(self.num_kv_heads, self._num_blocks, -1).index_fill_(1, where, 0)
 
     def gather(self, blocks: Tensor | slice) -> tuple[Tensor, Tensor]:
         """Return keys and values, `[kv_heads, slots of all rows, head_dim]`.

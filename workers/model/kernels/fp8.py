@@ -1,9 +1,8 @@
-"""Round rows to e4m3 in one Triton launch; in plain torch it is six.
+"""Quantize rows to FP8 (e4m3) in one Triton kernel, as `quantize_rows` does in six launches.
 
-Those take more time than a small product. The twin is `quantize_rows` of quantization/fp8.py.
-Checked under Triton's interpreter against it for scales, and for numbers that e4m3 holds exactly
-(the interpreter carries wrongly when others round up), and compiled for sm_90. Not checked: any
-GPU.
+Those, of plain torch in quantization/fp8.py, take more time than a small product. Checked under
+Triton's interpreter against it for scales, and for numbers that e4m3 holds exactly (the interpreter
+carries wrongly when others round up), and compiled for sm_90. Not checked: any GPU.
 """
 
 import torch

@@ -13,8 +13,7 @@ the launches. Nothing is added by atomics. With one and the same tile, a token's
 no other token: its row is multiplied in the same steps wherever it lies in a block.
 
 Checked under Triton's interpreter against float64 in float32 and float16, and against transformers'
-module in float32; compiled for sm_90. Not checked: any GPU, and so no bfloat16 result, no speed, no
-tile size.
+module in float32; compiled for sm_90. Not checked: any GPU, so no bfloat16, speed, tile size.
 """
 
 from typing import NamedTuple

@@ -43,6 +43,8 @@ _NO_TOKEN = tl.constexpr(0x7FFFFFFF)
 _STEPS_OF_ONE = tl.constexpr(2.0**35)
 # Added to a smaller float64 and taken away again, it leaves the nearest whole number.
 _ROUNDING = tl.constexpr(2.0**52)
+# As gumbel_noise.py has it.
+_LARGEST_UNIFORM = tl.constexpr(1 - 2.0**-24)
 _GOLDEN32 = tl.constexpr(0x9E3779B1)
 _MURMUR_A = tl.constexpr(0x85EBCA6B)
 _MURMUR_B = tl.constexpr(0xC2B2AE35)
@@ -332,6 +334,7 @@ def _gumbel(token, low, high):
     bits = _murmur(bits + low.to(tl.uint32, bitcast=True))
     bits = _murmur(bits ^ high.to(tl.uint32, bitcast=True))
     uniform = ((bits >> 8).to(tl.float32) + 0.5) * (1.0 / (1 << 24))
+    uniform = tl.minimum(uniform, _LARGEST_UNIFORM)
     # Triton has no log1p: with 1 - uniform rounded, log(rest) / (rest - 1) is still right.
     rest = 1.0 - uniform
     is_one = rest == 1.0

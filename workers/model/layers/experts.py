@@ -3,9 +3,8 @@
 Their weighted sum is the result. Knows three ways to multiply by the chosen experts' weights, all
 of which transformers' module defines: one expert after the other (CPU), the Triton kernels (few
 pairs of token and expert), and `grouped_mm` (many). The router is transformers' own. On a device,
-shapes alone decide the way and nothing waits for the host, so a CUDA graph may hold a step. Refuses
-to know shared experts. Checked on a CPU, the kernels under Triton's interpreter. Not checked: any
-GPU.
+shapes alone decide the way and nothing waits for the host, so a CUDA graph may hold a step. Knows
+no shared experts. Checked on a CPU, the kernels under Triton's interpreter. Not checked: any GPU.
 """
 
 from typing import Any

@@ -1,1 +1,1 @@
-"""Layouts that kernels and the rest share: a flat batch, its plan, int4 words, e4m3, copies."""
+"""Tensor layouts that kernels and their callers share: flat batch, plan, int4, FP8; and copies."""

@@ -20,8 +20,6 @@ from torch import Tensor
 from workers.errors import ConfigError
 from workers.model.layout.fp8_format import E4M3, LARGEST, LEAST
 
-_MULTIPLE = 16
-
 
 @dataclass(frozen=True, eq=False)
 class Fp8Weight:
@@ -66,15 +64,6 @@ def check(device: torch.device, dtype: torch.dtype) -> None:
             f"quantization = 'fp8', but torch {torch.__version__} has no such product on {device}"
             f" in {dtype} ({reason}); it needs a GPU of compute capability 8.9 and bfloat16"
         ) from error
-
-
-def check_shape(name: str, shape: Sequence[int]) -> None:
-    """Raise ConfigError of a linear that the product cannot have."""
-    if any(size % _MULTIPLE for size in shape):
-        raise ConfigError(
-            f"quantization = 'fp8', but {name} of shape {list(shape)} is no multiple of"
-            f" {_MULTIPLE} both ways; leave the setting out"
-        )
 
 
 def concatenate(weights: Sequence[Fp8Weight]) -> Fp8Weight:

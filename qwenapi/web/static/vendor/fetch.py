@@ -1,7 +1,6 @@
 """Gets the chat page's vendored files again, and verifies them against README.md's table.
 
-Knows no registry: `npm pack` asks the one that npm is set up with. A file whose sum differs is
-never written.
+Knows no registry: `npm pack` asks npm's own. A file whose sum differs is never written.
 """
 
 import argparse

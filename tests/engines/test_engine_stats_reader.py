@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from qwenapi.engines.engine_stats import EngineStatsReader
+from qwenapi.engines.engine_stats_reader import EngineStatsReader
 from qwenapi.settings.table import Settings
 from workers.wire.engine_stats import ENGINE_LAYOUT, Phase
 from workers.wire.protocol import Hello

@@ -1,7 +1,6 @@
 """EngineStatsReader: what engines publish in shared memory, read also while they are down.
 
-One row for every engine number ever met, of the memory it was last met with. Knows hellos; refuses
-to know connections.
+One row for every engine number ever met, of the memory it was last met with. Knows hellos alone.
 """
 
 import logging

@@ -1,4 +1,4 @@
-"""EngineChild: start an engine process, hear how it loads, judge whether it hangs."""
+"""EngineChild: an engine process as its supervisor sees it; says whether it is ready or hangs."""
 
 import multiprocessing
 import os

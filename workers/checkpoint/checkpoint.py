@@ -1,0 +1,193 @@
+"""Checkpoint: a model folder's config, weights, stop ids, sampling defaults and hash.
+
+Read without torch, each part on first use; config, packing and weights by the modules beside this
+one. Refuses to know how weights become a model.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from workers.checkpoint.architectures import Architecture, architecture_name, architecture_of
+from workers.checkpoint.files import read_bytes, read_json
+from workers.checkpoint.folder import find_folder
+from workers.checkpoint.model_config import ModelConfig, flatten
+from workers.checkpoint.quantization import Quantization, read_quantization
+from workers.checkpoint.safetensors_header import header_bytes
+from workers.checkpoint.weights import Weights, find_files, read_weights
+from workers.errors import ConfigError, ModelError
+
+# The sampling fields of generation_config.json, and the values they may have.
+SAMPLING_DEFAULTS: Mapping[str, tuple[float, float]] = {
+    "temperature": (0, 100),
+    "top_p": (0, 1),
+    "top_k": (-1, 2**31 - 1),  # 0 and -1: no limit
+    "min_p": (0, 1),
+    "repetition_penalty": (1e-3, 1e3),
+}
+# Of what torch multiplies in 8 bits.
+_FP8_MULTIPLE = 16
+_OF_CHOICE = ("top_p", "top_k", "min_p")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """An existing model folder; each property raises ModelError naming the file that is wrong."""
+
+    directory: Path
+
+    @classmethod
+    def at(cls, path: str | Path) -> "Checkpoint":
+        return cls(find_folder(path))
+
+    def check(self, quantization: str = "auto") -> None:
+        """Raise ModelError or ConfigError if the folder cannot be served as a setting asks."""
+        self.check_quantization(quantization)
+        if quantization == "fp8":
+            self._check_rounding()
+        _ = self.weights, self.eos_token_ids, self.sampling_defaults  # reading is what refuses
+
+    def check_quantization(self, asked: str) -> None:
+        """Raise ModelError of a statement about the weights that config.json contradicts."""
+        method = self.quantization.method if self.quantization else "none"
+        is_rounded = (asked, method) == ("fp8", "none")
+        if asked not in ("auto", method) and not is_rounded:
+            raise ModelError(
+                f"{self.config_file}: --quantization {asked}, but the weights are packed as"
+                f" {method!r}; leave the flag out"
+            )
+
+    @property
+    def config_file(self) -> Path:
+        return self.directory / "config.json"
+
+    @cached_property
+    def raw_config(self) -> dict[str, Any]:
+        """Return config.json as it is; `config` is what a model is computed from."""
+        return read_json(self.config_file)
+
+    @property
+    def architecture(self) -> str:
+        return architecture_name(self.raw_config)
+
+    @cached_property
+    def config(self) -> ModelConfig:
+        return self._architecture.read_config(self.raw_config, self.config_file)
+
+    @cached_property
+    def quantization(self) -> Quantization | None:
+        flat = flatten(self.raw_config, self.config_file)
+        return read_quantization(flat, self.config_file)
+
+    @cached_property
+    def weights(self) -> Weights:
+        return read_weights(self.directory, self._architecture, self.config, self.quantization)
+
+    @cached_property
+    def generation_config(self) -> dict[str, Any]:
+        return read_json(self.directory / "generation_config.json", optional=True)
+
+    @cached_property
+    def tokenizer_config(self) -> dict[str, Any]:
+        return read_json(self.directory / "tokenizer_config.json", optional=True)
+
+    @cached_property
+    def eos_token_ids(self) -> tuple[int, ...]:
+        """Return the ids that end an answer: generation_config.json's, config.json's and the
+        tokenizer's own, each if it is another; raise ModelError of one that is no token.
+        """
+        inner = self.raw_config.get("text_config")
+        sources = {
+            "generation_config.json": [self.generation_config],
+            "config.json": [self.raw_config, inner if isinstance(inner, dict) else {}],
+        }
+        ids: list[int] = []
+        for name, found in sources.items():
+            for source in found:
+                ids += self._token_ids(source.get("eos_token_id"), self.directory / name)
+        own = self._tokenizer_eos()
+        return tuple(dict.fromkeys(ids if own is None else [*ids, own]))
+
+    @cached_property
+    def sampling_defaults(self) -> dict[str, float]:
+        """Return the sampling fields of generation_config.json. With `do_sample: false` the best
+        token is taken, as penalties leave it.
+        """
+        found: dict[str, float] = {}
+        for name, (least, most) in SAMPLING_DEFAULTS.items():
+            value = self.generation_config.get(name)
+            if value is None:
+                continue
+            if type(value) not in (int, float) or not least <= value <= most:
+                raise ModelError(
+                    f"{self.directory / 'generation_config.json'}: {name} is {value!r}, not a"
+                    f" number from {least:g} to {most:g}; take the file of the published model"
+                )
+            found[name] = float(max(value, 0))
+        if self.generation_config.get("do_sample") is False:
+            found = {name: value for name, value in found.items() if name not in _OF_CHOICE}
+            found["temperature"] = 0.0
+        return found
+
+    @property
+    def tokenizer_sha256(self) -> str:
+        return hashlib.sha256(read_bytes(self.directory / "tokenizer.json")).hexdigest()
+
+    @property
+    def model_hash(self) -> str:
+        """Return a cheap identity: config.json and every weight file's name, size and safetensors
+        header.
+        """
+        digest = hashlib.sha256(read_bytes(self.config_file))
+        for file in find_files(self.directory):
+            digest.update(f"{file.name} {file.stat().st_size}".encode())
+            digest.update(header_bytes(file))
+        return digest.hexdigest()
+
+    @property
+    def _architecture(self) -> Architecture:
+        return architecture_of(self.raw_config, self.config_file)
+
+    def _check_rounding(self) -> None:
+        """Refuse plain weights that the product of 8 bits cannot take."""
+        for name in self.weights.decoder_linears:
+            shape = self.weights.shapes[f"{name}.weight"]
+            if any(size % _FP8_MULTIPLE for size in shape):
+                raise ConfigError(
+                    f"quantization = 'fp8', but {name} of shape {list(shape)} is no multiple of"
+                    f" {_FP8_MULTIPLE} both ways; leave the setting out"
+                )
+
+    def _token_ids(self, value: Any, file: Path) -> list[int]:
+        ids = value if isinstance(value, list) else [value]
+        ids = [id_ for id_ in ids if id_ not in (None, -1)]  # as older files say that there is none
+        for id_ in ids:
+            if type(id_) is not int or not 0 <= id_ < self.config.vocab_size:
+                raise ModelError(
+                    f"{file}: eos_token_id {id_!r} is no token of the model; take the file of the"
+                    " published model"
+                )
+        return ids
+
+    def _tokenizer_eos(self) -> int | None:
+        """Return the id of the token that the tokenizer itself calls its eos."""
+        token = self.tokenizer_config.get("eos_token")
+        if token is None:
+            special = read_json(self.directory / "special_tokens_map.json", optional=True)
+            token = special.get("eos_token")
+        content = token.get("content") if isinstance(token, dict) else token
+        if not isinstance(content, str):
+            return None
+        tokenizer = read_json(self.directory / "tokenizer.json")
+        for added in tokenizer.get("added_tokens") or ():
+            if isinstance(added, dict) and added.get("content") == content:
+                return self._within(added.get("id"))
+        model = tokenizer.get("model")
+        vocab = model.get("vocab") if isinstance(model, dict) else None
+        return self._within(vocab.get(content)) if isinstance(vocab, dict) else None
+
+    def _within(self, id_: Any) -> int | None:
+        return id_ if type(id_) is int and 0 <= id_ < self.config.vocab_size else None

@@ -1,0 +1,277 @@
+"""Weights: the tensors of safetensors files, compared with what config.json asks for.
+
+Only headers are read, so a whole folder takes a moment and next to no memory. Every tensor that a
+model needs must be there in its shape and type, and every other one that is known to be left out:
+what nobody reads would make the answer another than its maker meant.
+"""
+
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from workers.checkpoint.architectures import EMBEDDING, HEAD, Architecture, Shape
+from workers.checkpoint.files import read_json
+from workers.checkpoint.model_config import ModelConfig
+from workers.checkpoint.quantization import FLOATS, Quantization
+from workers.checkpoint.safetensors_header import StoredTensor, not_zero, read_header
+from workers.errors import ModelError
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+
+# What no text model needs: drafting layers, vision and audio towers, tables of old files that are
+# computed anew.
+_LEFT_OUT = re.compile(
+    r"^(mtp|(model\.)?(visual|vision_tower|vision_model|audio_tower))\.|\.rotary_emb\.inv_freq$"
+)
+_LORA = re.compile(r"\b(lora_[AB]|lora_embedding_[AB]|lora_magnitude_vector|base_layer)\b")
+_PACKED_PARTS = ("qweight", "weight_packed", "weight_scale", "weight_scale_inv")
+
+Stored = dict[str, StoredTensor]
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The tensors that a model is made of, by their names in memory.
+
+    `shapes` are those of the unpacked model, `packed` the modules whose weights are packed.
+    """
+
+    tensors: Mapping[str, StoredTensor]
+    shapes: Mapping[str, Shape]
+    packed: tuple[str, ...]
+    files: tuple[Path, ...]
+
+    @property
+    def disk_bytes(self) -> int:
+        return sum(file.stat().st_size for file in self.files)
+
+    @property
+    def num_parameters(self) -> int:
+        """Return how many numbers the loaded model has once all are unpacked."""
+        return sum(map(math.prod, self.shapes.values()))
+
+    @property
+    def dtypes(self) -> str:
+        return ", ".join(sorted({tensor.dtype for tensor in self.tensors.values()}))
+
+    @property
+    def decoder_linears(self) -> tuple[str, ...]:
+        """Return the modules of the layers' linears; routers and experts are none."""
+        modules = [name.removesuffix(".weight") for name in self.shapes if name.endswith(".weight")]
+        return tuple(
+            module
+            for module in modules
+            if "proj" in module.rpartition(".")[2] and ".experts." not in module
+        )
+
+
+def find_files(directory: Path) -> tuple[Path, ...]:
+    """Return the files that hold the weights, sorted: those an index names, which must all be
+    there, or the single file, or all there are.
+    """
+    index = directory / INDEX
+    if index.exists():
+        files = [directory / name for name in set(_weight_map(index).values())]
+    elif (directory / SINGLE).exists():
+        files = [directory / SINGLE]
+    else:
+        files = list(directory.glob("*.safetensors"))
+    if not files:
+        raise ModelError(f"{directory}: {_what_is_there(directory)}")
+    for file in files:
+        if not file.exists() and not file.is_symlink():
+            raise ModelError(f"{file}: named by {index.name}, but missing; complete the download")
+    return tuple(sorted(files))
+
+
+def read_weights(
+    directory: Path, architecture: Architecture, config: ModelConfig, packing: Quantization | None
+) -> Weights:
+    """Return what the headers say; raise ModelError naming the file and tensor that is wrong."""
+    files = find_files(directory)
+    place = files[0] if len(files) == 1 else directory
+    stored = _named_as_in_memory(_read_headers(files, directory), architecture.prefixes)
+    _refuse_lora(stored)
+    tensors: Stored = {}
+    shapes: dict[str, Shape] = {}
+    packed: list[str] = []
+    for name, shape in architecture.shapes(config):
+        module = name.removesuffix(".weight")
+        if packing is not None and f"{module}.{packing.marker}" in stored:
+            tensors.update(_take_parts(module, shape, packing, stored))
+            packed.append(module)
+        elif name in stored:
+            tensors[name] = _checked(stored.pop(name), shape, FLOATS)
+        elif _has_twin(name, config, stored.keys() | tensors.keys()):
+            continue
+        else:
+            raise ModelError(f"{place}: {_why_missing(name, stored, packing)}")
+        shapes[name] = shape
+    _take_empty_biases(packed, stored)
+    _refuse_unknown(stored)
+    return Weights(tensors, shapes, tuple(packed), files)
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    """Return the file of each tensor that an index names."""
+    found = read_json(index).get("weight_map")
+    if not isinstance(found, dict) or not found:
+        raise ModelError(f"{index}: weight_map names no files; download the file again")
+    for name in found.values():
+        if not isinstance(name, str) or Path(name).name != name:
+            raise ModelError(f"{index}: {name!r} is no file of the folder; download it again")
+    return found
+
+
+def _what_is_there(directory: Path) -> str:
+    """Return why a folder has no weights, and what to do."""
+    for pattern, what in (
+        ("*.gguf", "GGUF, which llama.cpp reads"),
+        ("*.bin", "PyTorch pickles, which may run code"),
+        ("*.pt*", "PyTorch pickles, which may run code"),
+    ):
+        if found := sorted(directory.glob(pattern)):
+            return (
+                f"no *.safetensors files, but {found[0].name}: {what}; take the model's"
+                " *.safetensors files"
+            )
+    return "no *.safetensors files, the only weights that are loaded; complete the download"
+
+
+def _read_headers(files: tuple[Path, ...], directory: Path) -> Stored:
+    """Return the tensors of all files; of two that have the same, the one the index names."""
+    index = directory / INDEX
+    places = _weight_map(index) if index.exists() else {}
+    tensors: Stored = {}
+    for file in files:
+        for name, tensor in read_header(file).items():
+            if name not in tensors or places.get(name) == file.name:
+                tensors[name] = tensor
+    return tensors
+
+
+def _named_as_in_memory(stored: Stored, prefixes: tuple[str, ...]) -> Stored:
+    """Return tensors by the names they have in memory, in whichever way the files spell them."""
+    stems = EMBEDDING.removeprefix("model."), "norm.weight"
+    spelt = (prefix for prefix in prefixes if any(f"{prefix}{stem}" in stored for stem in stems))
+    base = next(spelt, "model.")
+    if base == "model.":
+        return stored
+    return {_in_memory(name, base): tensor for name, tensor in stored.items()}
+
+
+def _in_memory(name: str, base: str) -> str:
+    own = (f"{base}layers.", f"{base}embed_tokens.", f"{base}norm.")
+    return f"model.{name.removeprefix(base)}" if name.startswith(own) else name
+
+
+def _refuse_lora(stored: Stored) -> None:
+    for name, tensor in stored.items():
+        if _LORA.search(name):
+            raise ModelError(
+                f"{tensor.file}: {tensor.name} belongs to a LoRA adapter, which is not applied;"
+                " merge it into its base model (peft: merge_and_unload) and pass the merged folder"
+            )
+
+
+def _take_parts(
+    module: str, shape: Shape, packing: Quantization, stored: Stored
+) -> Iterator[tuple[str, StoredTensor]]:
+    """Take the tensors of one packed linear [out, in] out of `stored`."""
+    marker = stored[f"{module}.{packing.marker}"]
+    if len(shape) != 2:
+        raise ModelError(
+            f"{marker.file}: {marker.name} is of no linear of the model; take config.json and"
+            " weights from the same model"
+        )
+    try:
+        parts = packing.parts(shape)
+    except ValueError as error:
+        raise ModelError(
+            f"{marker.file}: {module} of shape {list(shape)} {error}; take config.json and weights"
+            " from the same model"
+        ) from error
+    if "weight" not in parts and f"{module}.weight" in stored:
+        raise ModelError(
+            f"{marker.file}: {marker.name} and {module}.weight exclude each other; take the file"
+            " of the published model"
+        )
+    for name, part in parts.items():
+        tensor = stored.pop(f"{module}.{name}", None)
+        if tensor is not None:
+            yield f"{module}.{name}", _checked(tensor, part.shape, part.dtypes)
+        elif part.is_required:
+            raise ModelError(
+                f"{marker.file}: {module}.{name} is missing beside {packing.marker}; complete the"
+                " download"
+            )
+
+
+def _checked(tensor: StoredTensor, shape: Shape, dtypes: tuple[str, ...]) -> StoredTensor:
+    if tensor.dtype not in dtypes:
+        raise ModelError(
+            f"{tensor.file}: {tensor.name} is of type {tensor.dtype}, by config.json it is"
+            f" {' or '.join(dtypes)}; take both from the same model, of plain weights or AWQ or"
+            " GPTQ of 4 bits"
+        )
+    if tensor.shape != shape:
+        raise ModelError(
+            f"{tensor.file}: {tensor.name} has the shape {list(tensor.shape)}, config.json makes it"
+            f" {list(shape)}; take both from the same model"
+        )
+    return tensor
+
+
+def _has_twin(name: str, config: ModelConfig, names: set[str]) -> bool:
+    """Whether a tensor is one of two that are tied, and the other is there."""
+    twins = {EMBEDDING: HEAD, HEAD: EMBEDDING}
+    return config.tie_word_embeddings and twins.get(name) in names
+
+
+def _why_missing(name: str, stored: Stored, packing: Quantization | None) -> str:
+    module = name.removesuffix(".weight")
+    for part in _PACKED_PARTS:
+        if packing is None and f"{module}.{part}" in stored:
+            return (
+                f"{module}.{part} is of packed weights, but config.json has no quantization_config;"
+                " take config.json of the same model"
+            )
+    if packing is not None and any(f"{module}.{part}" in stored for part in ("qzeros", "scales")):
+        name = f"{module}.{packing.marker}"
+    if name == HEAD:
+        return (
+            f"{name} is missing, and config.json does not tie it to the embeddings: an embedding"
+            " or reward model, which writes no text; choose one that does"
+        )
+    stem = name.removeprefix("model.")
+    if like := next((other for other in stored if other.endswith(f".{stem}")), None):
+        return (
+            f"{name} is missing, {like} is there instead; save the model anew by transformers, or"
+            " take the published one"
+        )
+    return f"{name} is missing, which config.json asks for; complete the download"
+
+
+def _take_empty_biases(packed: list[str], stored: Stored) -> None:
+    """Take out the biases of zeros that AutoGPTQ gives to every linear; the model has none."""
+    names = [f"{module}.bias" for module in packed]
+    biases = [stored.pop(name) for name in names if name in stored]
+    for bias in not_zero(biases):
+        raise ModelError(
+            f"{bias.file}: {bias.name} is not zero, but the model has no such bias; take"
+            " config.json and weights from the same model"
+        )
+
+
+def _refuse_unknown(stored: Stored) -> None:
+    unknown = [tensor for name, tensor in stored.items() if not _LEFT_OUT.search(name)]
+    if unknown:
+        first, others = min(unknown, key=lambda tensor: tensor.name), len(unknown) - 1
+        more = f" and {others} more" if others else ""
+        raise ModelError(
+            f"{first.file}: the model has no place for {first.name}{more}; take config.json and"
+            " weights from the same model"
+        )
