@@ -2,6 +2,7 @@
 
     docs/settings.md       the table of settings
     docs/architecture.md   the tree of files, each with the first sentence of its docstring
+    docs/clients.md        what each client was seen to do, in both languages
 
 Each stands between two comments of its page. A folder's sentence is its package's. Knows pages and
 docstrings; refuses to know any module by name.
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from qwenapi.settings.table import table
+from tests.clients import record
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("qwenapi", "workers")
@@ -81,6 +83,8 @@ def _cell(default: Any) -> str:
 GENERATED: Mapping[str, tuple[str, Callable[[], str]]] = {
     "docs/settings.md": ("settings", settings_table_markdown),
     "docs/architecture.md": ("tree", tree),
+    "docs/clients.md": ("clients", record.table),
+    "docs/zh/clients.md": ("clients", record.table_zh),
 }
 
 

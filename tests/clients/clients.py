@@ -1,0 +1,104 @@
+"""The clients people use, each as it is published, and how its program is run.
+
+A program of `programs/` uses one client as its users do, and prints what that client could do: see
+`programs/proof.py`. Clients of one environment are of its pinned versions; Qwen Code is a program
+itself. Nothing outside this machine is asked: to other addresses there is no way.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests import npm, pip
+
+HERE = Path(__file__).parent
+NOWHERE = "http://127.0.0.1:9"
+
+
+@dataclass(frozen=True)
+class Client:
+    """One client: its name for readers, its program, and the environment that has it."""
+
+    title: str
+    program: str
+    environment: str = "clients"
+
+
+# By their key in the record.
+CLIENTS = {
+    "openai": Client("openai", "openai_sdk.py"),
+    "langchain": Client("LangChain `ChatOpenAI`", "langchain_chat.py"),
+    "pydantic-ai": Client("pydantic-ai", "pydantic_ai_agent.py"),
+    "openai-agents": Client("openai-agents", "openai_agents.py"),
+    "instructor": Client("instructor", "instructor_client.py", "instructor"),
+    "litellm": Client("litellm `openai/` `hosted_vllm/`", "litellm_completion.py"),
+    "qwen-agent": Client("Qwen-Agent", "qwen_agent_assistant.py"),
+    "ai-sdk": Client("Vercel AI SDK", "ai_sdk.mjs", "npm"),
+    "qwen-code": Client("Qwen Code", "qwen_code.mjs", "npm"),
+}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a program told: its client's version, and the error of each proof, empty if none."""
+
+    version: str
+    proofs: list[dict[str, str]]
+
+    @property
+    def failures(self) -> str:
+        failed = [proof for proof in self.proofs if proof["error"]]
+        return "\n".join(f"{p['capability']} by {p['by']}: {p['error']}" for p in failed)
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """The capabilities in the order shown, each with the client's words for it."""
+        proved: dict[str, list[str]] = {}
+        for proof in self.proofs:
+            proved.setdefault(proof["capability"], []).append(proof["by"])
+        return {"version": self.version, "proved": proved}
+
+
+def run(name: str, url: str, folder: Path, cache: pytest.Cache, **more: str) -> Outcome:
+    """Run a client's program with a home of its own; skip if its packages cannot be had."""
+    client = CLIENTS[name]
+    environ = {
+        "PATH": os.environ["PATH"],
+        "HOME": str(folder),
+        "OPENAI_BASE_URL": f"{url}/v1",
+        "OPENAI_API_KEY": "any",
+        "HTTP_PROXY": NOWHERE,
+        "HTTPS_PROXY": NOWHERE,
+        "NO_PROXY": "127.0.0.1",
+        "LITELLM_LOCAL_MODEL_COST_MAP": "True",
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
+    done = subprocess.run(
+        _command(client, cache),
+        cwd=folder,
+        env=environ | more,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, f"{done.stdout[-2000:]}{done.stderr[-4000:]}"
+    return Outcome(**json.loads(done.stdout.splitlines()[-1]))
+
+
+def _command(client: Client, cache: pytest.Cache) -> list[str]:
+    program = HERE / "programs" / client.program
+    if client.environment != "npm":
+        lock = HERE / f"pip/{client.environment}.txt"
+        return [str(pip.installed(lock, cache.mkdir(f"pip-{client.environment}"))), str(program)]
+    if shutil.which("node") is None:
+        pytest.skip("node is not installed (Debian: apt-get install nodejs)")
+    folder = npm.installed(HERE / "npm", cache.mkdir("clients-npm"))
+    for file in program.parent.glob("*.mjs"):  # beside the packages, where they are looked for
+        shutil.copy(file, folder)
+    return ["node", str(folder / program.name)]
