@@ -60,8 +60,9 @@ class GenerationStream:
         self._watcher = ClientWatcher(environ, self._mailbox.cancel)
 
     def ask(self, request: GenerationRequest) -> None:
-        """Return when every prompt, or as many as are asked at once, was accepted; raise an ApiError
-        saying why not, or Cancelled.
+        """Return when every prompt, or as many as are asked at once, was accepted.
+
+        Raises an ApiError saying why not, or Cancelled.
         """
         self._by_token, self._includes_stop = request.by_token, request.includes_stop
         num_tokens = sum(len(prompt_ids) for prompt_ids, _ in request.prompts)

@@ -12,7 +12,8 @@ def demo() -> Tokenizer:
 
 @pytest.mark.parametrize(
     ("limit", "max_tokens", "kept"),
-    [(None, None, 10), (3, None, 3), (10, 5, 10), (99, None, 10), (-1, 4, 4), (-1, None, 7), (-1, 99, 1)],
+    [(None, None, 10), (3, None, 3), (10, 5, 10), (99, None, 10), (-1, 4, 4), (-1, None, 7),
+     (-1, 99, 1)],
 )  # fmt: skip
 def test_a_prompt_keeps_its_end(limit: int | None, max_tokens: int | None, kept: int) -> None:
     ids = list(range(10))
