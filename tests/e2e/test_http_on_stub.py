@@ -283,7 +283,7 @@ BAD_REQUESTS = [
     ({"seed": True}, 400, "seed"),
     ({"logit_bias": {"99999999": 1}}, 400, "logit_bias"),
     ({"stop": [""]}, 400, "stop"),
-    ({"tools": [{"type": "function"}]}, 400, "tools"),
+    ({"tools": [{"type": "function"}]}, 400, "tools[0].function"),
     (
         {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
         400,
