@@ -79,7 +79,7 @@ class World:
         shape = CacheShape.of(config, dtype, for_kernels=True)
         self.decoder.allocate_cache(shape, num_blocks, block_size)
         self.num_kv_heads = shape.num_kv_heads
-        layers = self.decoder._kv_caches
+        layers = self.decoder._caches
         self.pages = [part for layer in layers for part in (layer._keys, layer._values)]
         for part in self.pages:
             part.fill_(torch.nan)
