@@ -118,7 +118,7 @@ def counted(server, name):
 def rotations(tokens):
     """Return what the stub may answer to PROMPT when nobody chooses the seed."""
     tokenizer = Tokenizer(etc_dir() / "models" / "demo")
-    ids = tokenizer.encode_chat([{"role": "user", "content": PROMPT}], enable_thinking=False)
+    ids = tokenizer.encode_chat([{"role": "user", "content": PROMPT}], enable_thinking=False).ids
     stop = tokenizer.encode("<|im_end|>") + tokenizer.encode("<|endoftext|>")
     script = [i for i in ids if i not in stop]
     cycle = script * (tokens // len(script) + 2)
