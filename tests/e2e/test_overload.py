@@ -17,7 +17,7 @@ def test_a_thousand_more_than_fit_are_refused_at_once_and_the_queue_drains_in_or
 
     def wait_in_line(number):
         # The first three hold their rows until the refused have been; the others are quick.
-        num_tokens = 300 if number < NUM_RUNNING else 2
+        num_tokens = 800 if number < NUM_RUNNING else 2
         answer = server.chat("hold", max_tokens=num_tokens, ignore_eos=True)
         ended.append(number)
         return answer.status_code

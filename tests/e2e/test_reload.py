@@ -105,7 +105,7 @@ def test_several_old_servers_may_drain_at_once(start_server):
     server = start_server(*SLOW, "--drain-timeout", "60")
     streams = []
     for generation in (1, 2, 3):
-        streams.append(raw_request(server, LONG | {"stream": True, "max_tokens": 600}))
+        streams.append(raw_request(server, LONG | {"stream": True, "max_tokens": 1500}))
         wait_for(lambda n=generation: server.row()["running"] == n)
         assert command(server, "reload").returncode == 0
     names = [(c["name"], c["state"]) for c in status(server)["children"]]
@@ -201,7 +201,7 @@ def test_engines_are_replaced_under_streams_that_go_on(start_server, num_engines
     old = {child(server, name)["pid"] for name in names}
     with ThreadPoolExecutor(8) as pool:
         streams = [
-            pool.submit(server.chat, f"hello {i}", max_tokens=1500, stream=True) for i in range(8)
+            pool.submit(server.chat, f"hello {i}", max_tokens=2400, stream=True) for i in range(8)
         ]
         wait_for(lambda: sum(server.row(i)["running"] for i in range(num_engines)) == 8)
         done = command(server, "reload", "model")
@@ -348,6 +348,7 @@ def test_systemd_is_told_the_truth(tmp_path, start_server):
     watchdog = {"WATCHDOG_USEC": "2000000"}
     server = start_server(*SLOW, environ=systemd.environ | watchdog, ready=False)
     wait_for(lambda: systemd.has("READY"), 60)
+    server.wait_until_ready()  # reads the line that says where
     assert server.get("/readyz").status_code == 200, "READY=1 before it was ready"
     wait_for(lambda: systemd.has("WATCHDOG"))
     assert command(server, "reload").returncode == 0

@@ -40,7 +40,7 @@ class FakeEngine:
     def has_work(self):
         return bool(self.keys)
 
-    def add(self, key, request):
+    def add(self, key, request, grammar=None):
         self.keys[key], self.num_given[key] = request, 0
 
     def abort(self, key, choices=()):

@@ -5,10 +5,10 @@ import time
 from types import SimpleNamespace
 
 import pytest
-from workers.supervisor.launcher import EngineChild
 
 from workers.config import EngineConfig
-from workers.supervisor import launcher
+from workers.supervisor import engine_child
+from workers.supervisor.engine_child import EngineChild
 from workers.wire.engine_stats import ENGINE_LAYOUT, Phase
 from workers.wire.shared_memory import SharedMemory
 from workers.worker.worker_spec import WorkerSpec
@@ -77,9 +77,9 @@ def test_a_start_that_fails_leaves_no_descriptor_and_can_be_tried_again(child, m
         def start(self):
             raise error
 
-    real = launcher.multiprocessing.get_context("spawn")
+    real = engine_child.multiprocessing.get_context("spawn")
     fake = SimpleNamespace(Pipe=real.Pipe, Process=Process)
-    monkeypatch.setattr(launcher.multiprocessing, "get_context", lambda name: fake)
+    monkeypatch.setattr(engine_child.multiprocessing, "get_context", lambda name: fake)
     for attempt in range(3):
         with pytest.raises(type(error)):
             child.start()
