@@ -44,7 +44,9 @@ def test_the_openai_library_streams_a_chat(server):
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
 def test_curl_sees_tokens_one_by_one(server):
-    body = '{"messages":[{"role":"user","content":"hi"}],"max_tokens":40,"stream":true}'
+    # Long: on a busy machine curl reads several tokens at once.
+    fields = '"max_tokens":200,"ignore_eos":true,"stream":true'
+    body = '{"messages":[{"role":"user","content":"hi"}],' + fields + "}"
     command = ["curl", "-sN", server.url + "/v1/chat/completions", "-d", body]
     with subprocess.Popen(
         [*command, "-H", "Content-Type: application/json"], stdout=subprocess.PIPE
