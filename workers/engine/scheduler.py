@@ -22,6 +22,7 @@ from workers.engine.block_manager import BlockManager, BlockTable
 from workers.engine.ngram import NgramDrafter
 from workers.engine.sequence import Sequence, SequenceStatus
 from workers.engine.sequence_group import SequenceGroup
+from workers.engine.step_plan import StepPlan
 from workers.engine.waiting_queue import WaitingQueue, by_order
 from workers.engine_core import Key
 from workers.fairness import TenantCounters
@@ -121,7 +122,7 @@ class Scheduler:
 
     def schedule(self) -> Batch:
         """Choose the rows of the next step, give them their blocks and count them as computed."""
-        plan = _Plan(self._budget)
+        plan = StepPlan(self._budget)
         before = self.num_preemptions
         may_guess = self.speculates  # else a step may be under way, and sequences not known whole
         self._continue_running(plan)
@@ -190,29 +191,32 @@ class Scheduler:
         assert +self._num_started == Counter(group.request.generate.group for group in started)
         assert all(not s.table.ids for s in sequences if s.status is not SequenceStatus.RUNNING)
 
-    def _continue_running(self, plan: "_Plan") -> None:
+    def _continue_running(self, plan: StepPlan) -> None:
         """Plan rows that run already: decodes first, so that a long prompt never stalls them."""
         ready = [sequence for sequence in self._running if not sequence.is_blocked]
         decodes = [sequence for sequence in ready if sequence.num_uncomputed == 1]
         prefills = [sequence for sequence in ready if sequence.num_uncomputed > 1]
         for sequence in decodes + prefills:
-            num_tokens = min(sequence.num_uncomputed, plan.num_left)
-            if num_tokens == 0:
-                break
-            if sequence.status is SequenceStatus.RUNNING and self._make_room(
-                sequence, num_tokens, plan
+            is_scoring = self._group_of(sequence).is_scoring(sequence)
+            num_tokens = plan.share(sequence, is_scoring=is_scoring)
+            if (
+                num_tokens > 0
+                and sequence.status is SequenceStatus.RUNNING
+                and self._make_room(sequence, num_tokens, plan)
             ):
-                plan.add(sequence, num_tokens)
+                plan.add(sequence, num_tokens, is_scoring=is_scoring)
 
-    def _row(self, sequence: Sequence, num_tokens: int, plan: "_Plan", may_guess: bool) -> Row:
+    def _row(self, sequence: Sequence, num_tokens: int, plan: StepPlan, may_guess: bool) -> Row:
         start = sequence.num_computed
+        scored = self._group_of(sequence).scored_by(sequence, start, num_tokens)
         if num_tokens < sequence.num_uncomputed:
-            return Row(sequence, start, num_tokens, num_samples=0)
+            return Row(sequence, start, num_tokens, num_samples=0, scored=scored)
         drafts, is_forced = self._draft(sequence, plan, may_guess)
-        return Row(sequence, start, num_tokens + len(drafts), 1 + len(drafts), drafts, is_forced)
+        count = num_tokens + len(drafts)
+        return Row(sequence, start, count, 1 + len(drafts), drafts, is_forced, scored)
 
     def _draft(
-        self, sequence: Sequence, plan: "_Plan", may_guess: bool
+        self, sequence: Sequence, plan: StepPlan, may_guess: bool
     ) -> tuple[tuple[int, ...], bool]:
         """Return drafts that find room in the budget, the cache and the sequence's length, and
         whether they are forced by a grammar rather than guessed.
@@ -237,7 +241,7 @@ class Scheduler:
         drafts = sequence.drafter.propose(sequence.token_ids, limit)
         return drafts if sequence.grammar is None else sequence.grammar.allowed(drafts)
 
-    def _make_room(self, sequence: Sequence, num_tokens: int, plan: "_Plan") -> bool:
+    def _make_room(self, sequence: Sequence, num_tokens: int, plan: StepPlan) -> bool:
         """Extend a table, preempting from the end; return False if that hit the sequence itself."""
         while not self._blocks.extend(sequence.table, sequence.num_computed + num_tokens):
             victim = self._running[-1]
@@ -256,7 +260,7 @@ class Scheduler:
         self._waiting.add(sequence)
         self.num_preemptions += 1
 
-    def _admit(self, plan: "_Plan") -> list[SequenceGroup]:
+    def _admit(self, plan: StepPlan) -> list[SequenceGroup]:
         """Let sequences run while rows, budget and blocks last; return what starts."""
         started: list[SequenceGroup] = []
         if plan.num_left == 0 or len(self._running) >= self._max_num_seqs:
@@ -271,7 +275,10 @@ class Scheduler:
                     continue
                 if not self._has_rows(group):
                     break
-            table = self._find_room(sequence, owed)
+            is_scoring = group.is_scoring(sequence)
+            if plan.share(sequence, is_scoring=is_scoring) == 0:
+                continue
+            table = self._find_room(sequence, owed, is_scoring)
             if table is None:
                 break
             if not group.has_started:
@@ -310,10 +317,13 @@ class Scheduler:
         needed = self._blocks.blocks_for(len(sequence.token_ids)) - len(sequence.table.ids)
         return max(0, needed)  # drafts may have taken one more
 
-    def _find_room(self, sequence: Sequence, owed: int) -> BlockTable | None:
-        """Return a table of known blocks if the rest fits beside what others are owed."""
+    def _find_room(self, sequence: Sequence, owed: int, is_scoring: bool) -> BlockTable | None:
+        """Return a table of known blocks if the rest fits beside what others are owed; of none for
+        who has to compute them all.
+        """
         blocks = self._blocks
-        table = blocks.match(sequence.token_ids, sequence.request.generate.cache_salt)
+        salt = sequence.request.generate.cache_salt
+        table = BlockTable() if is_scoring else blocks.match(sequence.token_ids, salt)
         needed = blocks.blocks_for(len(sequence.token_ids)) - len(table.ids)
         reserve = owed + (self._watermark if self._running else 0)
         if needed + reserve <= blocks.num_free:
@@ -329,16 +339,17 @@ class Scheduler:
         self._num_started[request.generate.group] += 1
         self._num_promised_rows += group.num_unfinished
 
-    def _run(self, sequence: Sequence, table: BlockTable, plan: "_Plan") -> None:
+    def _run(self, sequence: Sequence, table: BlockTable, plan: StepPlan) -> None:
         self._waiting.remove(sequence)
         sequence.table = table
         sequence.num_computed = len(table.ids) * self._blocks.block_size
         sequence.status = SequenceStatus.RUNNING
         insort(self._running, sequence, key=by_order)
-        num_tokens = min(sequence.num_uncomputed, plan.num_left)
+        is_scoring = self._group_of(sequence).is_scoring(sequence)
+        num_tokens = plan.share(sequence, is_scoring=is_scoring)
         has_room = self._blocks.extend(table, sequence.num_computed + num_tokens)
         assert has_room
-        plan.add(sequence, num_tokens)
+        plan.add(sequence, num_tokens, is_scoring=is_scoring)
 
     def _release_siblings(self, group: SequenceGroup) -> None:
         for sibling in group.held:
@@ -369,18 +380,3 @@ class Scheduler:
             del self._groups[group.request.key]
             self._tenants.leave(generate.tenant)
             self._num_started[generate.group] -= group.has_started
-
-
-class _Plan:
-    """The rows chosen so far and what is left of the budget."""
-
-    def __init__(self, budget: int) -> None:
-        self.num_left = budget
-        self.rows: dict[Sequence, int] = {}
-
-    def add(self, sequence: Sequence, num_tokens: int) -> None:
-        self.rows[sequence] = num_tokens
-        self.num_left -= num_tokens
-
-    def discard(self, sequence: Sequence) -> None:
-        self.num_left += self.rows.pop(sequence, 0)
