@@ -49,6 +49,7 @@ class SamplingRequest:
     bad_words: tuple[str, ...] = field(default=(), repr=False)
     include_stop_str_in_output: bool = False
     truncate_prompt_tokens: int | None = None
+    prompt_logprobs: int | None = None
     return_token_ids: bool = False
     cache_salt: str = field(default="", repr=False)
     request_id: str | None = None
@@ -122,6 +123,7 @@ def engine_params(
         stop_token_ids=request.stop_token_ids,
         ignore_eos=request.ignore_eos,
         logprobs=request.logprobs,
+        prompt_logprobs=request.prompt_logprobs,
         allowed_token_ids=request.allowed_token_ids,
         bad_words=bad_words,
     )

@@ -30,8 +30,9 @@ def flatten_rows(rows: Sequence[Row], block_size: int, device: torch.device) -> 
 
 
 def tokens_with_logits(rows: Sequence[Row]) -> list[int]:
-    """Return the indexes in the flat batch behind which rows sample (drafts, and tokens before), and
-    after all of these the indexes behind which rows score their prompts.
+    """Return the indexes in the flat batch behind which rows sample: drafts, and tokens before.
+
+    After all of these follow the indexes behind which rows score their prompts.
     """
     sampled: list[int] = []
     scored: list[int] = []

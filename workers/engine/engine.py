@@ -202,8 +202,9 @@ class Engine:
     def _report_scores(
         self, group: SequenceGroup, first: int, scores: list[Sample], output: StepOutput
     ) -> None:
-        """Say how likely the prompt's tokens from the `first` on were; what was computed again after
-        a preemption is not said twice.
+        """Say how likely the prompt's tokens from the `first` on were.
+
+        What was computed again after a preemption is not said twice.
         """
         logprobs = [score.logprob for score in scores if score.logprob is not None]
         news = tuple(logprobs[group.num_scored - first :])

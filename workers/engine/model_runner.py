@@ -48,7 +48,7 @@ class RunningStep:
         return [(row, list(islice(samples, row.num_samples))) for row in self._rows]
 
     def read_scores(self) -> list[tuple[Row, list[Sample]]]:
-        """Wait for the step's end; return the rows that score their prompts, each with its tokens."""
+        """Wait for the step's end; return the rows that score their prompts, each with its own."""
         if self._scores is None:
             return []
         scores = iter(self._scores.read())
@@ -115,7 +115,7 @@ class ModelRunner:
         return RunningStep(rows, choice, scores)
 
     def _score(self, rows: Rows, logits: Tensor) -> TokenChoice | None:
-        """Say how likely the tokens of prompts were, from the logits before each, in rows' order."""
+        """Say how likely tokens of prompts were, from the logits before each, in rows' order."""
         token_ids: list[int] = []
         counts: list[int] = []
         for row in rows:

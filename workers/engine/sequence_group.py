@@ -15,7 +15,7 @@ class SequenceGroup:
         self.request = request
         # How many of the prompt's tokens need not be computed; None before it has started.
         self.cached_tokens: int | None = None
-        # Up to which of the prompt's tokens it was said how likely they are; nothing is of the first.
+        # The prompt's tokens of which it was said how likely they are; of the first nothing is.
         self.num_scored = 1
         generate = request.generate
         resume = generate.resume or ((),) * len(generate.choices)
