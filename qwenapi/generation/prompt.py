@@ -51,8 +51,9 @@ def cut_prompt(
 
 
 def bad_word_ids(tokenizer: Tokenizer, words: Sequence[str]) -> tuple[tuple[int, ...], ...]:
-    """Return the tokens of words: at the beginning of a text, and behind a space where that is
-    another token and not a space by itself.
+    """Return the tokens of words, at the beginning of a text and behind a space.
+
+    The second is left out where the space is a token by itself.
     """
     found: list[tuple[int, ...]] = []
     for word in words:

@@ -107,8 +107,9 @@ def engine_params(
     new_seed: Callable[[], int],
     bad_words: tuple[tuple[int, ...], ...] = (),
 ) -> EngineParams:
-    """Return what to ask of the engine for one prompt. `new_seed` gives a signed 64-bit integer;
-    `bad_words` are the request's, in tokens.
+    """Return what to ask of the engine for one prompt.
+
+    `new_seed` gives a signed 64-bit integer; `bad_words` are the request's, in tokens.
     """
     max_tokens, min_tokens, clamped = _lengths(request, _room(prompt_tokens, card), defaults)
     _check_against(card, request)

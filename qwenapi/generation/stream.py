@@ -60,8 +60,9 @@ class GenerationStream:
         self._watcher = ClientWatcher(environ, self._mailbox.cancel)
 
     def ask(self, request: GenerationRequest) -> None:
-        """Return when every prompt was accepted, of many those that are asked at once; raise an
-        ApiError saying why not, or Cancelled.
+        """Return when every prompt was accepted, of many those that are asked at once.
+
+        Raises an ApiError saying why one was not, or Cancelled.
         """
         self._by_token, self._includes_stop = request.by_token, request.includes_stop
         num_tokens = sum(len(prompt_ids) for prompt_ids, _ in request.prompts)

@@ -122,8 +122,9 @@ def choose(
 
 @torch.inference_mode()
 def score(logits: Tensor, token_ids: Tensor, counts: Sequence[int]) -> TokenChoice:
-    """Say of given tokens what `choose` says of those it chooses, one a row of the logits; `counts`
-    are of the likeliest tokens beside them.
+    """Say of given tokens, one a row of the logits, what `choose` says of those it chooses.
+
+    `counts` are of the likeliest tokens beside them.
     """
     raw = logits.float().log_softmax(-1)
     asking = {row: min(count, MAX_LOGPROBS) for row, count in enumerate(counts)}

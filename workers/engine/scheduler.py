@@ -318,8 +318,9 @@ class Scheduler:
         return max(0, needed)  # drafts may have taken one more
 
     def _find_room(self, sequence: Sequence, owed: int, is_scoring: bool) -> BlockTable | None:
-        """Return a table of known blocks if the rest fits beside what others are owed; of none for
-        who has to compute them all.
+        """Return a table of known blocks if the rest fits beside what others are owed.
+
+        Who has to compute its whole prompt gets a table of none.
         """
         blocks = self._blocks
         salt = sequence.request.generate.cache_salt

@@ -73,8 +73,9 @@ class CompletionWriter(Writer):
         return () if self._ask.max_tokens == 0 else delta.token_ids
 
     def _shown(self, delta: Delta) -> tuple[str, dict[str, Any] | None]:
-        """Return a delta's text and its log-probabilities, behind those of an echoed prompt. A
-        caller who wants no token had one computed all the same.
+        """Return a delta's text and log-probabilities, behind those of an echoed prompt.
+
+        A caller who wants no token had one computed all the same.
         """
         index, text, entries = delta.index, delta.text, list(delta.logprobs)
         if self._ask.echo:  # who sums up an echo's log-probabilities counts on one for each token

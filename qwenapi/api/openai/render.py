@@ -111,8 +111,9 @@ class Chunks(ABC):
 
     @abstractmethod
     def opening(self, index: int, prompt_ids: Sequence[int] | None = None) -> bytes:
-        """Return the choice's first event, or nothing where the interface has none; its prompt's
-        ids are told in it.
+        """Return the choice's first event, or nothing where the interface has none.
+
+        A caller who asked for the prompt's ids finds them in it.
         """
 
     @abstractmethod
