@@ -10,7 +10,15 @@ from typing import Protocol
 
 from workers.grammar.compiled_grammar import CompiledGrammar
 from workers.wire.engine_stats import EngineStats
-from workers.wire.protocol import Chunk, Failed, Finished, Generate, ModelCard, Started
+from workers.wire.protocol import (
+    Chunk,
+    Failed,
+    Finished,
+    Generate,
+    ModelCard,
+    PromptLogprobs,
+    Started,
+)
 
 # A connection's number and a wire id on it; to an engine it is only a name.
 Key = tuple[int, int]
@@ -18,12 +26,13 @@ Key = tuple[int, int]
 
 @dataclass
 class StepOutput:
-    """What one step has to say, in this order, by the names of StepUpdate's fields."""
+    """What one step has to say, by the names of StepUpdate's fields."""
 
     started: list[tuple[Key, Started]] = field(default_factory=list)
     chunks: list[tuple[Key, Chunk]] = field(default_factory=list)
     finished: list[tuple[Key, Finished]] = field(default_factory=list)
     failed: list[tuple[Key, Failed]] = field(default_factory=list)
+    prompt_logprobs: list[tuple[Key, PromptLogprobs]] = field(default_factory=list)
 
 
 class EngineCore(Protocol):

@@ -22,8 +22,10 @@ from workers.wire.protocol import (
     FailReason,
     Finished,
     Generate,
+    PromptLogprobs,
     Rejected,
     Started,
+    TokenLogprob,
     wire_id,
 )
 
@@ -82,6 +84,7 @@ class Generation:
         self.request = self.attempt = request
         self.num_cached_tokens = 0
         self.token_ids: dict[int, list[int]] = {choice: [] for choice in request.choices}
+        self.prompt_logprobs: list[TokenLogprob] = []  # from the prompt's token 1 on
         self.open_choices = set(request.choices)
         self.last_sign = time.monotonic()
         self.state = GenerationState.ASKED
@@ -157,6 +160,13 @@ class Generation:
             self.has_started = True
             self.num_cached_tokens = started.cached_tokens
             self.put(started)
+
+    def score(self, scores: PromptLogprobs) -> None:
+        """Keep what is new of how likely the prompt was: a replay says all of it again."""
+        known = 1 + len(self.prompt_logprobs)
+        if scores.position > known:
+            raise ProtocolError(f"prompt token {scores.position} after {known}")
+        self.prompt_logprobs += scores.logprobs[known - scores.position :]
 
     def receive(self, chunk: Chunk) -> None:
         """Keep a chunk's ids; raise ProtocolError if any went missing before it."""

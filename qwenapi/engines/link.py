@@ -186,6 +186,9 @@ class EngineLink:
         for started in step.started:
             if generation := generations.get(started.wid):
                 generation.start(started)
+        for scores in step.prompt_logprobs:
+            if generation := generations.get(scores.wid):
+                generation.score(scores)
         for chunk in step.chunks:
             if generation := generations.get(chunk.wid):
                 generation.receive(chunk)

@@ -11,7 +11,8 @@ from workers.wire.protocol import TokenLogprob
 class Delta:
     """What is new in one choice; `finish_reason` is set on its last delta.
 
-    `num_tokens` counts those of the text, and `token_ids` has the one that stopped it besides.
+    `num_tokens` counts those of the text. `token_ids` has the one that stopped it besides, and
+    `stop_logprobs` its log-probability.
     """
 
     index: int
@@ -20,6 +21,7 @@ class Delta:
     finish_reason: str | None = None
     num_tokens: int = 0
     token_ids: tuple[int, ...] = ()
+    stop_logprobs: tuple[TokenLogprob, ...] = ()
 
 
 def gather(batches: Iterable[Sequence[Delta]]) -> list[Delta]:
@@ -33,6 +35,7 @@ def gather(batches: Iterable[Sequence[Delta]]) -> list[Delta]:
             "".join(delta.text for delta in deltas),
             tuple(itertools.chain.from_iterable(delta.logprobs for delta in deltas)),
             deltas[-1].finish_reason,
+            stop_logprobs=deltas[-1].stop_logprobs,
             token_ids=tuple(itertools.chain.from_iterable(delta.token_ids for delta in deltas)),
         )
         for index, deltas in sorted(parts.items())

@@ -12,6 +12,10 @@ from qwenapi.text.tokenizer import Tokenizer
 # the others run.
 MAX_INLINE_CHARACTERS = 4096
 
+# As Qwen's models call them.
+FIM_TOKENS = ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>")
+FIM_ENDS = ("<|fim_pad|>", "<|repo_name|>", "<|file_sep|>")
+
 T = TypeVar("T")
 
 
@@ -47,8 +51,9 @@ def cut_prompt(
 
 
 def bad_word_ids(tokenizer: Tokenizer, words: Sequence[str]) -> tuple[tuple[int, ...], ...]:
-    """Return the tokens of words: at the beginning of a text, and behind a space where that is
-    another token and not a space by itself.
+    """Return the tokens of words, at the beginning of a text and behind a space.
+
+    The second is left out where the space is a token by itself.
     """
     found: list[tuple[int, ...]] = []
     for word in words:
@@ -58,3 +63,21 @@ def bad_word_ids(tokenizer: Tokenizer, words: Sequence[str]) -> tuple[tuple[int,
         if spaced[0] != alone[0] and len(spaced) == len(alone):
             found.append(spaced)
     return tuple(found)
+
+
+def fill_in_the_middle(tokenizer: Tokenizer, prefix: list[int], suffix: str) -> list[int]:
+    """Return the prompt that asks a model for what stands between two texts."""
+    before, after, middle = map(tokenizer.added_tokens.get, FIM_TOKENS)
+    if before is None or after is None or middle is None:
+        raise BadRequest(
+            "'suffix' asks for a text between two others, for which this model has no tokens.",
+            param="suffix",
+        )
+    ends = tokenizer.encode(suffix, add_special_tokens=False)
+    return [before, *prefix, after, *ends, middle]
+
+
+def fim_stops(tokenizer: Tokenizer) -> tuple[int, ...]:
+    """Return the tokens that end a text between two others: none of them belongs into it."""
+    ids = map(tokenizer.added_tokens.get, (*FIM_TOKENS, *FIM_ENDS))
+    return tuple(id_ for id_ in ids if id_ is not None)

@@ -49,6 +49,7 @@ class SamplingRequest:
     bad_words: tuple[str, ...] = field(default=(), repr=False)
     include_stop_str_in_output: bool = False
     truncate_prompt_tokens: int | None = None
+    prompt_logprobs: int | None = None
     return_token_ids: bool = False
     cache_salt: str = field(default="", repr=False)
     request_id: str | None = None
@@ -106,8 +107,9 @@ def engine_params(
     new_seed: Callable[[], int],
     bad_words: tuple[tuple[int, ...], ...] = (),
 ) -> EngineParams:
-    """Return what to ask of the engine for one prompt. `new_seed` gives a signed 64-bit integer;
-    `bad_words` are the request's, in tokens.
+    """Return what to ask of the engine for one prompt.
+
+    `new_seed` gives a signed 64-bit integer; `bad_words` are the request's, in tokens.
     """
     max_tokens, min_tokens, clamped = _lengths(request, _room(prompt_tokens, card), defaults)
     _check_against(card, request)
@@ -122,6 +124,7 @@ def engine_params(
         stop_token_ids=request.stop_token_ids,
         ignore_eos=request.ignore_eos,
         logprobs=request.logprobs,
+        prompt_logprobs=request.prompt_logprobs,
         allowed_token_ids=request.allowed_token_ids,
         bad_words=bad_words,
     )

@@ -26,7 +26,7 @@ from qwenapi.metrics.store import RequestMetrics
 from qwenapi.text.stop_matcher import StopAutomaton
 from qwenapi.text.text_stream import TextStream
 from qwenapi.text.tokenizer import Tokenizer
-from workers.wire.protocol import Chunk, Failed, Started
+from workers.wire.protocol import Chunk, Failed, Started, TokenLogprob
 
 # Of one request's prompts, as many are with the engines; the others follow as these end. So a
 # request of thousands neither fills the queue nor is refused because of it.
@@ -60,9 +60,9 @@ class GenerationStream:
         self._watcher = ClientWatcher(environ, self._mailbox.cancel)
 
     def ask(self, request: GenerationRequest) -> None:
-        """Return when every prompt, or as many as are asked at once, was accepted.
+        """Return when every prompt was accepted, of many those that are asked at once.
 
-        Raises an ApiError saying why not, or Cancelled.
+        Raises an ApiError saying why one was not, or Cancelled.
         """
         self._by_token, self._includes_stop = request.by_token, request.includes_stop
         num_tokens = sum(len(prompt_ids) for prompt_ids, _ in request.prompts)
@@ -175,6 +175,10 @@ class GenerationStream:
     def prompt_tokens(self) -> int:
         return sum(len(generation.request.prompt_ids) for generation in self._generations)
 
+    def prompt_logprobs(self, prompt: int) -> list[TokenLogprob]:
+        """Return how likely the tokens of a prompt were, from its second on, as far as is known."""
+        return self._generations[prompt].prompt_logprobs
+
     @property
     def completion_tokens(self) -> int:
         """Return the tokens up to the end of each choice; what came behind a stop is nobody's."""
@@ -201,8 +205,10 @@ class GenerationStream:
         self._metrics.tokens(index, len(chunk.token_ids), now)
         ids, logprobs = chunk.token_ids, chunk.logprobs
         stop_ids: tuple[int, ...] = ()
+        stop_logprobs: tuple[TokenLogprob, ...] = ()
         if chunk.stop_token_id is not None and not self._includes_stop:
-            ids, stop_ids, logprobs = ids[:-1], ids[-1:], logprobs[:-1]
+            ids, stop_ids = ids[:-1], ids[-1:]
+            logprobs, stop_logprobs = logprobs[:-1], logprobs[-1:]
         deltas: list[Delta] = []
         is_stopped = False
         if self._by_token:
@@ -229,5 +235,6 @@ class GenerationStream:
             self._num_open -= not self._is_open(generation)
         if text or logprobs or reason or (ids and self._by_token):
             token_ids = ids + stop_ids
-            deltas.append(Delta(index, text, logprobs, reason, len(ids), token_ids))
+            delta = Delta(index, text, logprobs, reason, len(ids), token_ids, stop_logprobs)
+            deltas.append(delta)
         return deltas

@@ -52,8 +52,8 @@ _MESSAGE = _object(
 _COMPLETION_LOGPROBS = _object(
     {
         "tokens": _list(TEXT),
-        "token_logprobs": _list(NUMBER),
-        "top_logprobs": _list({"type": "object", "additionalProperties": NUMBER}),
+        "token_logprobs": _list(_or_null(NUMBER)),
+        "top_logprobs": _list(_or_null({"type": "object", "additionalProperties": NUMBER})),
         "text_offset": _list(WHOLE),
     }
 )

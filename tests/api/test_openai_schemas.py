@@ -190,8 +190,6 @@ def test_asking_a_chat_for_nothing_more_is_accepted(body: dict[str, Any]) -> Non
 @pytest.mark.parametrize(
     ("ask", "body", "feature"),
     [
-        (chat, {"best_of": 2}, "best_of"),
-        (completion, {"best_of": 4, "n": 3}, "best_of"),
         (chat, {"functions": [{"name": "f"}]}, "functions (use tools)"),
         (chat, {"function_call": {"name": "f"}}, "function_call (use tool_choice)"),
         (chat, {"modalities": ["text", "audio"]}, "answers that are no text"),
@@ -199,14 +197,11 @@ def test_asking_a_chat_for_nothing_more_is_accepted(body: dict[str, Any]) -> Non
         (chat, {"length_penalty": 0.8}, "beam search"),
         (chat, {"length_penalty": True}, "beam search"),
         (completion, {"regex": "a+"}, "structured output"),
-        (completion, {"prompt_logprobs": 0}, "log-probabilities of the prompt"),
         (chat, {"chat_template": "x"}, "another chat template"),
         (chat, {"mirostat": 2}, "a sampler"),
         (completion, {"typical_p": 0.9}, "a sampler"),
         (completion, {"lora_path": "x"}, "adapters"),
-        (completion, {"echo": True}, "echo"),
-        (completion, {"suffix": ""}, "a suffix"),
-        (completion, {"suffix": "x"}, "a suffix"),
+        (chat, {"echo": True}, "echo"),
     ],
 )
 def test_features_that_do_not_exist_are_refused_as_such(
@@ -215,6 +210,11 @@ def test_features_that_do_not_exist_are_refused_as_such(
     param, message = refusal(ask, **body)
     assert param == next(iter(body))
     assert message == f"'{param}' asks for {feature}, which this server does not support."
+
+
+def test_a_chat_has_no_best_of() -> None:
+    param, message = refusal(chat, best_of=2)
+    assert (param, "chat completions do not have" in message) == ("best_of", True)
 
 
 @pytest.mark.parametrize("name", UNSUPPORTED)

@@ -54,3 +54,31 @@ def test_a_request_has_up_to_2048_prompts() -> None:
     assert len(load_request(schema, {"prompt": ["x"] * 2048}).prompts) == MAX_PROMPTS == 2048
     with pytest.raises(BadRequest):
         load_request(schema, {"prompt": ["x"] * 2049})
+
+
+@pytest.mark.parametrize(
+    ("more", "param"),
+    [
+        ({"max_tokens": -1}, "max_tokens"),
+        ({"suffix": "x", "echo": True}, "suffix"),
+        ({"suffix": "x", "truncate_prompt_tokens": 4}, "suffix"),
+        ({"suffix": ["x"]}, "suffix"),
+        ({"echo": 1}, "echo"),
+        ({"best_of": 0}, "best_of"),
+        ({"best_of": 129}, "best_of"),
+        ({"best_of": 3, "n": 2, "stream": True}, "best_of"),
+        ({"prompt_logprobs": -1}, "prompt_logprobs"),
+        ({"prompt_logprobs": 21}, "prompt_logprobs"),
+        ({"prompt_logprobs": 0, "stream": True}, "prompt_logprobs"),
+    ],
+)
+def test_what_a_completion_cannot_have_is_refused_by_name(more: dict[str, Any], param: str) -> None:
+    with pytest.raises(BadRequest) as caught:
+        load_request(CompletionSchema(), {"prompt": "hi"} | more)
+    assert caught.value.param == param
+
+
+def test_best_of_is_never_less_than_n() -> None:
+    schema = CompletionSchema()
+    for more, count in (({}, 1), ({"n": 3}, 3), ({"n": 3, "best_of": 2}, 3), ({"best_of": 4}, 4)):
+        assert load_request(schema, {"prompt": "hi"} | more).best_of == count

@@ -140,3 +140,101 @@ def test_a_salt_parts_the_prompts_cache(demo):
 
     assert cached(cache_salt="mine") == 0 and cached(cache_salt="mine") > 0
     assert cached(cache_salt="yours") == 0 and cached() == 0
+
+
+def test_an_echo_begins_with_the_prompt_whole_and_streamed(stub_server):
+    fields = {"prompt": ["one two", "你好 🙂"], "n": 2, "max_tokens": 3, "seed": 0, "echo": True}
+    whole = complete(stub_server, **fields)["choices"]
+    plain = complete(stub_server, **fields | {"echo": False})["choices"]
+    prompts = ["one two", "one two", "你好 🙂", "你好 🙂"]
+    assert [c["text"] for c in whole] == [
+        prompt + c["text"] for prompt, c in zip(prompts, plain, strict=True)
+    ]
+    texts = [""] * 4
+    for event in streamed(stub_server, **fields):
+        for choice in event["choices"]:
+            texts[choice["index"]] += choice["text"]
+    assert texts == [c["text"] for c in whole]
+    nothing = complete(stub_server, **fields | {"max_tokens": 0})
+    assert [c["text"] for c in nothing["choices"]] == prompts
+    assert nothing["usage"]["completion_tokens"] == 0
+
+
+@pytest.mark.parametrize("max_tokens", [0, 1, 5])
+def test_an_echos_logprobs_are_of_every_token(demo, max_tokens):
+    text = "def f(x):\n    return 你好 🙂"
+    fields = {"prompt": text, "max_tokens": max_tokens, "logprobs": 2, "temperature": 0}
+    whole = complete(demo, echo=True, **fields)["choices"][0]
+    logprobs = whole["logprobs"]
+    num_prompt = len(logprobs["tokens"]) - max_tokens
+    assert logprobs["token_logprobs"][0] is logprobs["top_logprobs"][0] is None
+    assert all(value <= 0 for value in logprobs["token_logprobs"][1:])
+    assert {len(values) for values in logprobs.values()} == {num_prompt + max_tokens}
+    assert (
+        logprobs["text_offset"][0] == 0
+        and sorted(logprobs["text_offset"]) == (logprobs["text_offset"])
+    )
+    if max_tokens:
+        assert logprobs["text_offset"][num_prompt] == len(text)
+    pieces = [c["logprobs"] for e in streamed(demo, echo=True, **fields) for c in e["choices"]]
+    for name, values in logprobs.items():
+        assert [value for piece in pieces if piece for value in piece[name]] == values
+    # What the model gives to a prompt is what it gave when it wrote it.
+    if max_tokens == 5:
+        ids = complete(demo, return_token_ids=True, **fields)["choices"][0]
+        written = ids["prompt_token_ids"] + ids["token_ids"]
+        again = complete(demo, echo=True, **fields | {"prompt": written, "max_tokens": 0})
+        assert again["choices"][0]["logprobs"]["token_logprobs"][1:] == pytest.approx(
+            logprobs["token_logprobs"][1:], abs=1e-3
+        )
+
+
+def test_an_evaluation_reads_the_likelihood_of_a_continuation(demo):
+    """As lm-eval's local-completions asks and counts: one token more, which it drops."""
+    contexts = [list(range(40, 52)), list(range(60, 65))]
+    body = {"prompt": [[*c, 70, 71] for c in contexts], "max_tokens": 1, "logprobs": 1}
+    choices = complete(demo, echo=True, temperature=0, seed=1234, **body)["choices"]
+    for choice, context in zip(choices, contexts, strict=True):
+        values = choice["logprobs"]["token_logprobs"][len(context) : -1]
+        tops = choice["logprobs"]["top_logprobs"][len(context) : -1]
+        assert len(values) == len(tops) == 2
+        assert all(value <= max(top.values()) for value, top in zip(values, tops, strict=True))
+
+
+def test_a_prompts_logprobs_have_vllms_form(demo):
+    fields = {"max_tokens": 1, "prompt_logprobs": 2, "return_token_ids": True}
+    choice = complete(demo, prompt="hello there", **fields)["choices"][0]
+    chat = complete(demo, "chat/completions", **CHAT, **fields)
+    for found in (choice, chat):
+        first, *others = found["prompt_logprobs"]
+        assert first is None and len(others) == len(found["prompt_token_ids"]) - 1
+        for id_, entry in zip(found["prompt_token_ids"][1:], others, strict=True):
+            assert len(entry) in (2, 3) and entry[str(id_)]["logprob"] <= 0
+            assert {1, 2} <= {told["rank"] for told in entry.values()}
+
+
+def test_the_best_of_several_are_the_likeliest(demo):
+    fields = {"prompt": ["The ", "你"], "max_tokens": 12, "seed": 5, "logprobs": 0}
+    every = complete(demo, n=6, **fields)
+    best = complete(demo, n=2, best_of=6, **fields)
+
+    def mean(choice):
+        values = choice["logprobs"]["token_logprobs"]
+        return sum(values) / max(1, len(values))
+
+    assert [c["index"] for c in best["choices"]] == [0, 1, 2, 3]
+    assert best["usage"] == every["usage"] | {
+        "prompt_tokens_details": best["usage"]["prompt_tokens_details"]
+    }
+    if all(c["finish_reason"] == "length" for c in every["choices"]):
+        for i in (0, 1):
+            ranked = sorted(every["choices"][6 * i : 6 * i + 6], key=mean, reverse=True)
+            assert [c["text"] for c in best["choices"][2 * i : 2 * i + 2]] == [
+                c["text"] for c in ranked[:2]
+            ]
+    silent = complete(demo, best_of=3, prompt="The ", max_tokens=4)["choices"]
+    assert len(silent) == 1 and silent[0]["logprobs"] is None
+
+
+def test_a_suffix_needs_a_model_that_fills_in(demo):
+    assert refusal(demo, prompt="def f(", suffix="return x", max_tokens=4) == "suffix"

@@ -28,7 +28,14 @@ from transformers import (
 
 from workers.config import EngineConfig
 from workers.engine.engine import Engine
-from workers.wire.protocol import Chunk, Failed, Finished, Generate, SamplingParams
+from workers.wire.protocol import (
+    Chunk,
+    Failed,
+    Finished,
+    Generate,
+    SamplingParams,
+    TokenLogprob,
+)
 
 # tests/gpu/check.py runs these same tests on CUDA.
 DEVICE = os.environ.get("QWENAPI_TEST_DEVICE", "cpu")
@@ -97,6 +104,7 @@ class Driver:
         self.cached_tokens: dict[object, int] = {}
         self.finished: dict[object, Finished] = {}
         self.failed: dict[object, Failed] = {}
+        self.prompt_logprobs: dict[object, list[TokenLogprob]] = {}
         self.steps = 0
 
     def add(self, key: int, prompt: Iterable[int], **fields: object) -> None:
@@ -122,6 +130,10 @@ class Driver:
         self.steps += 1
         self.started += [key for key, _ in output.started]
         self.cached_tokens |= {key: started.cached_tokens for key, started in output.started}
+        for key, scores in output.prompt_logprobs:
+            known = self.prompt_logprobs.setdefault(key, [])
+            assert scores.position == len(known) + 1 and key not in self.chunks
+            known += scores.logprobs
         for key, chunk in output.chunks:
             chunks = self.chunks.setdefault(key, [])
             before = sum(len(c.token_ids) for c in chunks if c.choice == chunk.choice)

@@ -1,6 +1,16 @@
-import pytest
+from pathlib import Path
 
-from qwenapi.generation.prompt import bad_word_ids, cut_prompt
+import pytest
+from tokenizers import Tokenizer as Backend
+
+from qwenapi.errors import BadRequest
+from qwenapi.generation.prompt import (
+    FIM_TOKENS,
+    bad_word_ids,
+    cut_prompt,
+    fill_in_the_middle,
+    fim_stops,
+)
 from qwenapi.settings.table import etc_dir
 from qwenapi.text.tokenizer import Tokenizer
 
@@ -26,3 +36,21 @@ def test_a_bad_word_is_also_bad_behind_a_space(demo: Tokenizer) -> None:
             assert demo.decode(ids).strip() == word
     both = bad_word_ids(demo, ["the"])
     assert [demo.decode(ids) for ids in both] == ["the", " the"]
+
+
+def test_a_suffix_is_asked_for_by_the_models_own_tokens(tmp_path: Path) -> None:
+    backend = Backend.from_file(str(etc_dir() / "models/demo/tokenizer.json"))
+    backend.add_special_tokens([*FIM_TOKENS, "<|file_sep|>"])
+    backend.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = Tokenizer(tmp_path)
+    ids = fill_in_the_middle(tokenizer, tokenizer.encode("def f("), "  return x")
+    assert tokenizer.decode(ids, skip_special_tokens=False) == (
+        "<|fim_prefix|>def f(<|fim_suffix|>  return x<|fim_middle|>"
+    )
+    assert len(fim_stops(tokenizer)) == 4
+
+
+def test_a_model_without_these_tokens_refuses_a_suffix(demo: Tokenizer) -> None:
+    with pytest.raises(BadRequest) as caught:
+        fill_in_the_middle(demo, [1], "x")
+    assert caught.value.param == "suffix"

@@ -13,7 +13,8 @@ class Row(NamedTuple):
 
     `num_samples` is 0 before the sequence's end is reached, else one more than there are drafts:
     what follows the last known token and, should it be right, each draft. Drafts are forced where
-    a grammar leaves no choice.
+    a grammar leaves no choice. `scored` are the places of its tokens after which it is to be said
+    how likely the prompt's next one was.
     """
 
     sequence: Sequence
@@ -22,6 +23,7 @@ class Row(NamedTuple):
     num_samples: int
     drafts: tuple[int, ...] = ()
     is_forced: bool = False
+    scored: range = range(0)
 
     @property
     def stop(self) -> int:

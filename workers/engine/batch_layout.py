@@ -22,21 +22,27 @@ def flatten_rows(rows: Sequence[Row], block_size: int, device: torch.device) -> 
     starts = np.concatenate(([0], counts.cumsum()))
     lengths = np.array([row.stop for row in rows])
     tables = _tables(rows, -(-lengths // block_size))
-    samples = np.array(sampled_tokens(rows))
+    samples = np.array(tokens_with_logits(rows))
     parts = [_token_ids(rows, starts), starts, lengths, samples, tables.ravel()]
     token_ids, on_device, lengths_there, last_tokens, flat = _upload(parts, device)
     table = flat.view(tables.shape)
     return FlatBatch(token_ids, on_device, lengths_there, table, last_tokens, int(counts.max()))
 
 
-def sampled_tokens(rows: Sequence[Row]) -> list[int]:
-    """Return the indexes in the flat batch behind which rows sample: drafts, and tokens before."""
-    found: list[int] = []
+def tokens_with_logits(rows: Sequence[Row]) -> list[int]:
+    """Return the indexes in the flat batch behind which rows sample: drafts, and tokens before.
+
+    After all of these follow the indexes behind which rows score their prompts.
+    """
+    sampled: list[int] = []
+    scored: list[int] = []
     end = 0
     for row in rows:
+        first = end - row.start
         end += row.num_tokens
-        found += range(end - row.num_samples, end)
-    return found
+        sampled += range(end - row.num_samples, end)
+        scored += range(first + row.scored.start, first + row.scored.stop)
+    return sampled + scored
 
 
 def _token_ids(rows: Sequence[Row], starts: np.ndarray) -> np.ndarray:

@@ -24,7 +24,7 @@ from workers.engine_core import Key, StepOutput
 from workers.grammar.compiled_grammar import CompiledGrammar
 from workers.model.loader import Progress
 from workers.wire.engine_stats import EngineStats
-from workers.wire.protocol import Chunk, Failed, Generate, Started
+from workers.wire.protocol import Chunk, Failed, Generate, PromptLogprobs, Started
 
 log = logging.getLogger(__name__)
 
@@ -163,6 +163,11 @@ class Engine:
 
     def _take(self, step: RunningStep, output: StepOutput) -> None:
         """Wait for a step's samples and say what they are."""
+        for row, scores in step.read_scores():
+            if not all([score.is_finite for score in scores]):
+                self._fail_damaged(row.sequence, output)
+            elif group := self._groups.get(row.sequence.request.key):
+                self._report_scores(group, row.scored.start + 1, scores, output)
         for row, samples in step.read():
             if not all([sample.is_finite for sample in samples]):
                 self._fail_damaged(row.sequence, output)
@@ -199,6 +204,20 @@ class Engine:
         group = self._groups.pop(request.key)
         self._scheduler.abort(group, request.generate.choices, is_damaged=is_damaged)
         output.failed.append((request.key, Failed(request.generate.wid, "engine_error")))
+
+    def _report_scores(
+        self, group: SequenceGroup, first: int, scores: list[Sample], output: StepOutput
+    ) -> None:
+        """Say how likely the prompt's tokens from the `first` on were.
+
+        What was computed again after a preemption is not said twice.
+        """
+        logprobs = [score.logprob for score in scores if score.logprob is not None]
+        news = tuple(logprobs[group.num_scored - first :])
+        if news:
+            key, wid = group.request.key, group.request.generate.wid
+            output.prompt_logprobs.append((key, PromptLogprobs(wid, group.num_scored, news)))
+            group.num_scored += len(news)
 
     def _report(
         self, sequence: Sequence, sample: Sample, num_later: int, output: StepOutput

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from workers.engine.batch import Batch, Row
-from workers.engine.batch_layout import flatten_rows, sampled_tokens
+from workers.engine.batch_layout import flatten_rows, tokens_with_logits
 from workers.engine.block_manager import TRASH
-from workers.engine.sampler import Sample, TokenChoice, choose
+from workers.engine.sampler import Sample, TokenChoice, choose, score
 from workers.engine.sampling_rows import SamplingRow
 from workers.engine.sequence import Sequence
 from workers.engine.state_layout import plan_states
@@ -36,14 +36,24 @@ _MAX_GROUP_TOKENS = 1 << 18
 class RunningStep:
     """A step under way: its rows and, once they are there, what they sampled."""
 
-    def __init__(self, rows: Rows, choice: TokenChoice | None) -> None:
+    def __init__(
+        self, rows: Rows, choice: TokenChoice | None, scores: TokenChoice | None = None
+    ) -> None:
         self._rows = rows
         self._choice = choice
+        self._scores = scores
 
     def read(self) -> list[tuple[Row, list[Sample]]]:
         """Wait for the step's end; return its rows, each with its samples."""
         samples = iter(self._choice.read() if self._choice else ())
         return [(row, list(islice(samples, row.num_samples))) for row in self._rows]
+
+    def read_scores(self) -> list[tuple[Row, list[Sample]]]:
+        """Wait for the step's end; return the rows that score their prompts, each with its own."""
+        if self._scores is None:
+            return []
+        scores = iter(self._scores.read())
+        return [(row, list(islice(scores, len(row.scored)))) for row in self._rows if row.scored]
 
     def tokens_of(self, sequences: Iterable[Sequence]) -> Tensor:
         """Return the tokens that these sequences' rows sample, on the device."""
@@ -97,10 +107,22 @@ class ModelRunner:
         forward = self._forward_by_kernels if self._for_kernels else self._forward_by_torch
         rows, logits = forward(batch, previous)
         sampling = [_sampling_row(row, index) for row in rows for index in range(row.num_samples)]
+        scores = self._score(rows, logits[len(sampling) :])
         if not sampling:
-            return RunningStep(rows, None)
+            return RunningStep(rows, None, scores)
+        logits = logits[: len(sampling)]
         masks = self._masks.of(rows, logits)  # while a GPU computes these
-        return RunningStep(rows, choose(logits, sampling, masks, by_kernels=self._for_kernels))
+        choice = choose(logits, sampling, masks, by_kernels=self._for_kernels)
+        return RunningStep(rows, choice, scores)
+
+    def _score(self, rows: Rows, logits: Tensor) -> TokenChoice | None:
+        """Say how likely tokens of prompts were, from the logits before each, in rows' order."""
+        token_ids: list[int] = []
+        counts: list[int] = []
+        for row in rows:
+            token_ids += row.sequence.token_ids[row.scored.start + 1 : row.scored.stop + 1]
+            counts += [row.sequence.request.params.prompt_logprobs or 0] * len(row.scored)
+        return score(logits, self._tensor(token_ids), counts) if token_ids else None
 
     def _forward_by_kernels(
         self, batch: Batch, previous: RunningStep | None
@@ -133,7 +155,7 @@ class ModelRunner:
         states = None
         if self._decoder.slot_bytes:
             states = plan_states(decodes, prefills, batch.copies, self._decoder.device)
-        last_tokens = self._tensor(sampled_tokens(rows))
+        last_tokens = self._tensor(tokens_with_logits(rows))
         return rows, self._decoder.forward(token_ids, positions, plan, last_tokens, states)
 
     def _flatten(self, rows: Rows) -> tuple[list[int], list[int], list[int]]:

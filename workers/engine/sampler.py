@@ -120,6 +120,17 @@ def choose(
     return TokenChoice(tokens, peaks, asking, logprobs)
 
 
+@torch.inference_mode()
+def score(logits: Tensor, token_ids: Tensor, counts: Sequence[int]) -> TokenChoice:
+    """Say of given tokens, one a row of the logits, what `choose` says of those it chooses.
+
+    `counts` are of the likeliest tokens beside them.
+    """
+    raw = logits.float().log_softmax(-1)
+    asking = {row: min(count, MAX_LOGPROBS) for row, count in enumerate(counts)}
+    return TokenChoice(token_ids, raw.amax(-1), asking, _logprobs(raw, token_ids))
+
+
 def _choose_best(logits: Tensor, masks: MaskedRows | None) -> TokenChoice:
     """Return the largest of each row, in the logits' own type."""
     if masks is None:

@@ -129,7 +129,8 @@ class Scheduler:
 
     def schedule(self) -> Batch:
         """Choose the rows of the next step, give them their blocks and count them as computed."""
-        blocks, plan = self._blocks, StepPlan(self._budget)
+        blocks = self._blocks
+        plan = StepPlan(self._budget, CHUNK if blocks.states is not None else 1, self._is_scoring)
         before = self.num_preemptions
         may_guess = self.speculates  # else a step may be under way, and sequences not known whole
         self._continue_running(plan)
@@ -207,30 +208,22 @@ class Scheduler:
         decodes = [sequence for sequence in ready if sequence.num_uncomputed == 1]
         prefills = [sequence for sequence in ready if sequence.num_uncomputed > 1]
         for sequence in decodes + prefills:
-            num_tokens = self._chunk(sequence, plan)
-            if num_tokens == 0:
-                break
-            if sequence.status is SequenceStatus.RUNNING and self._make_room(
-                sequence, num_tokens, plan
-            ):
+            num_tokens = plan.share(sequence)
+            may_run = num_tokens > 0 and sequence.status is SequenceStatus.RUNNING
+            if may_run and self._make_room(sequence, num_tokens, plan):
                 plan.add(sequence, num_tokens)
 
-    def _chunk(self, sequence: Sequence, plan: StepPlan) -> int:
-        """Return how many tokens of a sequence to compute. A hybrid's prompt is cut at multiples of
-        CHUNK, as long as the budget reaches one.
-        """
-        start, num_tokens = sequence.num_computed, min(sequence.num_uncomputed, plan.num_left)
-        if self._blocks.states is None or num_tokens == sequence.num_uncomputed:
-            return num_tokens
-        end = (start + num_tokens) // CHUNK * CHUNK
-        return end - start if end > start else num_tokens
+    def _is_scoring(self, sequence: Sequence) -> bool:
+        return self._group_of(sequence).is_scoring(sequence)
 
     def _row(self, sequence: Sequence, num_tokens: int, plan: StepPlan, may_guess: bool) -> Row:
         start = sequence.num_computed
+        scored = self._group_of(sequence).scored_by(sequence, start, num_tokens)
         if num_tokens < sequence.num_uncomputed:
-            return Row(sequence, start, num_tokens, num_samples=0)
+            return Row(sequence, start, num_tokens, num_samples=0, scored=scored)
         drafts, is_forced = self._draft(sequence, plan, may_guess)
-        return Row(sequence, start, num_tokens + len(drafts), 1 + len(drafts), drafts, is_forced)
+        count = num_tokens + len(drafts)
+        return Row(sequence, start, count, 1 + len(drafts), drafts, is_forced, scored)
 
     def _draft(
         self, sequence: Sequence, plan: StepPlan, may_guess: bool
@@ -293,6 +286,8 @@ class Scheduler:
                     continue
                 if not self._has_rows(group):
                     break
+            if plan.share(sequence) == 0:
+                continue
             table = self._find_room(sequence, owed)
             if table is None:
                 break
@@ -333,9 +328,13 @@ class Scheduler:
         return max(0, needed)  # drafts may have taken one more
 
     def _find_room(self, sequence: Sequence, owed: int) -> BlockTable | None:
-        """Return a table of known blocks if the rest fits beside what others are owed."""
+        """Return a table of known blocks if the rest fits beside what others are owed.
+
+        Who has to compute its whole prompt gets a table of none.
+        """
         blocks = self._blocks
-        table = blocks.match(sequence.token_ids, sequence.request.generate.cache_salt)
+        token_ids = sequence.token_ids[:1] if self._is_scoring(sequence) else sequence.token_ids
+        table = blocks.match(token_ids, sequence.request.generate.cache_salt)
         needed = blocks.blocks_for(len(sequence.token_ids)) - len(table.ids)
         reserve = owed + (self._watermark if self._running else 0)
         if needed + reserve <= blocks.num_free:
@@ -357,7 +356,7 @@ class Scheduler:
         sequence.num_computed = len(table.ids) * self._blocks.block_size
         sequence.status = SequenceStatus.RUNNING
         insort(self._running, sequence, key=by_order)
-        num_tokens = self._chunk(sequence, plan)
+        num_tokens = plan.share(sequence)
         has_room = self._blocks.extend(table, sequence.num_computed + num_tokens)
         assert has_room
         plan.add(sequence, num_tokens)

@@ -15,6 +15,8 @@ class SequenceGroup:
         self.request = request
         # How many of the prompt's tokens need not be computed; None before it has started.
         self.cached_tokens: int | None = None
+        # The prompt's tokens of which it was said how likely they are; of the first nothing is.
+        self.num_scored = 1
         generate = request.generate
         resume = generate.resume or ((),) * len(generate.choices)
         self.sequences = [
@@ -44,6 +46,20 @@ class SequenceGroup:
     def held(self) -> list[Sequence]:
         """The siblings that wait for the leader to have computed the prompt."""
         return [s for s in self.sequences if s.status is SequenceStatus.HELD]
+
+    def is_scoring(self, sequence: Sequence) -> bool:
+        """Whether a sequence is still to say how likely the prompt's tokens are."""
+        if self.request.params.prompt_logprobs is None or sequence is not self.leader:
+            return False
+        last = sequence.num_prompt_tokens - 1
+        return self.num_scored <= last and sequence.num_computed < last
+
+    def scored_by(self, sequence: Sequence, start: int, num_tokens: int) -> range:
+        """Return the places, among these tokens, after which the prompt's next one is scored."""
+        if not self.is_scoring(sequence):
+            return range(0)
+        last = sequence.num_prompt_tokens - 1
+        return range(max(start, self.num_scored - 1), min(start + num_tokens, last))
 
     def choose_leader(self) -> None:
         """Let the first unfinished sequence compute the prompt; hold the others until then."""

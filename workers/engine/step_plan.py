@@ -1,18 +1,39 @@
-"""StepPlan: the rows of a step as the scheduler fills it, and what is left of its token budget."""
+"""StepPlan: the rows of a step as the scheduler fills it, and what is left of its budgets."""
+
+from collections.abc import Callable
 
 from workers.engine.sequence import Sequence
 
+# Each token that is scored takes logits of the whole vocabulary.
+MAX_SCORED_TOKENS = 256
+
 
 class StepPlan:
-    """The rows chosen so far and what is left of the budget."""
+    """The rows chosen so far and what is left of the budgets.
 
-    def __init__(self, budget: int) -> None:
+    Who `is_scoring` has a budget of its own beside. A prompt not computed whole ends at a multiple
+    of `cut`, as long as the budgets reach one.
+    """
+
+    def __init__(self, budget: int, cut: int, is_scoring: Callable[[Sequence], bool]) -> None:
         self.num_left = budget
         self.rows: dict[Sequence, int] = {}
+        self._num_scores_left = MAX_SCORED_TOKENS
+        self._cut = cut
+        self._is_scoring = is_scoring
+
+    def share(self, sequence: Sequence) -> int:
+        """Return how many of its tokens a sequence may compute in the step."""
+        start, num_tokens = sequence.num_computed, min(sequence.num_uncomputed, self.num_left)
+        if self._is_scoring(sequence):
+            num_tokens = min(num_tokens, self._num_scores_left)
+        end = (start + num_tokens) // self._cut * self._cut
+        return end - start if end > start and num_tokens < sequence.num_uncomputed else num_tokens
 
     def add(self, sequence: Sequence, num_tokens: int) -> None:
         self.rows[sequence] = num_tokens
         self.num_left -= num_tokens
+        self._num_scores_left -= num_tokens * self._is_scoring(sequence)
 
     def discard(self, sequence: Sequence) -> None:
         self.num_left += self.rows.pop(sequence, 0)

@@ -51,8 +51,9 @@ class SamplingParams(msgspec.Struct, frozen=True, array_like=True, gc=False, kw_
 
     `seed` is always set by the HTTP half (a random one when the caller gave none), so that a replay
     draws the same noise. `logprobs`: None = none, 0 = the chosen token's, k = also the k most
-    likely alternatives (at most 20). Only `allowed_token_ids` are chosen, if there are any; of no
-    word of `bad_words` the last token behind the others. Grammars come before both.
+    likely alternatives (at most 20); `prompt_logprobs` means the same of the prompt's tokens, which
+    are then all computed, whatever a cache has. Only `allowed_token_ids` are chosen, if there are
+    any; of no word of `bad_words` the last token behind the others. Grammars come before both.
     """
 
     max_tokens: int
@@ -69,6 +70,7 @@ class SamplingParams(msgspec.Struct, frozen=True, array_like=True, gc=False, kw_
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
     logprobs: int | None = None
+    prompt_logprobs: int | None = None
     allowed_token_ids: tuple[int, ...] = ()
     bad_words: tuple[tuple[int, ...], ...] = ()
 
@@ -223,6 +225,18 @@ class Chunk(msgspec.Struct, frozen=True, array_like=True, omit_defaults=True, gc
     logprobs: tuple[TokenLogprob, ...] = ()
 
 
+class PromptLogprobs(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """How likely a request's prompt was, from its token number `position` on.
+
+    They come in order and before the first chunk; the prompt's token 0 has none. A replay begins
+    again at token 1.
+    """
+
+    wid: int
+    position: int
+    logprobs: tuple[TokenLogprob, ...]
+
+
 class Started(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """A request has left the queue; `cached_tokens` of its prompt need not be computed."""
 
@@ -254,6 +268,7 @@ class StepUpdate(Message, frozen=True, tag="step", kw_only=True):
     chunks: list[Chunk] = []
     finished: list[Finished] = []
     failed: list[Failed] = []
+    prompt_logprobs: list[PromptLogprobs] = []
 
 
 ToEngine = Attach | Generate | Abort | Ping | Pong

@@ -26,6 +26,7 @@ from workers.wire.protocol import (
     FinishReason,
     Generate,
     ModelCard,
+    PromptLogprobs,
     Started,
     TokenLogprob,
 )
@@ -130,6 +131,8 @@ class StubEngine:
                 self._tenants.charge(request.tenant, read=len(request.prompt_ids))
                 self._running[key] = self._start(request)
                 output.started.append((key, Started(request.wid, 0)))
+                if scores := _prompt_logprobs(request):
+                    output.prompt_logprobs.append((key, scores))
             elif now - arrival > request.queue_timeout:
                 self._leave(key)
                 output.failed.append((key, Failed(request.wid, "queue_timeout")))
@@ -185,6 +188,14 @@ def _logprobs(token: int, position: int, num_top: int | None) -> tuple[TokenLogp
         return ()
     value = -1.0 / (position + 2)
     return (TokenLogprob(token, value, (token,) * num_top, (value,) * num_top),)
+
+
+def _prompt_logprobs(request: Generate) -> PromptLogprobs | None:
+    """Return of the prompt's tokens what `_logprobs` says of the answer's."""
+    num_top = request.params.prompt_logprobs
+    tokens = enumerate(request.prompt_ids[1:])
+    found = [logprob for i, token in tokens for logprob in _logprobs(token, i, num_top)]
+    return PromptLogprobs(request.wid, 1, tuple(found)) if found else None
 
 
 def _card(config: EngineConfig) -> ModelCard:

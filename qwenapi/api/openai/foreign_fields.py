@@ -19,11 +19,9 @@ _IDS = "token ids in the answer"
 UNSUPPORTED: dict[str, Neutral] = {
     # OpenAI
     # vLLM
-    "echo": Neutral(False, feature="echo"),
     "use_beam_search": Neutral(False, feature=_BEAMS),
     "length_penalty": Neutral(1, feature=_BEAMS),
     "early_stopping": Neutral(False, feature=_BEAMS),
-    "prompt_logprobs": Neutral(feature="log-probabilities of the prompt"),
     "truncation_side": Neutral(feature="cutting the prompt"),
     "logprob_token_ids": Neutral([], feature="log-probabilities of chosen tokens"),
     "return_tokens_as_token_ids": Neutral(False, feature=_IDS),
@@ -64,6 +62,7 @@ UNSUPPORTED: dict[str, Neutral] = {
     "images": Neutral([], feature="images"),
 }
 CHAT_UNSUPPORTED: dict[str, Neutral] = UNSUPPORTED | {
+    "echo": Neutral(False, feature="echo"),
     "functions": Neutral([], feature="functions (use tools)"),
     "function_call": Neutral("none", "auto", feature="function_call (use tool_choice)"),
     "modalities": Neutral(["text"], [], feature="answers that are no text"),
@@ -76,7 +75,6 @@ CHAT_UNSUPPORTED: dict[str, Neutral] = UNSUPPORTED | {
     "think": Neutral(feature="think (use enable_thinking)"),
 }
 COMPLETION_UNSUPPORTED: dict[str, Neutral] = UNSUPPORTED | {
-    "suffix": Neutral(feature="a suffix"),
     "system": Neutral("", feature="a system message (use chat completions)"),
     "context": Neutral([], feature="a context of token ids"),
 }

@@ -67,6 +67,7 @@ class ReplyChoice:
     finish_reason: str
     logprobs: dict[str, Any] | None = None
     ids: ChoiceIds | None = None
+    prompt_logprobs: list[dict[str, Any] | None] | None = None
 
 
 @dataclass(frozen=True)
@@ -110,8 +111,9 @@ class Chunks(ABC):
 
     @abstractmethod
     def opening(self, index: int, prompt_ids: Sequence[int] | None = None) -> bytes:
-        """Return the choice's first event, or nothing where the interface has none; its prompt's
-        ids are told in it.
+        """Return the choice's first event, or nothing where the interface has none.
+
+        A caller who asked for the prompt's ids finds them in it.
         """
 
     @abstractmethod
@@ -238,21 +240,7 @@ def completion_body(
     reply: Reply, choices: Sequence[ReplyChoice], usage: TokenUsage
 ) -> dict[str, Any]:
     """Return a whole raw completion."""
-    rendered = [
-        {
-            "text": choice.text,
-            "index": choice.index,
-            "logprobs": choice.logprobs,
-            "finish_reason": choice.finish_reason,
-        }
-        | (
-            {"prompt_token_ids": choice.ids.prompt, "token_ids": choice.ids.output}
-            if choice.ids
-            else {}
-        )
-        for choice in choices
-    ]
-    return _body(reply, "text_completion", rendered, usage)
+    return _body(reply, "text_completion", [_completion_choice(c) for c in choices], usage)
 
 
 def chat_message(output: ParsedOutput, reasoning: Mapping[str, str]) -> dict[str, Any]:
@@ -347,6 +335,20 @@ def _body(
         "choices": choices,
         "usage": usage_body(usage),
     }
+
+
+def _completion_choice(choice: ReplyChoice) -> dict[str, Any]:
+    rendered: dict[str, Any] = {
+        "text": choice.text,
+        "index": choice.index,
+        "logprobs": choice.logprobs,
+        "finish_reason": choice.finish_reason,
+    }
+    if choice.ids:
+        rendered |= {"prompt_token_ids": choice.ids.prompt, "token_ids": choice.ids.output}
+    if choice.prompt_logprobs is not None:
+        rendered["prompt_logprobs"] = choice.prompt_logprobs
+    return rendered
 
 
 def _call(id_: str, name: str, arguments: str) -> dict[str, Any]:

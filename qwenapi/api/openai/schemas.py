@@ -52,6 +52,7 @@ from qwenapi.http.schemas import RequestSchema, StrictSchema
 from workers.wire.protocol import MAX_CHOICES
 
 MAX_TOP_LOGPROBS = 20
+MAX_SUFFIX_CHARS = 1024 * 1024
 MAX_TEMPLATE_BYTES = 64 * 1024
 INT64 = 2**63 - 1
 
@@ -84,6 +85,9 @@ class CompletionRequest(SamplingRequest):
     """Raw prompts to continue, as text or as token ids."""
 
     prompts: tuple[Prompt, ...] = field(repr=False)
+    suffix: str | None = field(default=None, repr=False)
+    echo: bool = False
+    best_of: int = 1
     add_special_tokens: bool = True
     answer_format: AnswerFormat | None = None
 
@@ -145,11 +149,11 @@ class SamplingSchema(RequestSchema):
     allowed_token_ids = TokenIds(MAX_ALLOWED_TOKENS)
     bad_words = BadWords()
     truncate_prompt_tokens = StrictInteger(-1, INT32)
+    prompt_logprobs = StrictInteger(0, MAX_TOP_LOGPROBS)
     return_token_ids = StrictBoolean()
     cache_salt = Salt()
     request_id = RequestId()
 
-    best_of = StrictInteger(1, INT32)
     response_format = ResponseFormat()
     structured_outputs = StructuredOutputs()
     guided_json = Guided("json")
@@ -169,9 +173,8 @@ class SamplingSchema(RequestSchema):
             raise ValidationError(f"must be at most max_tokens, {limit}", "min_tokens")
         if data.get("truncate_prompt_tokens") == 0:
             raise ValidationError("must be -1 or at least 1", "truncate_prompt_tokens")
-        if data.get("best_of", 1) > data.get("n", 1):
-            claim = "asks for best_of, which this server does not support"
-            raise ValidationError(claim, "best_of")
+        if data.get("stream") and "prompt_logprobs" in data:
+            raise ValidationError("and 'stream' exclude each other", "prompt_logprobs")
 
     def shape(self, data: dict[str, Any]) -> dict[str, Any]:
         options = data.get("stream_options", {})
@@ -206,6 +209,15 @@ class ChatSchema(SamplingSchema):
     parallel_tool_calls = StrictBoolean()
     continue_final_message = StrictBoolean()
     add_generation_prompt = StrictBoolean()
+
+    best_of = StrictInteger(1, INT32)
+
+    @validates_schema
+    def check_best_of(self, data: dict[str, Any], **_: Any) -> None:
+        """OpenAI's chats have no such field; some clients send it with a value of no effect."""
+        if data.get("best_of", 1) > data.get("n", 1):
+            claim = "asks for best_of, which chat completions do not have"
+            raise ValidationError(claim, "best_of")
 
     @validates_schema
     def check_logprobs(self, data: dict[str, Any], **_: Any) -> None:
@@ -244,8 +256,23 @@ class CompletionSchema(SamplingSchema):
     unsupported = COMPLETION_UNSUPPORTED
 
     prompts = Prompts(required=True, data_key="prompt", error_messages={"required": "is required"})
+    max_tokens = StrictInteger(0)
     logprobs = StrictInteger(0, MAX_TOP_LOGPROBS)
     add_special_tokens = StrictBoolean()
+    suffix = StrictString(MAX_SUFFIX_CHARS)
+    echo = StrictBoolean()
+    best_of = StrictInteger(1, MAX_CHOICES)
+
+    @validates_schema
+    def check_completion(self, data: dict[str, Any], **_: Any) -> None:
+        for name in ("echo", "truncate_prompt_tokens"):
+            if data.get(name) and "suffix" in data:
+                raise ValidationError(f"and '{name}' exclude each other", "suffix")
+        if data.get("stream") and data.get("best_of", 1) > data.get("n", 1):
+            raise ValidationError("and 'stream' exclude each other", "best_of")
+
+    def shape(self, data: dict[str, Any]) -> dict[str, Any]:
+        return super().shape(data) | {"best_of": max(data.get("best_of", 1), data.get("n", 1))}
 
 
 def _enable_thinking(data: dict[str, Any]) -> bool | None:

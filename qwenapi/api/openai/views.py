@@ -1,5 +1,6 @@
 """Views of OpenAI's interface: chat completions and completions, whole or streamed, and models."""
 
+import dataclasses
 import re
 from collections.abc import Callable
 from typing import Any, cast
@@ -8,6 +9,7 @@ from flask import Blueprint, Response, g
 
 from qwenapi.api.openai import render
 from qwenapi.api.openai.clamp import clamp
+from qwenapi.api.openai.completion_writer import CompletionWriter
 from qwenapi.api.openai.schemas import (
     ChatRequest,
     ChatSchema,
@@ -15,11 +17,17 @@ from qwenapi.api.openai.schemas import (
     CompletionSchema,
 )
 from qwenapi.api.openai.token_fields import Prompt
-from qwenapi.api.openai.writer import ChatWriter, CompletionWriter, Writer
+from qwenapi.api.openai.writer import ChatWriter, Writer
 from qwenapi.errors import BadRequest, EngineUnavailable, ModelNotFound
 from qwenapi.generation.answer_format import grammar_for
 from qwenapi.generation.chat import ChatOptions, ChatPrompt, prepare_chat
-from qwenapi.generation.prompt import bad_word_ids, beside_others, cut_prompt
+from qwenapi.generation.prompt import (
+    bad_word_ids,
+    beside_others,
+    cut_prompt,
+    fill_in_the_middle,
+    fim_stops,
+)
 from qwenapi.generation.request import GenerationRequest
 from qwenapi.generation.sampling import (
     Clamped,
@@ -135,7 +143,7 @@ def completions(ask: CompletionRequest) -> Response:
     profile = current_profile()
     grammar = grammar_for(ask.answer_format, tokenizer)
     wanted, cut = generation_request(
-        ask,
+        _to_engine(ask, tokenizer),
         [_cut(ids, ask, card) for ids in prompts],
         card,
         profile.completion_max_tokens,
@@ -183,8 +191,26 @@ def _plain(name: str) -> str:
 
 def _encode(tokenizer: Tokenizer, ask: CompletionRequest, prompt: Prompt) -> list[int]:
     if isinstance(prompt, str):
-        return tokenizer.encode(prompt, ask.add_special_tokens)
-    return list(prompt)
+        ids = tokenizer.encode(prompt, ask.add_special_tokens)
+    else:
+        ids = list(prompt)
+    return ids if ask.suffix is None else fill_in_the_middle(tokenizer, ids, ask.suffix)
+
+
+def _to_engine(ask: CompletionRequest, tokenizer: Tokenizer) -> CompletionRequest:
+    """Return what the engine has to be asked, so that what the caller asks for can be written."""
+    asked = dataclasses.replace(ask, n=ask.best_of)
+    if ask.max_tokens == 0:
+        asked = dataclasses.replace(asked, max_tokens=1)
+    if ask.echo and ask.logprobs is not None:
+        count = max(ask.logprobs, ask.prompt_logprobs or 0)
+        asked = dataclasses.replace(asked, prompt_logprobs=count)
+    if ask.best_of > ask.n and ask.logprobs is None:
+        asked = dataclasses.replace(asked, logprobs=0)
+    if ask.suffix is not None:
+        stops = ask.stop_token_ids + fim_stops(tokenizer)
+        asked = dataclasses.replace(asked, stop_token_ids=stops)
+    return asked
 
 
 def _cut(ids: list[int], ask: SamplingRequest, card: ModelCard) -> list[int]:

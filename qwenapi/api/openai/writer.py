@@ -1,4 +1,4 @@
-"""Writers: one generation as a chat completion or a completion, whole or streamed."""
+"""Writer, of one generation whole or streamed, and ChatWriter, of chat completions."""
 
 import hashlib
 import time
@@ -11,12 +11,11 @@ from typing import Any, ClassVar, TypeVar
 
 from qwenapi import __version__
 from qwenapi.api.openai import render
-from qwenapi.api.openai.logprobs import TextOffsets, chat_logprobs, completion_logprobs
+from qwenapi.api.openai.logprobs import chat_logprobs, prompt_logprobs
 from qwenapi.engines.mailbox import Cancelled
 from qwenapi.errors import DIALECTS, ApiError, Wording
 from qwenapi.generation.chat import PreparedChat
 from qwenapi.generation.chat_output import ChatDelta, ChatOutput, without_reasoning
-from qwenapi.generation.delta import Delta, gather
 from qwenapi.generation.request import GenerationRequest
 from qwenapi.generation.sampling import SamplingRequest
 from qwenapi.generation.stream import GenerationStream
@@ -49,7 +48,7 @@ class Writer(ABC):
         self._ask = ask
         self._bytes_of = tokenizer.token_bytes.__getitem__
         self._prompts = [prompt_ids for prompt_ids, _ in wanted.prompts]
-        self._num_choices = len(wanted.prompts) * wanted.n
+        self._num_choices = len(wanted.prompts) * ask.n
         self._skipped = tokenizer.special_ids if ask.skip_special_tokens else frozenset()
         id_ = self.make_id(ask.request_id or uuid.uuid4().hex)
         fingerprint = _fingerprint(wanted.model_hash) if profile.as_openai else ""
@@ -109,6 +108,14 @@ class Writer(ABC):
         prompt = self._prompt_ids(index)
         return None if prompt is None else render.ChoiceIds(prompt, tuple(output))
 
+    def _prompt_logprobs(self, prompt: int) -> list[dict[str, Any] | None] | None:
+        """Return how likely a prompt was, for a caller who wants to know."""
+        count = self._ask.prompt_logprobs
+        if count is None:
+            return None
+        entries = self._stream.prompt_logprobs(prompt)
+        return prompt_logprobs(self._prompts[prompt], entries, count, self._bytes_of)
+
     def _counted(self, chunks: render.Chunks, batches: Iterable[T]) -> Iterator[T]:
         """Yield the batches; events say the counts so far where that was asked for."""
         for batch in batches:
@@ -122,53 +129,6 @@ class Writer(ABC):
         return render.TokenUsage(
             stream.prompt_tokens, stream.completion_tokens, stream.cached_tokens
         )
-
-
-class CompletionWriter(Writer):
-    """Raw completions: text as it is."""
-
-    CHUNKS = render.CompletionChunks
-
-    def __init__(self, *arguments: Any) -> None:
-        super().__init__(*arguments)
-        self._text_offsets = [
-            TextOffsets(self._bytes_of, self._skipped) for _ in range(self._num_choices)
-        ]
-
-    def make_id(self, name: str) -> str:
-        return render.completion_id(name)
-
-    def whole(self) -> dict[str, Any]:
-        choices = [
-            render.ReplyChoice(
-                whole.index,
-                whole.text,
-                whole.finish_reason or "",
-                self._logprobs(whole.index, whole.logprobs),
-                self._ids(whole.index, whole.token_ids),
-            )
-            for whole in gather(self._stream.deltas())
-        ]
-        return render.completion_body(self._reply, choices, self.usage())
-
-    def pieces(self, chunks: render.CompletionChunks) -> Iterator[bytes]:
-        for deltas in self._counted(chunks, self._stream.deltas()):
-            yield b"".join(self._event(chunks, delta) for delta in deltas)
-
-    def _event(self, chunks: render.CompletionChunks, delta: Delta) -> bytes:
-        event = b""
-        ids = delta.token_ids if self._ask.return_token_ids else None
-        if delta.text or delta.logprobs or ids:
-            logprobs = self._logprobs(delta.index, delta.logprobs)
-            event = chunks.content(delta.index, delta.text, logprobs, ids)
-        if delta.finish_reason:
-            event += chunks.finish(delta.index, delta.finish_reason)
-        return event
-
-    def _logprobs(self, index: int, entries: Sequence[TokenLogprob]) -> dict[str, Any] | None:
-        if self._ask.logprobs is None:
-            return None
-        return completion_logprobs(entries, self._bytes_of, self._text_offsets[index])
 
 
 class ChatWriter(Writer):
@@ -197,7 +157,9 @@ class ChatWriter(Writer):
         for delta in chain.from_iterable(self._deltas()):
             parts.setdefault(delta.index, []).append(delta)
         choices = [self._choice(index, deltas) for index, deltas in sorted(parts.items())]
-        return render.chat_body(self._reply, choices, self.usage())
+        body = render.chat_body(self._reply, choices, self.usage())
+        scores = self._prompt_logprobs(0)
+        return body if scores is None else body | {"prompt_logprobs": scores}
 
     def pieces(self, chunks: render.ChatChunks) -> Iterator[bytes]:
         for deltas in self._counted(chunks, self._deltas()):
