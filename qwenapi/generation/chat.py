@@ -111,8 +111,8 @@ def _encode(
         thought = last.get("reasoning_content")
         prefill = f"{THOUGHT}\n{thought}\n{END_OF_THOUGHT}\n\n" if thought else ""
         prefill += last["content"]
-        if THOUGHT not in prefill:
-            arguments.setdefault("enable_thinking", False)
+        if THOUGHT not in prefill and arguments.get("enable_thinking") is None:
+            arguments["enable_thinking"] = False
     if options.repairs:
         messages = repair(messages)
     is_told = chat.tool_choice.mode != "none"
