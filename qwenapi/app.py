@@ -18,6 +18,7 @@ from qwenapi.errors import (
     MethodNotAllowed,
     NotFound,
     PayloadTooLarge,
+    ServerDraining,
 )
 from qwenapi.http.addresses import CleanAddresses
 from qwenapi.http.responses import ignored_header, json_response
@@ -31,6 +32,8 @@ log = logging.getLogger(__name__)
 
 # nginx's code for a client that left before its answer; only the log reads it.
 CLIENT_CLOSED_REQUEST = 499
+# When a caller may find the next start, or another server behind the same address.
+DRAINING_RETRY_SECONDS = 5
 INTERFACES: dict[Interface, Blueprint] = {
     "openai": openai.blueprint,
     "coder": coder.blueprint,
@@ -60,6 +63,7 @@ def create_app(services_: Services) -> Flask:
     app.register_error_handler(Exception, _on_exception)
     cors.register(app)
     auth.register(app)  # a preflight has no key
+    app.before_request(_refuse_late)
     for interface, blueprint in INTERFACES.items():
         if services_.profiles.of_interface(interface):
             app.register_blueprint(blueprint)
@@ -77,6 +81,13 @@ def _begin() -> None:
     g.is_quiet = request.blueprint in QUIET
     is_logged = services().settings.log_requests and not g.is_quiet
     g.log = RequestLog(is_logged, g.request_id, request.method, route)
+
+
+def _refuse_late() -> None:
+    """Take no more work while the server drains; reports and probes are answered to the end."""
+    is_work = request.method == "POST" and request.blueprint in INTERFACES
+    if is_work and services().engine.is_refusing:
+        raise ServerDraining(retry_after=DRAINING_RETRY_SECONDS)
 
 
 def _end(response: Response) -> Response:

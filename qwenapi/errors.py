@@ -9,7 +9,7 @@ say it more exactly, in our own words and never in an exception's. Knows nothing
     ├── NotFound 404 ── ModelNotFound
     ├── MethodNotAllowed 405 · PayloadTooLarge 413 · UnsupportedMediaType 415
     ├── RequestQuarantined 422
-    ├── EngineUnavailable 503 ── QueueFull · ServerShutdown · ModelChanged
+    ├── EngineUnavailable 503 ── QueueFull · ModelChanged · ServerShutdown ── ServerDraining
     ├── InsufficientStorage 507
     └── InternalError 500 ── EngineFailed ── EngineCrash
 
@@ -219,6 +219,10 @@ class QueueTimeout(EngineUnavailable):
 class ServerShutdown(EngineUnavailable):
     code = "server_shutdown"
     sentence = "The server is stopping before this answer is complete. Send the request again."
+
+
+class ServerDraining(ServerShutdown):
+    sentence = "The server is about to stop and takes no new requests. Wait, then send it again."
 
 
 class ModelChanged(EngineUnavailable):

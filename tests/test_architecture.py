@@ -58,7 +58,7 @@ ROOMS: dict[str, str] = {
     "qwenapi.errors": "",
     "qwenapi.greenlets": "",
     "qwenapi.text": "",
-    "qwenapi.conversations": "workers.errors",
+    "qwenapi.conversations": "workers.errors workers.wire",
     "qwenapi.web": "qwenapi.errors",
     "qwenapi.http": "qwenapi.errors qwenapi.text",
     "qwenapi.settings": "qwenapi.errors workers.errors workers.checkpoint workers.config",

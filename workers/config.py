@@ -29,6 +29,7 @@ class EngineConfig:
     block_size: int = 0
     num_blocks: int = 0
     kv_cache_gb: float = 0.0
+    state_memory_fraction: float = 0.0
     gpu_memory_utilization: float = 0.9
     threads: int = 0
     enable_prefix_caching: bool = True

@@ -17,11 +17,13 @@ from qwenapi.conversations.errors import (
     LeaseLost,
     StoreFull,
 )
+from qwenapi.conversations.living_processes import LivingProcesses
 from qwenapi.conversations.migrations import migrate
 from qwenapi.conversations.sqlite_turn_queue import TurnQueue
 from qwenapi.conversations.values import ITEMS_PER_TURN, Claim, Conversation, PastTurn, StoreLimits
 
 FILE_NAME = "conversations.db"
+PROCESSES_NAME = "conversations.processes"
 PURGE_BATCH = 100
 TURNS = "SELECT user, assistant, finish_reason, created_at FROM turns WHERE conversation_id = ?"
 
@@ -31,7 +33,8 @@ class SqliteBackend:
 
     def __init__(self, state_dir: Path, limits: StoreLimits, busy_seconds: float = 5.0) -> None:
         self._limits = limits
-        self._queue = TurnQueue(limits.lease_seconds)
+        self._processes = LivingProcesses(state_dir / PROCESSES_NAME)
+        self._queue = TurnQueue(limits.lease_seconds, self._processes)
         self._database = Database(state_dir / FILE_NAME, migrate, busy_seconds)
         self._must_empty_log = False
 
@@ -129,6 +132,7 @@ class SqliteBackend:
 
     def close(self) -> None:
         self._database.close()
+        self._processes.close()
 
     @property
     def _oldest(self) -> float:

@@ -135,7 +135,7 @@ def make_plan(settings: Settings, weights: Weights, of: ModelConfig, room: Room)
     rows = min(settings.max_num_seqs, budget)
     block_size = settings.block_size or (64 if room.is_gpu else 32)
     block_bytes = (
-        2 * of.num_key_value_heads * of.head_dim * item * of.num_hidden_layers * block_size
+        2 * of.num_key_value_heads * of.head_dim * item * of.num_attention_layers * block_size
     )
     wanted = settings.max_model_len or of.context_length
     weight_bytes = _weight_bytes(settings, weights, item, is_gpu=room.is_gpu)

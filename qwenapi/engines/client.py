@@ -20,6 +20,7 @@ from qwenapi.engines.engine_stats_reader import EngineStatsReader
 from qwenapi.engines.generation import Beat, Generation
 from qwenapi.engines.link import PING_SECONDS, DeviceMemory, EngineLink
 from qwenapi.engines.mailbox import Mailbox
+from qwenapi.engines.quarantine import Quarantine
 from qwenapi.engines.replay import Replays
 from qwenapi.engines.routing import candidates
 from qwenapi.errors import RequestQuarantined
@@ -72,7 +73,13 @@ class Refused(EngineError):
 class EngineClient:
     """All engines of one model half, found by the sockets in its run directory."""
 
-    def __init__(self, run_dir: Path, name: str, prepare: Callable[[ModelCard], None]) -> None:
+    def __init__(
+        self,
+        run_dir: Path,
+        name: str,
+        prepare: Callable[[ModelCard], None],
+        quarantine: Quarantine | None = None,
+    ) -> None:
         """`prepare` is called in a thread with each engine's card, before requests can reach it."""
         self._run_dir = run_dir
         self._name = name
@@ -81,14 +88,17 @@ class EngineClient:
         self._connecting: set[Path] = set()
         self._serials = itertools.count(1)
         self._memories = EngineStatsReader()
-        self._replays = Replays(run_dir, lambda: list(self._links.values()), self._tell_news)
+        self._replays = Replays(
+            run_dir, lambda: list(self._links.values()), self._tell_news, quarantine or Quarantine()
+        )
         self._card: ModelCard | None = None
         self._lost_at = -EXPECTED_SECONDS
         self._num_waiting: Counter[str] = Counter()
         self._news = Event()
         self._is_ending = False
-        # Set while callers should go elsewhere, though requests are served on.
-        self.is_discouraged = False
+        # Set while callers should go elsewhere, though requests are served on; then while new ones
+        # are refused.
+        self.is_discouraged = self.is_refusing = False
 
     def start(self) -> None:
         """Begin to look for engines; call it in the process and hub that will use them."""
@@ -138,6 +148,7 @@ class EngineClient:
         n: int = 1,
         priority: int = 0,
         tenant: str = "",
+        cache_salt: str = "",
         model_hash: str,
         limits: QueueLimits,
         mailbox: Mailbox,
@@ -145,7 +156,8 @@ class EngineClient:
     ) -> Generation:
         """Return the generation once an engine has accepted it; its events go to `mailbox`.
 
-        `model_hash` is of the model whose tokenizer made the prompt: no other is asked.
+        `model_hash` is of the model whose tokenizer made the prompt: no other is asked. Prompts are
+        shared in the cache within a tenant, and where there is a `cache_salt`, only by its users.
         Waits for a while where the engines were lost and are expected back. Raises NoEngine,
         Refused (the last refusal), RequestQuarantined, or Cancelled when the mailbox was cancelled
         meanwhile.
@@ -158,7 +170,7 @@ class EngineClient:
             choices=tuple(range(n)),
             priority=priority,
             tenant=tenant,
-            cache_salt=tenant,
+            cache_salt=f"{tenant}\0{cache_salt}" if cache_salt else tenant,
             group=limits.group,
             max_running=limits.max_running,
             max_waiting=limits.max_waiting,
@@ -261,8 +273,9 @@ class EngineClient:
             log.debug("%s: %s", path.name, error)
             self._connecting.discard(path)
             return
-        link = EngineLink(connection, hello, self._replays)
+        link: EngineLink | None = None
         try:
+            link = EngineLink(connection, hello, self._replays)
             self._memories.meet(hello)
             in_thread(lambda: self._prepare(hello.card))
             self._links[path], self._card = link, hello.card
@@ -270,7 +283,7 @@ class EngineClient:
             self._tell_news()
             log.info("%s connected, generation %d", path.name, hello.generation)
             link.read()
-        except (ConnectionEnded, ProtocolError) as error:
+        except (OSError, ConnectionEnded, ProtocolError) as error:
             log.warning("%s lost: %s", path.name, error)
         except ConfigError as error:
             log.critical("%s cannot be used: %s", path.name, error)
@@ -279,7 +292,10 @@ class EngineClient:
             if self._links.pop(path, None) is not None:
                 self._lost_at = time.monotonic()
             self._connecting.discard(path)
-            link.end()
+            if link is None:
+                connection.close()
+            else:
+                link.end()
 
     def _keep_time(self) -> None:
         """Ping engines, and let callers who have got nothing for a while have a sign of life."""

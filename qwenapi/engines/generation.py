@@ -27,6 +27,9 @@ from workers.wire.protocol import (
     wire_id,
 )
 
+# So many tokens after a loss, a request has shown that it is not what ended the engine.
+ACQUITTAL_TOKENS = 16
+
 
 @dataclass(frozen=True)
 class Beat:
@@ -70,8 +73,9 @@ class Generation:
     """One request under way: what was asked and what has come so far.
 
     `request` is what was asked, `attempt` what is on the wire for it now: after a loss the next
-    epoch, for the choices still open, each with the ids it has. `crash_count` are the losses it may
-    be to blame for.
+    epoch, for the choices still open, each with the ids it has. `num_losses` are those since it was
+    acquitted last, `crash_count` how many of them it may be to blame for, `num_lonely_losses` those
+    at which it had the engine to itself; `total_losses` are all there were.
     """
 
     def __init__(self, request: Generate, events: EventSink) -> None:
@@ -84,7 +88,8 @@ class Generation:
         self.has_started = False  # on any engine
         self.link: Link | None = None
         self.model_hash = ""
-        self.num_losses = self.crash_count = 0
+        self.num_losses = self.crash_count = self.num_lonely_losses = self.total_losses = 0
+        self._tokens_since_loss = 0
         self._state_since = self.last_sign
         self._seconds_waited = 0.0
         self._events = events
@@ -120,7 +125,7 @@ class Generation:
 
     @property
     def seconds_waited(self) -> float:
-        """Return how long it has waited so, all in all."""
+        """Return how long it has waited so, all in all since it was acquitted last."""
         return self._seconds_waited + self.is_waiting * (time.monotonic() - self._state_since)
 
     def put(self, event: Event) -> None:
@@ -161,6 +166,10 @@ class Generation:
         ids.extend(chunk.token_ids)
         if chunk.finish_reason is not None:
             self.open_choices.discard(chunk.choice)
+        if self.num_losses:
+            self._tokens_since_loss += len(chunk.token_ids)
+            if self._tokens_since_loss >= ACQUITTAL_TOKENS:
+                self.acquit()
         self.put(chunk)
 
     def end(self, ending: Finished | Failed) -> None:
@@ -200,13 +209,19 @@ class Generation:
         it still owed has to be asked for again.
         """
         self.num_losses += 1
+        self.total_losses += 1
         self.crash_count += not is_planned
+        self._tokens_since_loss = 0
         self.wait()
 
     def wait(self) -> None:
         """Note that no engine has this request from now on."""
         self.link = None
         self._enter(GenerationState.LOST)
+
+    def excuse(self, seconds: float) -> None:
+        """Let the last seconds of the present wait not count."""
+        self._state_since = min(time.monotonic(), self._state_since + seconds)
 
     def step_back(self) -> None:
         """Leave the engine to others, and wait."""
@@ -215,8 +230,9 @@ class Generation:
         self.wait()
 
     def acquit(self) -> None:
-        """Blame it for none of its losses."""
-        self.crash_count = 0
+        """Blame it for none of its losses, and let none count any more."""
+        self.num_losses = self.crash_count = self.num_lonely_losses = 0
+        self._seconds_waited = 0.0
 
     def prepare_attempt(self, queue_timeout: float) -> None:
         """Ask anew for what is still open, behind the tokens that have come."""

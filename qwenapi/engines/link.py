@@ -30,6 +30,8 @@ from workers.wire.protocol import (
 )
 
 PING_SECONDS = 2.0
+# An engine that has nothing to do and answers no ping for so long is not ready.
+SILENCE_SECONDS = 5.0
 
 
 class DeviceMemory(NamedTuple):
@@ -84,6 +86,9 @@ class EngineLink:
 
     def ping(self, nonce: int) -> None:
         """Ask for a sign of life, unless the last question has not gone out yet."""
+        if self._is_in(Phase.STEPPING):
+            # The loop answers between steps: none is owed while one goes on.
+            self.last_pong = time.monotonic()
         if not self._is_pinging:
             self._is_pinging = True
             try:
@@ -115,17 +120,15 @@ class EngineLink:
 
     def is_alive(self) -> bool:
         """Return whether the engine loop shows signs of life within its own limit, and answers."""
-        silence = time.monotonic() - self.last_pong
+        is_silent = time.monotonic() - self.last_pong > SILENCE_SECONDS
         if self._memory is None:
-            return not self._is_ended and silence < 2 * PING_SECONDS
+            return not self._is_ended and not is_silent
         row = self._memory.read(self.hello.engine_index)
-        limit = row["step_timeout_ns"]
         return (
             row["generation"] == self.hello.generation
             and row["phase"] != Phase.DRAINING
-            and time.monotonic_ns() - row["beat_ns"] <= limit
-            # The loop answers pings between steps, so an answer may be as late as a step is long.
-            and silence <= limit / 1e9 + 2 * PING_SECONDS
+            and time.monotonic_ns() - row["beat_ns"] <= row["step_timeout_ns"]
+            and (row["phase"] == Phase.STEPPING or not is_silent)
         )
 
     def is_idle(self) -> bool:

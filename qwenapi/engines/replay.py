@@ -4,13 +4,18 @@
               │
               └ lost twice: a suspect ─► isolated: alone on an engine, for 16 tokens or to its end
                                             ├ still running ─► acquitted, goes on like any other
-                                            └ lost once more ─► guilty: failed and quarantined
+                                            └ lost without a token, or alone a second time
+                                                 ─► guilty: failed and quarantined
 
-A suspect is a request that was on two engines when they crashed, and so may be what kills them. A
-request is failed after MAX_REPLAYS replays, or MAX_WAIT_SECONDS without an engine in all. While
-suspects are left nothing else is asked of the engines, by this HTTP process and, as far as the
-IsolationLock reaches, by others. What others had already asked can still be in an engine beside a
-suspect: an engine that is idle is waited for, within the same limit.
+A suspect is a request that was on two engines when they crashed, less than 16 tokens apart, and so
+may be what kills them: whoever is given 16 tokens, alone or in company, is acquitted of what was
+before. So engines that end for reasons of their own, however often, cost nobody an answer; and a
+request that ends them always does so at the same place, or every few tokens. It is failed after
+MAX_REPLAYS replays or MAX_WAIT_SECONDS without an engine, both since it was acquitted last, and
+after MAX_LOSSES in all. While suspects are left nothing else is asked of the engines, by this HTTP
+process and, as far as the IsolationLock reaches, by others; nobody's time runs meanwhile. What
+others had already asked can still be in an engine beside a suspect: an engine that is idle is
+waited for.
 """
 
 import logging
@@ -20,7 +25,7 @@ from pathlib import Path
 
 from gevent.event import Event
 
-from qwenapi.engines.generation import Generation
+from qwenapi.engines.generation import ACQUITTAL_TOKENS, Generation
 from qwenapi.engines.isolation import IsolationLock
 from qwenapi.engines.link import EngineLink
 from qwenapi.engines.quarantine import Quarantine
@@ -30,9 +35,9 @@ from workers.wire.protocol import Finished, Rejected
 log = logging.getLogger(__name__)
 
 MAX_REPLAYS = 3
+MAX_LOSSES = 20
 MAX_WAIT_SECONDS = 60.0
 SUSPECT_CRASHES = 2
-ISOLATION_TOKENS = 16
 FIRST_WAVE = 16
 # A wave is followed by the next when all of it is computed, or after so long.
 WAVE_SECONDS = 1.0
@@ -43,11 +48,15 @@ class Replays:
     """Implements qwenapi.engines.link.ReplayHandler."""
 
     def __init__(
-        self, run_dir: Path, links: Callable[[], Sequence[EngineLink]], on_free: Callable[[], None]
+        self,
+        run_dir: Path,
+        links: Callable[[], Sequence[EngineLink]],
+        on_free: Callable[[], None],
+        quarantine: Quarantine,
     ) -> None:
         """`on_free` is called when no suspect is left, and anything may be asked again."""
         self.num_replays = 0
-        self.quarantine = Quarantine()
+        self.quarantine = quarantine
         self.waiting: list[Generation] = []
         self._links = links
         self._on_free = on_free
@@ -56,6 +65,7 @@ class Replays:
         self._suspect_tokens = 0
         self._wave: list[Generation] = []
         self._wave_size, self._wave_sent = FIRST_WAVE, 0.0
+        self._ticked_at = time.monotonic()
         self._changed = Event()
 
     @property
@@ -130,26 +140,34 @@ class Replays:
         generation.lose(is_planned=is_planned)
         if was_alone:
             self._suspect = None
-        if was_alone and not is_planned:
+            generation.num_lonely_losses += not is_planned
+        if was_alone and not is_planned and self._is_guilty(generation):
             log.error(
                 "request %s kills engines: refused from now on", generation.request.request_id
             )
             self.quarantine.add(generation.request)
             generation.fail("engine_crash")
-        elif generation.num_losses > MAX_REPLAYS:
+        elif generation.num_losses > MAX_REPLAYS or generation.total_losses > MAX_LOSSES:
             generation.fail("engine_unavailable")
         else:
             self.num_replays += 1
             self.waiting.append(generation)
 
+    def _is_guilty(self, generation: Generation) -> bool:
+        """Whether one that was alone on a lost engine ended it, and not a chance in its middle."""
+        return generation.num_tokens == self._suspect_tokens or generation.num_lonely_losses > 1
+
     def _drop_ended(self) -> None:
         hashes = {link.hello.card.model_hash for link in self._links()}
-        # While suspects are isolated the others wait for them and not for an engine.
-        is_isolating = bool(hashes) and self._has_suspects
+        now = time.monotonic()
+        since_tick, self._ticked_at = now - self._ticked_at, now
+        if hashes and self.waiting and self.is_isolating:
+            for generation in self.waiting:  # it waits for suspects, and not for an engine
+                generation.excuse(since_tick)
         for generation in self.waiting:
             if generation.is_over:
                 continue  # its caller has gone, or has enough
-            if generation.seconds_waited > MAX_WAIT_SECONDS and not is_isolating:
+            if generation.seconds_waited > MAX_WAIT_SECONDS:
                 generation.fail("engine_unavailable")
             elif hashes and generation.model_hash not in hashes:
                 generation.fail("model_changed")
@@ -161,7 +179,7 @@ class Replays:
         others = [generation for generation in self.waiting if _is_suspect(generation)]
         if suspect is not None:
             if not suspect.is_over:
-                if suspect.num_tokens - self._suspect_tokens < ISOLATION_TOKENS:
+                if suspect.num_tokens - self._suspect_tokens < ACQUITTAL_TOKENS:
                     return
                 suspect.acquit()
                 if others:

@@ -18,6 +18,7 @@ class ChatDelta:
     events: tuple[Event, ...]
     logprobs: tuple[TokenLogprob, ...] = ()
     finish_reason: str | None = None
+    token_ids: tuple[int, ...] = ()
 
 
 class ChatOutput:
@@ -51,7 +52,7 @@ class ChatOutput:
             events += parser.finish(is_cut=reason == "length")
             if reason == "stop" and parser.num_calls:
                 reason = "tool_calls"
-        return ChatDelta(delta.index, tuple(events), delta.logprobs, reason)
+        return ChatDelta(delta.index, tuple(events), delta.logprobs, reason, delta.token_ids)
 
 
 def without_reasoning(events: Iterable[Event]) -> list[Event]:

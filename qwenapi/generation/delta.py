@@ -9,13 +9,17 @@ from workers.wire.protocol import TokenLogprob
 
 @dataclass(frozen=True)
 class Delta:
-    """What is new in one choice; `finish_reason` is set on its last delta."""
+    """What is new in one choice; `finish_reason` is set on its last delta.
+
+    `num_tokens` counts those of the text, and `token_ids` has the one that stopped it besides.
+    """
 
     index: int
     text: str
     logprobs: tuple[TokenLogprob, ...] = ()
     finish_reason: str | None = None
     num_tokens: int = 0
+    token_ids: tuple[int, ...] = ()
 
 
 def gather(batches: Iterable[Sequence[Delta]]) -> list[Delta]:
@@ -29,6 +33,7 @@ def gather(batches: Iterable[Sequence[Delta]]) -> list[Delta]:
             "".join(delta.text for delta in deltas),
             tuple(itertools.chain.from_iterable(delta.logprobs for delta in deltas)),
             deltas[-1].finish_reason,
+            token_ids=tuple(itertools.chain.from_iterable(delta.token_ids for delta in deltas)),
         )
         for index, deltas in sorted(parts.items())
     ]

@@ -19,6 +19,8 @@ class GenerationRequest:
     priority: int | None = None  # as the caller asked
     stops: Sequence[str] = field(default=(), repr=False)
     skip_special_tokens: bool = True
+    includes_stop: bool = False  # in the text
+    cache_salt: str = field(default="", repr=False)
     limits: QueueLimits = QueueLimits()
     grammar: Grammar | None = None
     by_token: bool = False  # one delta a token, for who has to count them

@@ -45,6 +45,13 @@ class SamplingRequest:
     stream: bool = False
     include_usage: bool = False
     continuous_usage: bool = False
+    allowed_token_ids: tuple[int, ...] = ()
+    bad_words: tuple[str, ...] = field(default=(), repr=False)
+    include_stop_str_in_output: bool = False
+    truncate_prompt_tokens: int | None = None
+    return_token_ids: bool = False
+    cache_salt: str = field(default="", repr=False)
+    request_id: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,8 +104,11 @@ def engine_params(
     card: ModelCard,
     defaults: RequestDefaults,
     new_seed: Callable[[], int],
+    bad_words: tuple[tuple[int, ...], ...] = (),
 ) -> EngineParams:
-    """Return what to ask of the engine for one prompt. `new_seed` gives a signed 64-bit integer."""
+    """Return what to ask of the engine for one prompt. `new_seed` gives a signed 64-bit integer;
+    `bad_words` are the request's, in tokens.
+    """
     max_tokens, min_tokens, clamped = _lengths(request, _room(prompt_tokens, card), defaults)
     _check_against(card, request)
     params = SamplingParams(
@@ -112,6 +122,8 @@ def engine_params(
         stop_token_ids=request.stop_token_ids,
         ignore_eos=request.ignore_eos,
         logprobs=request.logprobs,
+        allowed_token_ids=request.allowed_token_ids,
+        bad_words=bad_words,
     )
     return EngineParams(params, clamped)
 
@@ -164,6 +176,7 @@ def _check_against(card: ModelCard, request: SamplingRequest) -> None:
     vocab_size = card.vocab_size
     check_token_ids(list(request.logit_bias), vocab_size, "logit_bias")
     check_token_ids(request.stop_token_ids, vocab_size, "stop_token_ids")
+    check_token_ids(request.allowed_token_ids, vocab_size, "allowed_token_ids")
     if request.top_k is not None and request.top_k > vocab_size:
         raise BadRequest(
             f"'top_k' is larger than the vocabulary of {vocab_size} tokens.", param="top_k"

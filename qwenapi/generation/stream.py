@@ -28,6 +28,10 @@ from qwenapi.text.text_stream import TextStream
 from qwenapi.text.tokenizer import Tokenizer
 from workers.wire.protocol import Chunk, Failed, Started
 
+# Of one request's prompts, as many are with the engines; the others follow as these end. So a
+# request of thousands neither fills the queue nor is refused because of it.
+MAX_PROMPTS_AT_ONCE = 256
+
 
 class GenerationStream:
     """All choices of all prompts of one request; choice c of prompt p has the index p × n + c."""
@@ -48,26 +52,42 @@ class GenerationStream:
         self._streams: dict[tuple[Generation, int], tuple[int, TextStream]] = {}
         self._generations: list[Generation] = []
         self._finish_reason = ""
-        self._by_token = False
+        self._by_token = self._includes_stop = False
+        self._unasked: Iterator[Generation] = iter(())
+        self._num_open = 0  # of the generations
         self._is_whole = False
         # Nothing is written while queued and between tokens: only this sees a caller that leaves.
         self._watcher = ClientWatcher(environ, self._mailbox.cancel)
 
     def ask(self, request: GenerationRequest) -> None:
-        """Return when every prompt was accepted; raise an ApiError saying why not, or Cancelled."""
+        """Return when every prompt, or as many as are asked at once, was accepted.
+
+        Raises an ApiError saying why not, or Cancelled.
+        """
+        self._by_token, self._includes_stop = request.by_token, request.includes_stop
+        num_tokens = sum(len(prompt_ids) for prompt_ids, _ in request.prompts)
+        self._rate_limit.enter(num_tokens, request.limits.queue_timeout, self.check_caller)
+        self._unasked = self._submissions(request)
+        self._submit()
+
+    def _submit(self) -> None:
+        """Ask for prompts that have not been asked for yet, until enough are under way."""
+        while self._num_open < MAX_PROMPTS_AT_ONCE and next(self._unasked, None):
+            self._num_open += 1
+
+    def _submissions(self, request: GenerationRequest) -> Iterator[Generation]:
+        """Submit one prompt after another; raise an ApiError where one is not accepted."""
         indexes = itertools.count()
         new_text = partial(
             TextStream,
             self._tokenizer,
             StopAutomaton(request.stops),
             skip_special_tokens=request.skip_special_tokens,
+            includes_stop=request.includes_stop,
         )
-        self._by_token = request.by_token
         key = self._rate_limit.key
-        num_tokens = sum(len(prompt_ids) for prompt_ids, _ in request.prompts)
-        self._rate_limit.enter(num_tokens, request.limits.queue_timeout, self.check_caller)
-        try:
-            for prompt_ids, params in request.prompts:
+        for prompt_ids, params in request.prompts:
+            try:
                 generation = self._engine.submit(
                     prompt_ids,
                     params,
@@ -75,20 +95,22 @@ class GenerationStream:
                     n=request.n,
                     priority=key.urgency(request.priority),
                     tenant=key.tenant,
+                    cache_salt=request.cache_salt,
                     model_hash=request.model_hash,
                     limits=request.limits,
                     mailbox=self._mailbox,
                     grammar=request.grammar,
                 )
-                self._generations.append(generation)
-                self._metrics.accept(len(prompt_ids))
-                for choice in generation.request.choices:
-                    text = new_text(min_tokens=params.min_tokens)
-                    self._streams[generation, choice] = (next(indexes), text)
-        except Refused as refused:
-            raise refusal(refused.rejected) from refused
-        except NoEngine as error:
-            raise EngineUnavailable(retry_after=1) from error
+            except Refused as refused:
+                raise refusal(refused.rejected) from refused
+            except NoEngine as error:
+                raise EngineUnavailable(retry_after=1) from error
+            self._generations.append(generation)
+            self._metrics.accept(len(prompt_ids))
+            for choice in generation.request.choices:
+                text = new_text(min_tokens=params.min_tokens)
+                self._streams[generation, choice] = (next(indexes), text)
+            yield generation
 
     def deltas(self) -> Iterator[list[Delta]]:
         """Yield what has come since the last time, an empty list as a sign of life, until all
@@ -116,6 +138,7 @@ class GenerationStream:
                 yield batch
             if failed is not None:  # after what came before it
                 raise self._failure(failed)
+            self._submit()
         # Asked for more, and there is none: the caller did take the last of it.
         self._is_whole = True
 
@@ -177,17 +200,19 @@ class GenerationStream:
         index, stream = self._streams[generation, chunk.choice]
         self._metrics.tokens(index, len(chunk.token_ids), now)
         ids, logprobs = chunk.token_ids, chunk.logprobs
-        if chunk.stop_token_id is not None:
-            ids, logprobs = ids[:-1], logprobs[:-1]
+        stop_ids: tuple[int, ...] = ()
+        if chunk.stop_token_id is not None and not self._includes_stop:
+            ids, stop_ids, logprobs = ids[:-1], ids[-1:], logprobs[:-1]
         deltas: list[Delta] = []
         is_stopped = False
         if self._by_token:
             for id_, logprob in zip_longest(ids[:-1], logprobs[:-1]):
                 text, is_stopped = stream.push((id_,))
-                deltas.append(Delta(index, text, (logprob,) if logprob else (), num_tokens=1))
+                logprob_ = (logprob,) if logprob else ()
+                deltas.append(Delta(index, text, logprob_, num_tokens=1, token_ids=(id_,)))
                 if is_stopped:
                     break
-            ids, logprobs = ids[-1:], logprobs[-1:]
+            ids, logprobs = ((), ()) if is_stopped else (ids[-1:], logprobs[-1:])
         text = ""
         if not is_stopped:
             text, is_stopped = stream.push(ids)
@@ -201,6 +226,8 @@ class GenerationStream:
             self._finish_reason = reason
             del self._streams[generation, chunk.choice]
             generation.close_choice(chunk.choice)
+            self._num_open -= not self._is_open(generation)
         if text or logprobs or reason or (ids and self._by_token):
-            deltas.append(Delta(index, text, logprobs, reason, num_tokens=len(ids)))
+            token_ids = ids + stop_ids
+            deltas.append(Delta(index, text, logprobs, reason, len(ids), token_ids))
         return deltas

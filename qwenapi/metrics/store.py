@@ -100,12 +100,16 @@ class MetricsStore:
 
     def note_running(self, change: int) -> None:
         """Count what runs here, and keep the most that ever ran in all processes at once."""
-        ints, slot = self.slot.ints, self.slot
+        ints, slot, memory = self.slot.ints, self.slot, self.memory
         slot["running"] += change
         if change > 0:
-            slot["peak_running"] = max(
-                slot["peak_running"], sum(ints[place] for place in self._running)
+            # A slot whose owner has died still says what it had.
+            running = sum(
+                ints[place]
+                for number, place in enumerate(self._running)
+                if ints[place] and memory.is_leased(number)
             )
+            slot["peak_running"] = max(slot["peak_running"], running)
 
     def set_alerts(self, since_ns: Iterable[int]) -> None:
         """Note since when each of ALERTS is up (wall clock), 0 for those that are not."""

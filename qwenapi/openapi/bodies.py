@@ -80,13 +80,17 @@ BODIES: dict[str, JsonSchema] = {
                         "message": _MESSAGE,
                         "logprobs": _or_null(_CHAT_LOGPROBS),
                         "finish_reason": _FINISH,
+                        "token_ids": _list(WHOLE),
                     },
                     "logprobs",
+                    "token_ids",
                 )
             ),
             "usage": _ref("Usage"),
+            "prompt_token_ids": _list(WHOLE),
         },
         "system_fingerprint",
+        "prompt_token_ids",
     ),
     "Completion": _object(
         {
@@ -98,8 +102,12 @@ BODIES: dict[str, JsonSchema] = {
                         "index": WHOLE,
                         "logprobs": _or_null(_COMPLETION_LOGPROBS),
                         "finish_reason": _FINISH,
+                        "prompt_token_ids": _list(WHOLE),
+                        "token_ids": _list(WHOLE),
                     },
                     "logprobs",
+                    "prompt_token_ids",
+                    "token_ids",
                 )
             ),
             "usage": _ref("Usage"),

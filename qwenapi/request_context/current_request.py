@@ -69,6 +69,7 @@ def generation_request(
     *,
     grammar: Grammar | None = None,
     by_token: bool = False,
+    bad_words: tuple[tuple[int, ...], ...] = (),
 ) -> tuple[GenerationRequest, Clamped]:
     """Return what to ask of the engines for the current request, and what had to be cut for it.
 
@@ -80,7 +81,12 @@ def generation_request(
     asked = []
     for ids in prompts:
         params, clamped = engine_params(
-            ask, prompt_tokens=len(ids), card=card, defaults=defaults, new_seed=random_seed
+            ask,
+            prompt_tokens=len(ids),
+            card=card,
+            defaults=defaults,
+            new_seed=random_seed,
+            bad_words=bad_words,
         )
         asked.append((ids, params))
         cut |= clamped
@@ -92,9 +98,11 @@ def generation_request(
         priority=ask.priority,
         stops=ask.stop,
         skip_special_tokens=ask.skip_special_tokens,
+        includes_stop=ask.include_stop_str_in_output,
+        cache_salt=ask.cache_salt,
         limits=profile.limits,
         grammar=grammar,
-        by_token=by_token,
+        by_token=by_token or ask.return_token_ids,
     )
     return wanted, cut
 

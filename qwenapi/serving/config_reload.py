@@ -52,7 +52,7 @@ class ConfigReload(Generic[Child]):
             if time.monotonic() < self._give_up_at:
                 return None
             self._process.kill()
-            self._process.wait()
+            code = self._process.wait()
         output, words = _drained(self._output), _drained(self._words)
         if code != 0:
             lines = words.decode(errors="replace").strip().splitlines()

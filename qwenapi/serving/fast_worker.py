@@ -83,6 +83,7 @@ class FastWorker(GeventWorker):
         super().__init__(*args, **kwargs)
         self._idle: set[Any] = set()
         self._num_open: Counter[str] = Counter()
+        self._num_requests = 0
         self._farewell_at: float | None = None
 
     def timeout_ctx(self) -> AbstractContextManager[None]:
@@ -113,9 +114,11 @@ class FastWorker(GeventWorker):
         sock.settimeout(self.app.patience_limits.silence)
         sock.patience.await_body()
         fast_chunks.install(req)
+        self._num_requests += 1
         try:
             super().handle_request(listener_name, req, sock, addr)
         finally:
+            self._num_requests -= 1
             _read_rest(req, sock)
             sock.settimeout(None)
             sock.patience.await_request()
@@ -138,13 +141,18 @@ class FastWorker(GeventWorker):
             _stop_reading(sock)
 
     def handle_winch(self, sig: Any, frame: Any) -> None:
-        """Say from now on that this server is not ready; gunicorn has no use for SIGWINCH here."""
+        """Drain: say that this server is not ready, then take no more requests. gunicorn has no
+        other use for the signal here, and its arbiter ignores it.
+        """
         self.app.discourage()
 
     def notify(self) -> None:
         """Show a sign of life, once a second; and at the end of a drain say farewell."""
         super().notify()
-        if not self.alive and self._farewell_at is None:
+        is_refusing = self.app.is_refusing
+        if is_refusing and not self._num_requests:
+            self.app.report_idle()
+        if (is_refusing or not self.alive) and self._farewell_at is None:
             limit = self.cfg.graceful_timeout
             self._farewell_at = time.monotonic() + limit - min(FAREWELL_SECONDS, limit / 2)
         elif self._farewell_at is not None and time.monotonic() >= self._farewell_at:

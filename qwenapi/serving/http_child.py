@@ -2,7 +2,8 @@
 
 The supervisor owns the socket, which outlives every arbiter, so a restart refuses nobody: callers
 wait in its backlog. What the server needs travels as one JSON line over the pipe that also ties its
-life to the supervisor's; over a second pipe come its reports: `beat`, each worker's `up`, `failed`.
+life to the supervisor's; over a second pipe it reports, one JSON line each: `beat`, `up` of each
+worker, `idle` of one that drains, `failed`.
 """
 
 import os
@@ -10,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +54,8 @@ class HttpChild:
         self._heard = b""
         self._last_beat = 0.0
         self._workers_up: set[int] = set()
+        self._workers_idle: set[int] = set()
+        self._is_discouraged = False
         self._was_ready = False
         self._probe = Probe(listener, FIRST_PROBE_SECONDS)
 
@@ -59,20 +63,23 @@ class HttpChild:
         self._close_pipes()
         self.failure, self._heard, self._was_ready = None, b"", False
         self._workers_up.clear()
+        self._workers_idle.clear()
         self._last_beat = time.monotonic() + START_SECONDS
         self._probe = Probe(self._listener, FIRST_PROBE_SECONDS)
-        their_end, self._parent_pipe = os.pipe()
-        self._report, their_report = os.pipe()
-        os.set_blocking(self._report, False)
-        descriptors = (self._listener.sock.fileno(), their_end, their_report)
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "qwenapi.serving.server", *map(str, descriptors)],
-            pass_fds=descriptors,
-            stdin=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-        os.close(their_end)
-        os.close(their_report)
+        self._process = None
+        with ExitStack() as theirs:
+            their_end, self._parent_pipe = os.pipe()
+            theirs.callback(os.close, their_end)
+            self._report, their_report = os.pipe()
+            theirs.callback(os.close, their_report)
+            os.set_blocking(self._report, False)
+            descriptors = (self._listener.sock.fileno(), their_end, their_report)
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "qwenapi.serving.server", *map(str, descriptors)],
+                pass_fds=descriptors,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
+            )
         facts = {
             "run_dir": str(self._run_dir),
             "model_run_dir": str(self._model_run_dir),
@@ -138,7 +145,12 @@ class HttpChild:
 
     def discourage(self) -> None:
         """Let readiness be refused from now on: gunicorn leaves this signal to its workers."""
+        self._is_discouraged = True
         self._signal_all(signal.SIGWINCH)
+
+    def is_idle(self) -> bool:
+        """Return whether every worker has said that nothing is left to do."""
+        return len(self._workers_idle) >= self._num_workers
 
     def terminate(self) -> None:
         self._probe.stop()
@@ -191,6 +203,10 @@ class HttpChild:
                 self._last_beat = time.monotonic()
             case "up":
                 self._workers_up.add(event["pid"])
+                if self._is_discouraged:
+                    self._signal_all(signal.SIGWINCH)  # it came after the others were told
+            case "idle":
+                self._workers_idle.add(event["pid"])
             case "failed":
                 self.failure = event["message"]
 

@@ -28,6 +28,7 @@ from qwenapi.serving.startup_config import StartupConfig
 from qwenapi.settings.profile import Profiles
 from workers import parent_death
 from workers.errors import ExitCode
+from workers.supervisor.supervised_process import LAME_DUCK_SECONDS
 
 KEEPALIVE_SECONDS = 75
 # Of one process; what else it has open are a few files.
@@ -54,6 +55,7 @@ class HttpServer(BaseApplication):
         startup_config: StartupConfig,
         metrics_store: str,
         usage: str,
+        run_dir: Path,
         model_run_dir: Path,
         report_fd: int,
         *,
@@ -66,6 +68,7 @@ class HttpServer(BaseApplication):
         self._profiles = startup_config.profiles
         self._metrics_store = metrics_store
         self._usage = usage
+        self._run_dir = run_dir
         self._model_run_dir = model_run_dir
         self._report_fd = report_fd
         self._needs_engine = needs_engine
@@ -148,9 +151,20 @@ class HttpServer(BaseApplication):
             gevent.sleep(0.02)
         self.report(event="up", pid=os.getpid())
 
+    @property
+    def is_refusing(self) -> bool:
+        """Return whether this worker takes no new requests."""
+        return self._engine is not None and bool(self._engine.is_refusing)
+
     def discourage(self) -> None:
-        """Let readiness be refused from now on, whatever the engines say."""
-        self._engine.is_discouraged = True
+        """Let readiness be refused from now on, whatever the engines say, and soon requests too."""
+        if self._engine is not None and not self._engine.is_discouraged:
+            self._engine.is_discouraged = True
+            gevent.spawn_later(LAME_DUCK_SECONDS, setattr, self._engine, "is_refusing", True)
+
+    def report_idle(self) -> None:
+        """Tell the supervisor that this worker has nothing left to do."""
+        self.report(event="idle", pid=os.getpid())
 
     def say_farewell(self) -> None:
         """Fail what still runs, so that every caller gets an ending and none a cut."""
@@ -162,6 +176,7 @@ class HttpServer(BaseApplication):
     def _load(self) -> Any:
         from qwenapi.app import create_app
         from qwenapi.engines.client import EngineClient
+        from qwenapi.engines.quarantine import Quarantine
         from qwenapi.generation.tokenizers import Tokenizers
         from qwenapi.greenlets import spawn_lasting
         from qwenapi.keys import KeyRing, KeyUsage
@@ -174,7 +189,9 @@ class HttpServer(BaseApplication):
         profiles = Profiles(self._profiles)
         tokenizers = Tokenizers()
         name = f"http-{self._settings.port}/{os.getpid()}"
-        engine = self._engine = EngineClient(self._model_run_dir, name, tokenizers.prepare)
+        engine = self._engine = EngineClient(
+            self._model_run_dir, name, tokenizers.prepare, Quarantine(self._run_dir)
+        )
         engine.start()
         metrics_store = MetricsStore.lease(
             self._metrics_store, [profile.name for profile in profiles]
@@ -242,6 +259,7 @@ def main() -> None:
         startup_config,
         metrics_store,
         str(create_usage_memory(run_dir) or ""),
+        run_dir,
         Path(facts["model_run_dir"]),
         report_fd,
         needs_engine=facts["needs_engine"],

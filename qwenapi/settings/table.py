@@ -140,6 +140,14 @@ class Settings:
     kv_cache_gb: float = _row(
         0.0, "GiB of cache of each engine; 0: from free memory", scope="model", minimum=0
     )
+    state_memory_fraction: float = _row(
+        0.0,
+        "part of the cache that is state slots, in hybrid models; 0: one slot for each of"
+        " max_num_seqs, and one for every 2,048 tokens of the rest",
+        scope="model",
+        minimum=0,
+        maximum=0.95,
+    )
     gpu_memory_utilization: float = _row(
         0.9, "part of each GPU's memory that is filled", scope="model", minimum=0.05, maximum=1.0
     )
@@ -229,7 +237,7 @@ class Settings:
     )
     step_timeout: float = _row(
         0.0,
-        "seconds without a step after which an engine is hung; 0: from its slowest step",
+        "seconds without a step after which an engine is hung; 0: from its recent steps",
         scope="model",
         minimum=0,
     )

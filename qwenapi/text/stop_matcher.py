@@ -59,10 +59,14 @@ class StopAutomaton:
 
 
 class StopMatcher:
-    """Filters one choice's text. `matched` is the stop that was found, or None."""
+    """Filters one choice's text. `matched` is the stop that was found, or None.
 
-    def __init__(self, automaton: StopAutomaton) -> None:
+    With `includes_stop`, the text ends with the stop and not before it.
+    """
+
+    def __init__(self, automaton: StopAutomaton, *, includes_stop: bool = False) -> None:
         self._automaton = automaton
+        self._includes_stop = includes_stop
         self._state = 0
         self._held = ""
         self.matched: str | None = None
@@ -79,7 +83,7 @@ class StopMatcher:
         if end is not None:
             start = end - self._automaton.match_length[self._state]
             self.matched = buffer[start:end]
-            return buffer[:start]
+            return buffer[:end] if self._includes_stop else buffer[:start]
         num_free = len(buffer) - self._automaton.depth[self._state]
         self._held = buffer[num_free:]
         return buffer[:num_free]

@@ -18,7 +18,8 @@ class TextDelta(NamedTuple):
 class TextStream:
     """One choice. Its first `min_tokens` tokens are not searched for stops.
 
-    The id that stopped a choice in the engine (eos, stop_token_ids) is no text: leave it out.
+    The id that stopped a choice in the engine (eos, stop_token_ids) is no text: leave it out. With
+    `includes_stop` neither that nor a stop string is left out.
     """
 
     def __init__(
@@ -28,9 +29,10 @@ class TextStream:
         *,
         skip_special_tokens: bool = True,
         min_tokens: int = 0,
+        includes_stop: bool = False,
     ) -> None:
         self._detokenizer = Detokenizer(tokenizer, skip_special_tokens)
-        self._matcher = StopMatcher(stops or StopAutomaton(()))
+        self._matcher = StopMatcher(stops or StopAutomaton(()), includes_stop=includes_stop)
         self._num_unchecked = min_tokens
 
     def push(self, ids: Sequence[int]) -> TextDelta:

@@ -3,6 +3,7 @@ import math
 
 import pytest
 
+from qwenapi.api.openai.logprobs import TextOffsets, chat_logprobs, completion_logprobs
 from qwenapi.api.openai.render import (
     DONE,
     ChatChunks,
@@ -11,14 +12,11 @@ from qwenapi.api.openai.render import (
     MessageChoice,
     Reply,
     ReplyChoice,
-    TextOffsets,
     TokenUsage,
     chat_body,
     chat_id,
-    chat_logprobs,
     completion_body,
     completion_id,
-    completion_logprobs,
     error_event,
     model_card,
     model_list,

@@ -12,14 +12,12 @@ from qwenapi.api.openai.foreign_fields import (
 )
 from qwenapi.api.openai.messages import MAX_MESSAGES, MAX_PARTS
 from qwenapi.api.openai.schemas import (
-    MAX_BIASES,
-    MAX_PROMPTS,
-    MAX_STOPS,
     ChatRequest,
     ChatSchema,
     CompletionRequest,
     CompletionSchema,
 )
+from qwenapi.api.openai.token_fields import MAX_BIASES, MAX_PROMPTS, MAX_STOPS
 from qwenapi.errors import BadRequest
 from qwenapi.http.schemas import ignored_fields, load_request, refuse_unknown
 
@@ -100,7 +98,7 @@ INTEGERS = {
     "max_tokens": (1, None),
     "max_completion_tokens": (1, None),
     "min_tokens": (0, 2**31 - 1),
-    "n": (1, 8),
+    "n": (1, 128),
     "top_k": (-1, 2**31 - 1),
     "seed": (-(2**63), 2**63 - 1),
     "priority": (-(2**31), 2**31 - 1),
@@ -163,9 +161,10 @@ def test_flags_are_true_or_false(name: str, value: Any) -> None:
         {"prompt_cache_key": "k"}, {"response_format": {"type": "text"}}, {"store": False},
         {"service_tier": "auto"}, {"best_of": 1}, {"echo": False}, {"store": True},
         {"service_tier": "default"}, {"verbosity": "medium"}, {"metadata": {"a": 1}},
+        {"bad_words": []}, {"allowed_token_ids": []},
         {"use_beam_search": False}, {"length_penalty": 1.0}, {"length_penalty": 1},
         {"include_stop_str_in_output": False}, {"spaces_between_special_tokens": True},
-        {"return_token_ids": False}, {"request_id": "r"}, {"cache_salt": "s"}, {"mirostat": 0},
+        {"return_token_ids": False}, {"mirostat": 0},
         {"typical_p": 1}, {"typical_p": 1.0}, {"dry_multiplier": 0.0}, {"dry_base": 1.75},
         {"xtc_probability": 0}, {"xtc_threshold": 0.1}, {"cache_prompt": True}, {"id_slot": -1},
         {"keep_alive": "5m"}, {"num_ctx": 4096}, {"guided_choice": []}, {"json_schema": {}},

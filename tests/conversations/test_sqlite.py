@@ -2,14 +2,17 @@
 
 import os
 import random
+import signal
 import sqlite3
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from qwenapi.conversations import (
+    ConversationBusy,
     ConversationNotFound,
     StorageUnavailable,
     StoreLimits,
@@ -31,9 +34,9 @@ def path(tmp_path):
     return tmp_path / "conversations.db"
 
 
-def child(role, folder, conversation_id, argument=""):
+def child(role, folder, conversation_id, argument="", lease="15"):
     return subprocess.Popen(
-        [sys.executable, "-m", "tests.conversations.child", role, "sqlite", folder, "15"]
+        [sys.executable, "-m", "tests.conversations.child", role, "sqlite", folder, lease]
         + [conversation_id, argument],
         cwd=ROOT,
         stdout=subprocess.PIPE,
@@ -47,8 +50,94 @@ def test_only_the_owner_of_the_service_may_read_the_file(store, say, tmp_path):
     say(store)
     assert state_dir.stat().st_mode & 0o777 == 0o700
     assert {file.stat().st_mode & 0o777 for file in state_dir.iterdir()} == {0o600}
-    assert len(list(state_dir.iterdir())) == 4  # the file, its log, its index, the lock
+    # the file, its log, its index, the lock, the living processes
+    assert len(list(state_dir.iterdir())) == 5
     store.close()
+
+
+def told(process, number=1):
+    """Wait for so many lines of a child, then kill it."""
+    for _ in range(number):
+        assert process.stdout.readline()
+    process.kill()
+    process.wait()
+    process.stdout.close()
+
+
+@pytest.mark.parametrize("role", ["hold", "wait"])
+@pytest.mark.parametrize("num_dead", [1, 3])
+def test_a_turn_of_a_killed_process_holds_up_nobody(store, begin, say, tmp_path, role, num_dead):
+    """Its lease, or its place in the queue, would live for 15 s more."""
+    conversation_id = say(store)
+    if role == "hold":
+        told(child("hold", tmp_path, conversation_id))
+    else:
+        with begin(store, conversation_id):
+            for name in range(num_dead):
+                told(child("wait", tmp_path, conversation_id, str(name)))
+    started = time.monotonic()
+    with begin(store, conversation_id, seconds=10) as turn:
+        turn.commit("answer", "stop")
+    assert time.monotonic() - started < 5
+    assert len(store.export("", conversation_id).turns) == 2
+
+
+def test_a_conversation_whose_first_turn_was_killed_does_not_exist(store, begin, tmp_path):
+    process = child("hold", tmp_path, "")
+    conversation_id = process.stdout.readline().strip()
+    process.kill()
+    process.wait()
+    process.stdout.close()
+    with pytest.raises(ConversationNotFound):
+        begin(store, conversation_id, seconds=1)
+
+
+def test_a_turn_of_a_living_process_is_waited_for_and_its_own_time_is_up_when_it_stops(
+    make_store, begin, say, tmp_path
+):
+    store = make_store(lease_seconds=1.5)
+    conversation_id = say(store)
+    process = child("hold", tmp_path, conversation_id, lease="1.5")
+    assert process.stdout.readline()
+    with pytest.raises(ConversationBusy):
+        begin(store, conversation_id, seconds=3)
+    process.send_signal(signal.SIGSTOP)
+    begin(store, conversation_id, seconds=8).rollback()
+    process.kill()
+    process.wait()
+    process.stdout.close()
+
+
+@pytest.mark.parametrize("obstacle", ["folder", "link"])
+def test_where_no_process_can_be_marked_time_alone_decides(tmp_path, begin, say, obstacle):
+    place = tmp_path / "conversations.processes"
+    if obstacle == "folder":
+        place.mkdir()
+    else:
+        place.symlink_to(tmp_path / "victim")
+    limits = StoreLimits(lease_seconds=1)
+    one, two = (open_store("sqlite", tmp_path, limits=limits) for _ in range(2))
+    conversation_id = say(one)
+    held = begin(one, conversation_id)
+    with pytest.raises(ConversationBusy):
+        begin(two, conversation_id, seconds=0.2)
+    held.rollback()
+    begin(two, conversation_id, seconds=5).rollback()
+    assert not (tmp_path / "victim").exists()
+    one.close()
+    two.close()
+
+
+def test_rows_of_the_release_before_name_no_process_and_run_out(make_store, begin, say, path):
+    store = make_store(lease_seconds=2)
+    conversation_id = say(store)
+    with sqlite3.connect(path) as connection:
+        row = (conversation_id, "", "0123456789abcdef", "old", time.monotonic() + 1.5)
+        connection.execute("INSERT INTO leases VALUES (?, ?, ?, ?, ?)", row)
+    connection.close()
+    with pytest.raises(ConversationBusy):
+        begin(store, conversation_id, seconds=0.3)
+    begin(store, conversation_id, seconds=8).rollback()
 
 
 def test_what_is_erased_is_nowhere_on_disk(make_store, begin, say, tmp_path):

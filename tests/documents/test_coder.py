@@ -147,7 +147,9 @@ def test_a_profile_may_repeat_the_preface_and_begin_anew_for_an_unknown_id(tmp_p
 
 
 @pytest.mark.parametrize("path", ["/v1/code/generate", "/v1/code/chat_stream"])
-@pytest.mark.parametrize("headers", [{}, {"Content-Type": "application/json"}, {"Content-Type": FORM}])
+@pytest.mark.parametrize(
+    "headers", [{}, {"Content-Type": "application/json"}, {"Content-Type": FORM}]
+)
 def test_a_post_without_a_body_lacks_its_prompt_as_fastapi_says_it(coder, path, headers):
     for options in ({}, {"data": iter(())}):
         answer = requests.post(coder.url + path, headers=headers, timeout=30, **options)

@@ -109,7 +109,9 @@ def test_the_command_line_client_presents_a_key(start_server):
     def ask(*flags, **environ):
         command = [sys.executable, "-m", "qwenapi", "ask", "--url", server.url, "--max-length", "5"]
         env = {k: v for k, v in os.environ.items() if k != "QWENAPI_API_KEY"} | environ
-        done = subprocess.run([*command, *flags], capture_output=True, text=True, timeout=60, env=env)
+        done = subprocess.run(
+            [*command, *flags], capture_output=True, text=True, timeout=60, env=env
+        )
         return done.returncode, done.stderr
 
     assert ask("--api-key", "secret") == (0, "")

@@ -140,7 +140,8 @@ PADDED = BODY[:-1] + b" " * (LIMIT - len(BODY)) + b"}"
         (head() + chunks(BODY, 9) + b"0\r\nno trailer\r\n\r\n", 400),
         (head() + b"ffffffffffffffff\r\n" + b" " * (LIMIT + 9000), 413),
     ],
-    ids=["chunks", "trailers", "extensions", "capitals", "at the limit", "single bytes", "over the limit", "empty", "no size", "negative size", "marked size", "no end of a chunk",
+    ids=["chunks", "trailers", "extensions", "capitals", "at the limit", "single bytes",
+         "over the limit", "empty", "no size", "negative size", "marked size", "no end of a chunk",
          "bare line feeds", "empty size", "length in a trailer", "a trailer that is none",
          "a size beyond all"],
 )  # fmt: skip

@@ -54,6 +54,20 @@ def test_a_stopped_engine_turns_readiness_off_is_killed_and_replaced(start_serve
     assert "hangs (no sign of life" in server.log
 
 
+@pytest.mark.timing
+def test_an_idle_engine_that_is_stopped_is_not_ready_within_seconds_and_replaced(start_server):
+    server = start_server(*SLOW)
+    assert server.text("hello", max_tokens=3)
+    pid = engine_pid(server)
+    os.kill(pid, signal.SIGSTOP)
+    stopped = time.monotonic()
+    wait_for(lambda: server.get("/readyz").status_code == 503, 8)
+    assert time.monotonic() - stopped < 7.5
+    wait_for(replaced(server, pid), 20)
+    assert "while idle" in server.log
+    assert server.text("again", max_tokens=5)
+
+
 def test_a_short_step_timeout_does_not_kill_an_idle_engine(start_server):
     server = start_server(*SLOW, "--step-timeout", "0.4")
     pid = engine_pid(server)

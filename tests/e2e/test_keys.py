@@ -137,7 +137,7 @@ def test_a_conversation_of_another_tenant_is_as_unknown_as_any(shared):
         ["Authorization: Bearer any", "Authorization: Bearer wrong"],
         ["X-Api-Key: any", "X-Api-Key: any"],
         ["X_Api_Key: any"],
-        ["X-Api-Key: any", "Authorization: Bearer any"],
+        ["X-Api-Key: other", "Authorization: Bearer any"],
         ["Authorization : Bearer any"],
         [" Authorization: Bearer any"],
         ["X-Original-URL: /livez", "X-Rewrite-URL: /livez"],

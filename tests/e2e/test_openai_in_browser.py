@@ -1,4 +1,4 @@
-"""OpenAI's own JavaScript library in a real browser, on a page of another origin than the server."""
+"""OpenAI's own JavaScript library in a real browser, on a page of another origin."""
 
 import functools
 import json
@@ -64,16 +64,15 @@ def run(page, server, call, key=KEY):
     script = f"""(async () => {{
         const client = clientOf({json.dumps(server.url + "/v1")}, {json.dumps(key)});
         try {{ {call} }} catch (error) {{
-          return {{ error: error.constructor.name, status: error.status ?? null, code: error.code }};
+          const {{ name }} = error.constructor;
+          return {{ error: name, status: error.status ?? null, code: error.code }};
         }}
     }})()"""
     return page.evaluate(script)
 
 
 def test_it_chats(page, server):
-    answer = run(
-        page, server, f"return await client.chat.completions.create({json.dumps(ASK)});"
-    )
+    answer = run(page, server, f"return await client.chat.completions.create({json.dumps(ASK)});")
     assert answer["choices"][0]["message"]["content"], answer
     assert answer["usage"]["completion_tokens"] == 6
 
@@ -105,7 +104,8 @@ def test_it_reads_the_headers_of_an_answer(page, server):
         page,
         server,
         f"""const {{ response }} = await client.chat.completions.create({body}).withResponse();
-            return ["x-ignored", "x-clamped", "x-request-id"].map((n) => response.headers.get(n));""",
+            const names = ["x-ignored", "x-clamped", "x-request-id"];
+            return names.map((name) => response.headers.get(name));""",
     )
     assert shown[0] == "store" and shown[1].startswith("max_tokens=") and len(shown[2]) == 32
 

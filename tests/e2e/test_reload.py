@@ -250,6 +250,48 @@ def test_a_drain_is_announced_then_done(start_server):
         server.get("/livez")
 
 
+@pytest.mark.parametrize("num_processes", [1, 2])
+def test_new_requests_are_refused_with_words_until_the_last_stream_has_ended(
+    start_server, num_processes
+):
+    server = start_server(*SLOW, "--api-server-count", str(num_processes), "--profile", "all")
+    with ThreadPoolExecutor(3) as pool:
+        streams = [
+            pool.submit(server.chat, f"hello {i}", max_tokens=1200, stream=True) for i in range(2)
+        ]
+        wait_for(lambda: server.row()["running"] == 2)
+        drain = pool.submit(command, server, "drain")
+        wait_for(lambda: server.chat("late", max_tokens=2).status_code == 503, 30)
+        for _ in range(4 * num_processes):
+            for answer in (
+                server.chat("late", max_tokens=2),
+                server.post("/v1/completions", {"prompt": "late"}),
+                server.post("/v1/code/generate", {"prompt": "late"}),
+            ):
+                assert answer.status_code == 503, answer.text
+                assert answer.headers["Retry-After"] == "5"
+            assert answer.headers["Content-Type"] == "application/json"
+            assert server.get("/livez").status_code == 200
+            assert server.get("/readyz").status_code == 503
+            assert server.get("/v1/models").status_code == 200
+        assert not any(stream.done() for stream in streams), "the streams are too short to tell"
+        assert [sse_events(s.result().content)[-1] for s in streams] == ["[DONE]"] * 2
+        assert drain.result().returncode == 0
+    assert server.process.wait(15) == 0
+
+
+def test_what_still_runs_when_a_drain_has_taken_its_time_is_told_so(start_server):
+    server = start_server(*SLOW, "--drain-timeout", "4")
+    with ThreadPoolExecutor(2) as pool:
+        stream = pool.submit(server.chat, "hello", max_tokens=4000, stream=True)
+        wait_for(lambda: server.row()["running"] == 1)
+        started = time.monotonic()
+        assert command(server, "drain").returncode == 0
+        assert time.monotonic() - started < 25
+        assert sse_events(stream.result().content)[-1]["error"]["code"] == "server_shutdown"
+    assert server.process.wait(10) == 0
+
+
 def test_what_still_runs_at_the_end_of_a_drain_is_told_so(start_server):
     server = start_server(*SLOW, "--drain-timeout", "4")
     with ThreadPoolExecutor(3) as pool:

@@ -12,10 +12,18 @@ from transformers import (
     PreTrainedModel,
     Qwen2Config,
     Qwen2ForCausalLM,
+    Qwen2MoeConfig,
+    Qwen2MoeForCausalLM,
+    Qwen3_5ForCausalLM,
+    Qwen3_5MoeForCausalLM,
+    Qwen3_5MoeTextConfig,
+    Qwen3_5TextConfig,
     Qwen3Config,
     Qwen3ForCausalLM,
     Qwen3MoeConfig,
     Qwen3MoeForCausalLM,
+    Qwen3NextConfig,
+    Qwen3NextForCausalLM,
 )
 
 from workers.config import EngineConfig
@@ -40,6 +48,25 @@ DIMENSIONS = {
     "bos_token_id": 1,
     "pad_token_id": 0,
 }
+# Three layers with a state, half as many heads of keys as of values, and one with attention, of
+# whose heads a quarter is rotated.
+HYBRID = {
+    "num_hidden_layers": 4,
+    "head_dim": 32,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 16,
+    "linear_value_head_dim": 16,
+    "initializer_range": 0.1,
+}
+MIXTURE = {
+    "moe_intermediate_size": 32,
+    "shared_expert_intermediate_size": 48,
+    "num_experts": 8,
+    "num_experts_per_tok": 2,
+}
 MODELS = {
     "qwen2": (Qwen2ForCausalLM, Qwen2Config, {"head_dim": None}),
     "qwen3": (Qwen3ForCausalLM, Qwen3Config, {"tie_word_embeddings": True}),
@@ -48,7 +75,16 @@ MODELS = {
         Qwen3MoeConfig,
         {"moe_intermediate_size": 32, "num_experts": 8, "num_experts_per_tok": 2},
     ),
+    "qwen2_moe": (Qwen2MoeForCausalLM, Qwen2MoeConfig, {"head_dim": None} | MIXTURE),
+    "qwen3_next": (Qwen3NextForCausalLM, Qwen3NextConfig, HYBRID | MIXTURE),
+    "qwen3_5": (Qwen3_5ForCausalLM, Qwen3_5TextConfig, HYBRID | {"tie_word_embeddings": True}),
+    "qwen3_5_moe": (
+        Qwen3_5MoeForCausalLM,
+        Qwen3_5MoeTextConfig,
+        HYBRID | MIXTURE | {"intermediate_size": None},
+    ),
 }
+HYBRIDS = ("qwen3_next", "qwen3_5", "qwen3_5_moe")
 
 
 class Driver:
@@ -115,15 +151,32 @@ def write_model(path: Path, name: str, **changes: object) -> PreTrainedModel:
     fields = {k: v for k, v in (DIMENSIONS | own | changes).items() if v is not None}
     torch.manual_seed(20)
     model = model_class(config_class(**fields)).eval()
+    if name in HYBRIDS:
+        disturb_norms(model)
+    else:
+        enlarge_weights(model)
+    model.save_pretrained(path)
+    (path / "generation_config.json").write_text(json.dumps({"eos_token_id": [EOS, 3]}))
+    Tokenizer(models.BPE()).save(str(path / "tokenizer.json"))
+    return model
+
+
+def enlarge_weights(model: PreTrainedModel) -> None:
     for parameter in model.parameters():
         if parameter.dim() > 1:
             torch.nn.init.normal_(parameter, std=0.15)
         elif parameter.shape[0] != model.config.hidden_size:
             torch.nn.init.normal_(parameter, mean=0.5, std=0.1)
-    model.save_pretrained(path)
-    (path / "generation_config.json").write_text(json.dumps({"eos_token_id": [EOS, 3]}))
-    Tokenizer(models.BPE()).save(str(path / "tokenizer.json"))
-    return model
+
+
+def disturb_norms(model: PreTrainedModel) -> None:
+    """Leave the weights as their configuration made them, but for those that would change nothing.
+
+    Enlarged as above, a hybrid differs from itself, cut and whole, by more than 1e-3 of a logprob.
+    """
+    for name, parameter in model.named_parameters():
+        if "norm" in name:
+            parameter.data += 0.1 * torch.randn_like(parameter)
 
 
 @pytest.fixture(scope="session")

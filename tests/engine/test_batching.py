@@ -179,3 +179,32 @@ def test_logprobs_describe_the_raw_distribution(drive, prompts):
         assert logprob.token_id == chunk.token_ids[0]
         assert len(logprob.top_ids) == len(logprob.top_logprobs) == 3
         assert logprob.logprob <= logprob.top_logprobs[0] <= 0
+
+
+def test_a_bad_word_never_comes_whole_whatever_is_guessed_resumed_or_under_way(drive, prompts):
+    [prompt] = prompts(1)
+    free = drive()
+    free.add(0, prompt, max_tokens=24)
+    output = free.run().tokens(0)
+    words = (tuple(output[5:8]), tuple(output[12:14]))
+    whole = None
+    for settings in ({}, {"num_speculative_tokens": 4}, {"async_scheduling": "on"}):
+        driver = drive(**settings)
+        driver.add(0, prompt, max_tokens=24, bad_words=words)
+        tokens = driver.run().tokens(0)
+        assert tokens[:7] == output[:7] and tokens[7] != output[7]
+        for word in words:
+            places = range(len(tokens) - len(word) + 1)
+            assert all(tuple(tokens[i : i + len(word)]) != word for i in places)
+        whole = whole or tokens
+        assert tokens == whole
+        driver.add(1, prompt, max_tokens=24, bad_words=words, resume=(tuple(whole[:7]),))
+        assert driver.run().tokens(1) == whole[7:]
+
+
+def test_allowed_tokens_are_the_only_ones(drive, prompts):
+    driver = drive(num_speculative_tokens=4)
+    for key, prompt in enumerate(prompts(3)):
+        driver.add(key, prompt, allowed_token_ids=(9, 77, 210), temperature=1.0, seed=key)
+    driver.run()
+    assert all(set(driver.tokens(key)) <= {9, 77, 210} for key in range(3))

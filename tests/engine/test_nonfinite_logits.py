@@ -47,13 +47,14 @@ def model_of(model_of):
     return lambda name: (name, None) if not isinstance(name, str) else model_of(name)
 
 
+@pytest.mark.parametrize("name", ["qwen2", "qwen3_next"])
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("number", [float("nan"), float("inf")])
-def test_only_requests_that_meet_the_damage_fail(damaged, prompts, caplog, mode, number):
+def test_only_requests_that_meet_the_damage_fail(damaged, prompts, caplog, name, mode, number):
     """One token's embedding is damaged: whoever says it, or is given it, cannot go on."""
     settings = {"num_blocks": 60, "max_num_batched_tokens": 32} | MODES[mode]
     place = "model.embed_tokens.weight", (POISON, 5)
-    driver = damaged("qwen2", *place, number, **settings)
+    driver = damaged(name, *place, number, **settings)
     good = [[i for i in prompt if i != POISON] for prompt in prompts(6, longest=50)]
     for key, prompt in enumerate(good):
         driver.add(key, prompt, logit_bias={POISON: -100.0}, max_tokens=12)
@@ -71,7 +72,7 @@ def test_only_requests_that_meet_the_damage_fail(damaged, prompts, caplog, mode,
     lines = [r.getMessage() for r in caplog.records if "logits are not finite" in r.getMessage()]
     assert len(lines) == len(KINDS)
     assert {line.partition(":")[0] for line in lines} == {f"request {key}" for key in bad}
-    alone = damaged("qwen2", *place, 0.0, **settings)
+    alone = damaged(name, *place, 0.0, **settings)
     for key, prompt in enumerate(good):
         alone.add(key, prompt, logit_bias={POISON: -100.0}, max_tokens=12)
     alone.run()
@@ -95,9 +96,10 @@ def test_a_request_may_fail_in_the_middle_of_its_answer(damaged, prompts):
     assert driver.tokens(0) == [POISON] and list(driver.failed) == [0]
 
 
-def test_what_a_failed_step_wrote_is_offered_to_nobody(damaged):
-    driver = damaged("qwen2", "model.embed_tokens.weight", (POISON, 0), float("nan"))
-    prompt = [*range(10, 40), POISON]
+@pytest.mark.parametrize("name", ["qwen2", "qwen3_next"])
+def test_what_a_failed_step_wrote_is_offered_to_nobody(damaged, name):
+    driver = damaged(name, "model.embed_tokens.weight", (POISON, 0), float("nan"))
+    prompt = [*range(10, 90), *range(100, 200), POISON]
     for key in (0, 1):
         driver.add(key, prompt)
         driver.run()

@@ -96,6 +96,34 @@ def test_temperature_divides():
         assert drawn.token_id == gumbel_argmax(logits / temperature, set(range(VOCAB)), 8, 0)
 
 
+def test_only_allowed_tokens_are_chosen_and_by_the_same_draw():
+    logits = logits_of(3, seed=4)
+    tokens = {3, 99, 400}
+    rows = [row(i, seed=6, allowed_token_ids=(400, 3, 99)) for i in range(2)]
+    drawn = sample(logits.clone(), [*rows, row(2, seed=6)])
+    for i in range(2):
+        assert drawn[i].token_id == gumbel_argmax(logits[i], tokens, 6, i)
+    assert drawn[2].token_id == gumbel_argmax(logits[2], set(range(VOCAB)), 6, 2)
+
+
+def test_a_bad_words_last_token_is_forbidden_behind_its_others():
+    logits = logits_of(1, seed=2)
+    best, second = logits[0].topk(2).indices.tolist()
+    word = {"bad_words": ((7, 8, best),), "temperature": 0.0}
+    for output, chosen in {(7, 8): second, (5, 7, 8): second, (8,): best, (7, 9): best}.items():
+        assert sample(logits.clone(), [row(**word, last_output=output)])[0].token_id == chosen
+    [only] = sample(logits.clone(), [row(bad_words=((best,), (best,)), temperature=0.0)])
+    assert only.token_id == second
+
+
+def test_where_everything_is_forbidden_a_token_is_chosen_all_the_same():
+    logits = logits_of(1)
+    forbidding = {"allowed_token_ids": (5,), "bad_words": ((5,),)}
+    for params in ({"temperature": 0.0}, {"top_p": 0.9}, {"top_k": 3}, {"min_p": 0.1}, {}):
+        [drawn] = sample(logits.clone(), [row(**forbidding, **params)])
+        assert 0 <= drawn.token_id < VOCAB
+
+
 def test_bias_forces_and_forbids():
     logits = logits_of(2)
     best = int(logits[1].argmax())

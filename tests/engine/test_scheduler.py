@@ -106,6 +106,23 @@ def test_a_group_runs_only_as_many_requests_as_it_may():
     assert sorted(bench.ended) == [0, 1, 2, 3, 4, 9]
 
 
+@pytest.mark.parametrize("ending", ["finished", "aborted", "started"])
+def test_deadlines_of_those_who_need_none_any_more_are_not_kept(ending):
+    bench = Bench(num_blocks=10_000, rows=16)
+    for key in range(1000):
+        group = bench.add(key, queue_timeout=300.0, max_tokens=1 if ending == "finished" else 500)
+        if ending == "aborted":
+            bench.scheduler.abort(group, (0,))
+        else:
+            bench.step()
+        if ending == "started" and key % 8 == 7:
+            for started in list(bench.groups.values())[-8:]:
+                bench.scheduler.abort(started, (0,))
+        assert len(bench.scheduler._deadlines) < 100
+    late = bench.add(5000, queue_timeout=5.0)
+    assert bench.scheduler.expire(6.0) == [late], "one that waits is dropped with them"
+
+
 def test_waiting_too_long_ends_a_request_but_not_one_that_ran():
     bench = Bench(rows=1)
     running = bench.add(1, queue_timeout=5.0, max_tokens=20)

@@ -7,12 +7,12 @@ import msgspec
 import pytest
 
 from qwenapi.engines import replay
-from qwenapi.engines.generation import Generation
+from qwenapi.engines.generation import ACQUITTAL_TOKENS, Generation
 from qwenapi.engines.isolation import IsolationLock
 from qwenapi.engines.link import EngineLink
 from qwenapi.engines.mailbox import Mailbox
 from qwenapi.engines.quarantine import Quarantine
-from qwenapi.engines.replay import FIRST_WAVE, ISOLATION_TOKENS, MAX_REPLAYS, Replays
+from qwenapi.engines.replay import FIRST_WAVE, MAX_LOSSES, MAX_REPLAYS, Replays
 from tests.wire.test_protocol import CARD
 from workers.wire.connection import ConnectionEnded
 from workers.wire.engine_stats import ENGINE_LAYOUT, Phase
@@ -58,7 +58,7 @@ class House:
     def __init__(self, run_dir):
         self.links = []
         self.num_freed = 0
-        self.replays = Replays(run_dir, lambda: self.links, self._on_free)
+        self.replays = Replays(run_dir, lambda: self.links, self._on_free, Quarantine())
         self.mailbox = Mailbox()
 
     def engine(self, card=CARD):
@@ -315,7 +315,7 @@ def test_suspects_run_alone_until_they_are_acquitted(house):
     link, (one, two, three) = lose_twice(house, lambda link: [house.ask(link, i) for i in range(3)])
     assert [g.link for g in (one, two, three)] == [link, None, None]
     assert house.replays.is_isolating and house.num_freed == 0
-    give(link, one, count=ISOLATION_TOKENS)
+    give(link, one, count=ACQUITTAL_TOKENS)
     house.tick()
     assert [g.link for g in (one, two, three)] == [None, link, None]
     assert Abort(wire_id(0, 2)) in link._connection.sent, "it steps back for the next"
@@ -324,7 +324,7 @@ def test_suspects_run_alone_until_they_are_acquitted(house):
     house.tick()
     assert [g.link for g in (one, three)] == [None, link]
     start(link, three)
-    give(link, three, count=ISOLATION_TOKENS)
+    give(link, three, count=ACQUITTAL_TOKENS)
     house.tick()
     house.tick()
     assert [g.link for g in (one, three)] == [link, link], "the last one just goes on"
@@ -344,6 +344,147 @@ def test_who_is_alone_at_one_more_loss_is_guilty_and_quarantined_and_nobody_else
     link = house.engine()
     house.tick()
     assert innocent.link is link and innocent.num_losses == 2
+
+
+@pytest.mark.parametrize("num_tokens", [ACQUITTAL_TOKENS, 40])
+@pytest.mark.parametrize("num_choices", [1, 3])
+def test_engines_that_end_for_reasons_of_their_own_cost_nobody_an_answer(
+    house, num_tokens, num_choices
+):
+    link = house.engine()
+    generations = [house.ask(link, i, choices=tuple(range(num_choices))) for i in range(4)]
+    for _ in range(MAX_LOSSES):
+        house.lose(link)
+        house.tick()
+        link = house.engine()
+        house.tick()
+        assert [generation.link for generation in generations] == [link] * 4
+        assert not house.replays.is_isolating
+        for generation in generations:
+            start(link, generation)
+            for choice in range(num_choices):
+                give(link, generation, choice=choice, count=-(-num_tokens // num_choices))
+    assert not any(generation.is_over for generation in generations)
+    house.lose(link)
+    assert house.events(generations[0])[-1] == Failed(generations[0].wid, "engine_unavailable"), (
+        "one that ends engines now and then would end them for ever"
+    )
+
+
+def test_what_is_given_less_between_two_losses_is_suspect(house):
+    link = house.engine()
+    generation = house.ask(link, 1)
+    house.lose(link)
+    for count in (ACQUITTAL_TOKENS - 1, 0):
+        link = house.engine()
+        house.tick()
+        start(link, generation)
+        if count:
+            give(link, generation, count=count)
+            house.lose(link)
+    assert generation.crash_count == 2 and house.replays.is_isolating
+
+
+@pytest.mark.parametrize("count", [1, ACQUITTAL_TOKENS - 1])
+def test_one_that_ends_in_the_middle_of_its_trial_is_tried_once_more(house, count):
+    link, (suspect, innocent) = lose_twice(house, lambda link: [house.ask(link, i) for i in (0, 1)])
+    give(link, suspect, count=count)
+    house.lose(link)
+    assert not suspect.is_over and house.replays.is_isolating
+    link = house.engine()
+    house.tick()
+    # The next of the suspects, then the first again.
+    assert innocent.link is link
+    start(link, innocent)
+    give(link, innocent, count=ACQUITTAL_TOKENS)
+    house.tick()
+    assert suspect.link is link
+    start(link, suspect)
+    give(link, suspect, count=count)
+    house.lose(link)
+    assert house.events(suspect)[-1] == Failed(suspect.wid, "engine_crash")
+    assert suspect.request in house.replays.quarantine and not innocent.is_over
+
+
+def test_one_that_passes_its_second_trial_starts_anew(house):
+    link, (suspect,) = lose_twice(house, lambda link: [house.ask(link, 0)])
+    give(link, suspect)
+    house.lose(link)
+    link = house.engine()
+    house.tick()
+    start(link, suspect)
+    give(link, suspect, count=ACQUITTAL_TOKENS)
+    house.tick()
+    house.tick()
+    assert (suspect.num_losses, suspect.crash_count, suspect.num_lonely_losses) == (0, 0, 0)
+    assert not house.replays.is_isolating and not suspect.is_over
+
+
+@pytest.mark.parametrize("where", ["here", "elsewhere"])
+def test_time_spent_while_suspects_are_tried_costs_nobody_an_answer(
+    house, monkeypatch, tmp_path, where
+):
+    real, ahead = time.monotonic, [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: real() + ahead[0])
+
+    def pass_time():
+        for _ in range(int(replay.MAX_WAIT_SECONDS)):
+            ahead[0] += 2
+            for link in house.links:
+                link.last_pong = time.monotonic()
+            house.tick()
+
+    if where == "here":
+        link, generations = lose_twice(house, lambda link: [house.ask(link, i) for i in range(3)])
+        pass_time()
+        for generation in generations:
+            give(link, generation, count=ACQUITTAL_TOKENS)
+            pass_time()
+            for other in generations:
+                if other.link is link:
+                    start(link, other)
+    else:
+        theirs = IsolationLock(tmp_path)
+        assert theirs.acquire()
+        link = house.engine()
+        generations = [house.ask(link, i) for i in range(3)]
+        house.lose(link)
+        link = house.engine()
+        pass_time()
+        assert [generation.link for generation in generations] == [None] * 3
+        theirs.release()
+    house.tick()
+    house.tick()
+    assert [generation.link for generation in generations] == [link] * 3
+    assert not any(generation.is_over for generation in generations)
+
+
+def test_time_without_an_engine_counts_though_there_are_suspects(house, monkeypatch):
+    link, (one, two) = lose_twice(house, lambda link: [house.ask(link, i) for i in range(2)])
+    house.links.remove(link)
+    house.replays.on_lost([one], is_planned=True)
+    real = time.monotonic
+    house.tick()
+    monkeypatch.setattr(time, "monotonic", lambda: real() + replay.MAX_WAIT_SECONDS + 1)
+    house.tick()
+    for generation in (one, two):
+        assert house.events(generation)[-1] == Failed(generation.wid, "engine_unavailable")
+
+
+def test_time_spent_waiting_counts_no_more_once_an_answer_has_gone_on(house, monkeypatch):
+    link = house.engine()
+    generation = house.ask(link, 1)
+    for _ in range(3):
+        house.lose(link)
+        now = time.monotonic()
+        monkeypatch.setattr(time, "monotonic", lambda now=now: now + 0.75 * replay.MAX_WAIT_SECONDS)
+        house.tick()
+        link = house.engine()
+        house.tick()
+        start(link, generation)
+        monkeypatch.undo()
+        assert not generation.is_over
+        give(link, generation, count=ACQUITTAL_TOKENS)
 
 
 def test_an_end_that_was_planned_makes_no_suspects(house):
@@ -421,18 +562,3 @@ def test_two_processes_never_try_suspects_at_once(tmp_path):
     theirs.release()
     assert not IsolationLock(tmp_path / "gone").acquire()
     assert not IsolationLock(tmp_path / "gone").is_elsewhere()
-
-
-def test_a_quarantined_request_is_known_by_prompt_and_parameters_for_ten_minutes(monkeypatch):
-    def request(prompt=(1, 2), **params):
-        asked = SamplingParams(**({"max_tokens": 9} | params))
-        return Generate(wid=1, request_id="r", prompt_ids=prompt, params=asked)
-
-    quarantine = Quarantine()
-    quarantine.add(request(seed=1))
-    assert request(seed=2) in quarantine, "a seed nobody chose is another each time"
-    assert request((1, 3)) not in quarantine
-    assert request(top_k=1) not in quarantine
-    now = [601.0]
-    monkeypatch.setattr("qwenapi.engines.quarantine.time.monotonic", lambda: now[0] + 1e9)
-    assert request(seed=2) not in quarantine

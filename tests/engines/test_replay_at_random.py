@@ -97,14 +97,24 @@ def test_the_innocent_get_their_own_tokens_and_the_guilty_are_found(
     assert num_replays > 60 * (1 + 10 * num_poisons), "too little happened"
 
 
-class Simulation:
-    """One fate: who asks, who leaves, when an engine ends; an accident happens once at most."""
+def test_kills_between_which_answers_go_on_change_no_token(tmp_path):
+    for seed in range(12):
+        simulation = Simulation(House(tmp_path), random.Random(seed), 0, steps_between_kills=45)
+        simulation.run()
+        simulation.check()
 
-    def __init__(self, house, draw, num_poisons):
+
+class Simulation:
+    """One fate: who asks, who leaves, when an engine ends; an accident happens once at most, or
+    whenever an engine has made so many steps: those who wait have had their turn by then.
+    """
+
+    def __init__(self, house, draw, num_poisons, steps_between_kills=0):
         self.house, self.draw = house, draw
         self.engine = Engine(house)
         self.left = set()
         self.may_have_accident = num_poisons < 2  # a fourth loss would be nobody's proof
+        self.steps_between_kills, self.num_steps = steps_between_kills, 0
         guilty = [request_of(draw, i, Poison.EXIT) for i in range(num_poisons)]
         innocent = [request_of(draw, i) for i in range(num_poisons, draw.randint(12, 30))]
         self.guilty = {request.request_id for request in guilty}
@@ -135,6 +145,13 @@ class Simulation:
             said = self.engine.step()
         except Died:
             self.lose()
+            return
+        self.num_steps += 1
+        if self.steps_between_kills:
+            if self.num_steps % self.steps_between_kills == 0:
+                self.lose()
+            else:
+                deliver(self.engine.link, said)
             return
         is_alone = self.house.replays._suspect is not None  # an accident would be held against it
         if self.may_have_accident and not is_alone and self.draw.random() < 0.05:

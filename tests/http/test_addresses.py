@@ -1,4 +1,4 @@
-"""Doubled slashes and one at the end mean nothing, in every interface, and nothing is redirected."""
+"""Doubled slashes and one at the end mean nothing, and nothing is redirected."""
 
 import pytest
 

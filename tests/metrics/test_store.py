@@ -117,6 +117,26 @@ def test_the_peak_is_of_all_processes_together(path):
     assert snapshot(path).num_processes == 3
 
 
+@pytest.mark.parametrize("num_dead", [1, 3])
+def test_what_a_killed_process_ran_is_no_part_of_a_later_peak(path, num_dead):
+    code = (
+        "import os, sys, time; from qwenapi.metrics.store import MetricsStore\n"
+        "lease = lambda: MetricsStore.lease(sys.argv[1], ('news', 'openai'))\n"
+        "for store in [lease() for _ in range(int(sys.argv[2]))]:\n"
+        "    metrics = store.begin('openai', time.monotonic())\n"
+        "    metrics.accept(5); metrics.start()\n"
+        "os._exit(9)\n"
+    )
+    mine = MetricsStore.lease(path, PROFILES)
+    subprocess.run([sys.executable, "-c", code, path, str(num_dead)])
+    before = snapshot(path).peak_running
+    for _ in range(before + 1):
+        entry = mine.begin("news", time.monotonic())
+        entry.accept(1)
+        entry.start()
+    assert snapshot(path).peak_running == before + 1
+
+
 def test_what_a_killed_process_had_in_flight_is_failed_at_once_and_for_good(path):
     code = (
         "import os, signal, sys, time\n"

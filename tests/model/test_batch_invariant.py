@@ -12,7 +12,7 @@ NEW_TOKENS = 20
 PROMPT = [5 + i * 7 % 290 for i in range(45)]
 
 
-@pytest.fixture(params=["qwen2", "qwen3", "qwen3_moe"])
+@pytest.fixture(params=["qwen2", "qwen3", "qwen3_moe", "qwen2_moe", "qwen3_5", "qwen3_next"])
 def name(request):
     return request.param
 

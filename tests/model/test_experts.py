@@ -6,7 +6,8 @@ from importlib.util import find_spec
 import pytest
 import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
-from transformers import Qwen3MoeConfig
+from transformers import Qwen2MoeConfig, Qwen3MoeConfig
+from transformers.models.qwen2_moe.modeling_qwen2_moe import Qwen2MoeSparseMoeBlock
 from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeSparseMoeBlock
 
 from tests.engine.conftest import DEVICE
@@ -60,6 +61,29 @@ def test_any_number_of_tokens_equals_the_module(top_k, is_normed, way):
     for tokens in (1, 19, 70) if way == "torch" else (1, 13):
         hidden = make_hidden(tokens, module)
         torch.testing.assert_close(experts(hidden), module(hidden[None])[0], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("is_batch_invariant", [False, True])
+def test_a_shared_expert_is_added_by_its_gate(way, is_batch_invariant):
+    config = Qwen2MoeConfig(
+        hidden_size=64,
+        moe_intermediate_size=48,
+        shared_expert_intermediate_size=80,
+        num_experts=8,
+        num_experts_per_tok=2,
+    )
+    config._experts_implementation = "eager"
+    module = Qwen2MoeSparseMoeBlock(config).to(DEVICE).eval().requires_grad_(False)
+    for parameter in module.parameters():
+        torch.nn.init.normal_(parameter, std=parameter.shape[-1] ** -0.5)
+    experts = make_experts(module, way, is_batch_invariant)
+    for tokens in (1, 19):
+        hidden = make_hidden(tokens, module)
+        together = experts(hidden)
+        torch.testing.assert_close(together, module(hidden[None])[0], atol=1e-5, rtol=1e-5)
+        if is_batch_invariant:
+            assert torch.equal(experts(hidden[-1:])[0], together[-1])
 
 
 @pytest.mark.parametrize("way", WAYS)

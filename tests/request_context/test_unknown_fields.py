@@ -1,4 +1,4 @@
-"""Fields that nobody knows: ignored, named in the answer and counted; refused where that is wished."""
+"""Fields that nobody knows: ignored, named in the answer and counted, or refused if wished."""
 
 import json
 

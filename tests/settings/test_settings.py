@@ -169,7 +169,7 @@ def test_a_bad_value_of_a_flag_is_a_config_error():
         ("--max-model", "unknown flag --max-model"),
         ("-tpx", "unknown flag -tpx: did you mean -tp?"),
         ("--chat-templates", "did you mean --chat-template?"),
-        ("--reasoning-parser", "--reasoning-parser: nothing is called like it"),
+        ("--kv-transfer-config", "--kv-transfer-config: nothing is called like it"),
         ("--foo", "unknown flag --foo: nothing is called like it"),
         ("stray", "unexpected argument 'stray'"),
     ],

@@ -81,3 +81,14 @@ def test_time_is_linear_for_stops_that_nearly_match() -> None:
 
     small = min(seconds(100) for _ in range(3))
     assert min(seconds(200) for _ in range(3)) < 3 * small + 0.01
+
+
+@given(
+    st.lists(st.text("abc", min_size=1, max_size=3), max_size=3),
+    st.lists(st.text("abc", max_size=5), max_size=6),
+)
+def test_a_text_may_end_with_its_stop(stops: list[str], pieces: list[str]) -> None:
+    matcher = StopMatcher(StopAutomaton(stops), includes_stop=True)
+    out = "".join([*map(matcher.push, pieces), matcher.finish()])
+    text, stop = expected(stops, "".join(pieces))
+    assert (out, matcher.matched) == (text + (stop or ""), stop)

@@ -2,6 +2,7 @@ import os
 import resource
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -9,7 +10,7 @@ from workers.errors import SharedMemoryError
 from workers.wire.engine_stats import ENGINE_LAYOUT
 from workers.wire.layout import Layout
 from workers.wire.shared_memory import SharedMemory
-from workers.wire.shared_memory_files import shared_memory_path
+from workers.wire.shared_memory_files import remove_shared_memory, shared_memory_path
 
 
 def test_what_the_owner_writes_every_reader_sees(tmp_path):
@@ -95,6 +96,38 @@ def test_a_planted_link_is_not_followed(tmp_path):
     with pytest.raises(SharedMemoryError):
         SharedMemory.create(tmp_path / "p", ENGINE_LAYOUT, 1)
     assert (tmp_path / "victim").read_text() == "precious"
+
+
+@pytest.mark.parametrize("seconds", [0, 3600])
+@pytest.mark.parametrize("kind", ["file", "link", "folder"])
+def test_what_an_earlier_process_of_the_same_id_has_left_blocks_nothing(tmp_path, kind, seconds):
+    """In containers process ids repeat, from the first one on."""
+    left = tmp_path / f"p.{os.getpid()}"
+    if kind == "folder":
+        left.mkdir()
+    elif kind == "link":
+        left.symlink_to(tmp_path / "nowhere")
+    else:
+        left.write_bytes(b"half")
+    then = time.time() - seconds
+    os.utime(left, (then, then), follow_symlinks=False)
+    SharedMemory.create(tmp_path / "p", ENGINE_LAYOUT, 1).lease(0)["step"] = 3
+    assert SharedMemory.open(tmp_path / "p", ENGINE_LAYOUT).read(0)["step"] == 3
+    is_removed = seconds > 60 and kind != "folder"
+    assert left.is_symlink() + left.exists() == (0 if is_removed else 1)
+
+
+def test_a_process_killed_while_it_makes_memory_leaves_nothing_for_long(tmp_path, monkeypatch):
+    def die(source, target):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(os, "replace", die)
+        SharedMemory.create(tmp_path / "p.shm", ENGINE_LAYOUT, 1)
+    (left,) = tmp_path.iterdir()
+    remove_shared_memory(tmp_path)
+    if left.parent == shared_memory_path(tmp_path, ENGINE_LAYOUT).parent:
+        assert not list(tmp_path.iterdir())
 
 
 def test_a_file_made_anew_in_another_size_leaves_its_readers_theirs(tmp_path):

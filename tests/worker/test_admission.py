@@ -17,6 +17,10 @@ def ask(**fields):
     return Generate(**(values | fields))
 
 
+def bounded(**fields):
+    return SamplingParams(max_tokens=4, **fields)
+
+
 @pytest.fixture
 def admission():
     return Admission(CARD, max_waiting=2)
@@ -60,6 +64,9 @@ def test_a_key_is_counted_once_and_released_once(admission):
         ({"choices": ()}, "invalid"),
         ({"choices": tuple(range(5))}, "invalid"),
         ({"params": SamplingParams(max_tokens=0)}, "invalid"),
+        ({"params": bounded(allowed_token_ids=(1, CARD.vocab_size))}, "invalid"),
+        ({"params": bounded(bad_words=((1,), (-1,)))}, "invalid"),
+        ({"params": bounded(bad_words=((1,), ()))}, "invalid"),
         ({"resume": ((1,), (2,))}, "invalid"),
         ({"resume": ((CARD.vocab_size,),)}, "invalid"),
         ({"resume": ((-1,),)}, "invalid"),

@@ -12,6 +12,7 @@ from typing import Any
 from workers.checkpoint.model_config import (
     FIELDS,
     FULL_ATTENTION,
+    LINEAR_ATTENTION,
     Field,
     ModelConfig,
     flag,
@@ -32,6 +33,7 @@ class Architecture:
     """`attention` and `feed_forward` yield the tensors of a layer, by its number.
 
     `prefixes` are what stands in files before the names that begin with `model.` in memory.
+    `text_model_type` is another where the text model is a part of one that sees.
     """
 
     model_type: str
@@ -40,12 +42,17 @@ class Architecture:
     feed_forward: Callable[[ModelConfig, int], Tensors]
     layer_types: tuple[str, ...] = (FULL_ATTENTION,)
     prefixes: tuple[str, ...] = ("model.", "")
+    text_model_type: str = ""
 
     def read_config(self, raw: Mapping[str, Any], file: Path) -> ModelConfig:
         return ModelConfig.read(flatten(raw, file), self.fields, self.layer_types, file)
 
-    def shapes(self, config: ModelConfig) -> Tensors:
-        """Yield every tensor that a plain checkpoint has, in the order of the model."""
+    def shapes(self, config: ModelConfig, *, has_fused_experts: bool = False) -> Tensors:
+        """Yield every tensor that a plain checkpoint has, in the order of the model.
+
+        Of a layer's experts, some have them one by one and some all in two tensors.
+        """
+        feed_forward = fused_experts if has_fused_experts else self.feed_forward
         hidden = config.hidden_size
         yield EMBEDDING, (config.vocab_size, hidden)
         for i in range(config.num_hidden_layers):
@@ -54,7 +61,7 @@ class Architecture:
             for name, shape in self.attention(config, i):
                 yield f"{layer}.{name}", shape
             yield f"{layer}.post_attention_layernorm.weight", (hidden,)
-            for name, shape in self.feed_forward(config, i):
+            for name, shape in feed_forward(config, i):
                 yield f"{layer}.{name}", shape
         yield "model.norm.weight", (hidden,)
         yield HEAD, (config.vocab_size, hidden)
@@ -91,14 +98,103 @@ def mlp(config: ModelConfig, layer: int) -> Tensors:
 
 
 def experts_or_mlp(config: ModelConfig, layer: int) -> Tensors:
+    yield from experts(config) if _is_mixture(config, layer) else mlp(config, layer)
+
+
+def experts(config: ModelConfig) -> Tensors:
     values = config.values
-    if layer in values["mlp_only_layers"] or (layer + 1) % values["decoder_sparse_step"]:
-        yield from mlp(config, layer)
-        return
     yield "mlp.gate.weight", (values["num_experts"], config.hidden_size)
     for number in range(values["num_experts"]):
         name = f"mlp.experts.{number}"
         yield from swiglu(name, config.hidden_size, values["moe_intermediate_size"])
+
+
+def experts_and_shared_or_mlp(config: ModelConfig, layer: int) -> Tensors:
+    yield from experts_or_mlp(config, layer)
+    if _is_mixture(config, layer):
+        yield from shared_expert(config)
+
+
+def experts_and_shared(config: ModelConfig, layer: int) -> Tensors:
+    yield from experts(config)
+    yield from shared_expert(config)
+
+
+def fused_experts(config: ModelConfig, layer: int) -> Tensors:
+    """Yield what Qwen3.5 was published with; transformers saves its experts one by one."""
+    values, hidden = config.values, config.hidden_size
+    count, width = values["num_experts"], values["moe_intermediate_size"]
+    yield "mlp.gate.weight", (count, hidden)
+    yield "mlp.experts.gate_up_proj", (count, 2 * width, hidden)
+    yield "mlp.experts.down_proj", (count, hidden, width)
+    yield from shared_expert(config)
+
+
+def shared_expert(config: ModelConfig) -> Tensors:
+    width = config.values["shared_expert_intermediate_size"]
+    yield from swiglu("mlp.shared_expert", config.hidden_size, width)
+    yield "mlp.shared_expert_gate.weight", (1, config.hidden_size)
+
+
+def interleaved_hybrid(config: ModelConfig, layer: int) -> Tensors:
+    """Yield Qwen3-Next's: two projections into all that a Gated DeltaNet takes."""
+    if config.layer_types[layer] == FULL_ATTENTION:
+        yield from gated_attention(config)
+        return
+    heads, keys, values = _delta_net_widths(config)
+    yield from linear("linear_attn.in_proj_qkvz", 2 * keys + 2 * values, config.hidden_size)
+    yield from linear("linear_attn.in_proj_ba", 2 * heads, config.hidden_size)
+    yield from delta_net(config)
+
+
+def hybrid(config: ModelConfig, layer: int) -> Tensors:
+    """Yield Qwen3.5's, whose Gated DeltaNet has four projections."""
+    if config.layer_types[layer] == FULL_ATTENTION:
+        yield from gated_attention(config)
+        return
+    heads, keys, values = _delta_net_widths(config)
+    outputs = {"qkv": 2 * keys + values, "z": values, "b": heads, "a": heads}
+    for name, num_outputs in outputs.items():
+        yield from linear(f"linear_attn.in_proj_{name}", num_outputs, config.hidden_size)
+    yield from delta_net(config)
+
+
+def gated_attention(config: ModelConfig) -> Tensors:
+    """Yield attention with head norms and a gate beside each query."""
+    bias, hidden, size = config.values["attention_bias"], config.hidden_size, config.head_dim
+    queries, keys = config.num_attention_heads * size, config.num_key_value_heads * size
+    yield from linear("self_attn.q_proj", 2 * queries, hidden, bias=bias)
+    yield from linear("self_attn.k_proj", keys, hidden, bias=bias)
+    yield from linear("self_attn.v_proj", keys, hidden, bias=bias)
+    yield from linear("self_attn.o_proj", hidden, queries, bias=bias)
+    yield "self_attn.q_norm.weight", (size,)
+    yield "self_attn.k_norm.weight", (size,)
+
+
+def delta_net(config: ModelConfig) -> Tensors:
+    """Yield what all Gated DeltaNets have besides their projections inwards."""
+    heads, keys, values = _delta_net_widths(config)
+    yield (
+        "linear_attn.conv1d.weight",
+        (2 * keys + values, 1, config.values["linear_conv_kernel_dim"]),
+    )
+    yield "linear_attn.dt_bias", (heads,)
+    yield "linear_attn.A_log", (heads,)
+    yield "linear_attn.norm.weight", (config.values["linear_value_head_dim"],)
+    yield from linear("linear_attn.out_proj", config.hidden_size, values)
+
+
+def _is_mixture(config: ModelConfig, layer: int) -> bool:
+    is_dense = layer in config.values["mlp_only_layers"]
+    return not is_dense and (layer + 1) % config.values["decoder_sparse_step"] == 0
+
+
+def _delta_net_widths(config: ModelConfig) -> tuple[int, int, int]:
+    """Return the heads of values, and the widths of all heads of keys and of values."""
+    values = config.values
+    heads = values["linear_num_value_heads"]
+    keys = values["linear_num_key_heads"] * values["linear_key_head_dim"]
+    return heads, keys, heads * values["linear_value_head_dim"]
 
 
 def swiglu(name: str, hidden: int, width: int) -> Tensors:
@@ -118,6 +214,42 @@ _MOE = {
     "decoder_sparse_step": positive(1),
     "mlp_only_layers": layer_numbers(),
 }
+_SHARED = {"shared_expert_intermediate_size": positive()}
+_QWEN2_MOE = {name: row for name, row in (_MOE | _SHARED).items() if name != "attention_bias"}
+_HYBRID_ROWS = {
+    "head_dim": positive(256),
+    "linear_conv_kernel_dim": positive(4),
+    "linear_key_head_dim": positive(128),
+    "linear_value_head_dim": positive(128),
+    "linear_num_key_heads": positive(16),
+    "linear_num_value_heads": positive(32),
+}
+# A hybrid's head is rotated in part, which rope_parameters say.
+_HYBRID = {
+    name: row for name, row in (_QWEN3 | _HYBRID_ROWS).items() if name != "partial_rotary_factor"
+}
+_NEXT = (
+    _HYBRID
+    | {name: row for name, row in (_MOE | _SHARED).items() if name not in _QWEN3}
+    | {"norm_topk_prob": flag(True)}
+)
+_NOT_QWEN3_5_MOE = ("intermediate_size", "norm_topk_prob", "decoder_sparse_step", "mlp_only_layers")
+_QWEN3_5_MOE = {name: row for name, row in _NEXT.items() if name not in _NOT_QWEN3_5_MOE}
+_HYBRID_TYPES = (FULL_ATTENTION, LINEAR_ATTENTION)
+_SEEING = ("model.language_model.", "language_model.", "model.", "")
+
+
+def _qwen3_5(model_type: str) -> Architecture:
+    text = "qwen3_5_text"
+    return Architecture(model_type, _HYBRID, hybrid, mlp, _HYBRID_TYPES, _SEEING, text)
+
+
+def _qwen3_5_moe(model_type: str) -> Architecture:
+    text = "qwen3_5_moe_text"
+    return Architecture(
+        model_type, _QWEN3_5_MOE, hybrid, experts_and_shared, _HYBRID_TYPES, _SEEING, text
+    )
+
 
 ARCHITECTURES: Mapping[str, Architecture] = {
     "Qwen2ForCausalLM": Architecture("qwen2", FIELDS, attention_with_bias, mlp),
@@ -125,6 +257,16 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "Qwen3MoeForCausalLM": Architecture(
         "qwen3_moe", _MOE, attention_with_head_norms, experts_or_mlp
     ),
+    "Qwen2MoeForCausalLM": Architecture(
+        "qwen2_moe", _QWEN2_MOE, attention_with_bias, experts_and_shared_or_mlp
+    ),
+    "Qwen3NextForCausalLM": Architecture(
+        "qwen3_next", _NEXT, interleaved_hybrid, experts_and_shared_or_mlp, _HYBRID_TYPES
+    ),
+    "Qwen3_5ForCausalLM": _qwen3_5("qwen3_5_text"),
+    "Qwen3_5ForConditionalGeneration": _qwen3_5("qwen3_5"),
+    "Qwen3_5MoeForCausalLM": _qwen3_5_moe("qwen3_5_moe_text"),
+    "Qwen3_5MoeForConditionalGeneration": _qwen3_5_moe("qwen3_5_moe"),
 }
 
 # What people know the others by; `model_type` is all that is the same in every copy.
@@ -132,12 +274,8 @@ _OTHERS = {
     "qwen2_5_omni": "Qwen2.5-Omni",
     "qwen2_5_vl": "Qwen2.5-VL",
     "qwen2_audio": "Qwen2-Audio",
-    "qwen2_moe": "Qwen1.5-MoE or Qwen2-57B-A14B",
     "qwen2_vl": "Qwen2-VL",
-    "qwen3_5": "Qwen3.5, 3.6 or 3.8",
-    "qwen3_5_moe": "Qwen3.5, 3.6 or 3.8 with experts",
     "qwen3_asr": "Qwen3-ASR",
-    "qwen3_next": "Qwen3-Next",
     "qwen3_omni_moe": "Qwen3-Omni",
     "qwen3_tts": "Qwen3-TTS",
     "qwen3_vl": "Qwen3-VL",

@@ -73,6 +73,11 @@ class Checkpoint:
     def architecture(self) -> str:
         return architecture_name(self.raw_config)
 
+    @property
+    def text_model_type(self) -> str:
+        """The name of the text model alone, in transformers."""
+        return self._architecture.text_model_type or self._architecture.model_type
+
     @cached_property
     def config(self) -> ModelConfig:
         return self._architecture.read_config(self.raw_config, self.config_file)

@@ -13,7 +13,9 @@ from typing import Any
 from workers.checkpoint.rope import RopeParameters
 from workers.errors import ModelError
 
-FULL_ATTENTION = "full_attention"
+FULL_ATTENTION, LINEAR_ATTENTION = "full_attention", "linear_attention"
+# Of a hybrid's head, what is rotated where nothing is said.
+_HYBRID_ROTARY_FACTOR = 0.25
 
 _PUBLISHED = "take the file of the published model"
 _REQUIRED = object()
@@ -112,13 +114,15 @@ class ModelConfig:
             values["head_dim"] = values["hidden_size"] // heads
         if values["num_key_value_heads"] is None:
             values["num_key_value_heads"] = heads
-        types = _layer_types(raw, values["num_hidden_layers"], file)
+        is_hybrid = LINEAR_ATTENTION in layer_types
+        types = _layer_types(raw, values["num_hidden_layers"], file, is_hybrid=is_hybrid)
         if not set(types) <= set(layer_types):
             raise ModelError(
                 f"{file}: use_sliding_window is not supported, only full attention is; choose a"
                 " model without it"
             )
-        rope = RopeParameters.read(raw, values["max_position_embeddings"], file)
+        part = _HYBRID_ROTARY_FACTOR if is_hybrid else 1.0
+        rope = RopeParameters.read(raw, values["max_position_embeddings"], file, part)
         config = cls(values, rope, types)
         config._refuse_inconsistent(file)
         return config
@@ -133,11 +137,18 @@ class ModelConfig:
 
     @property
     def intermediate_size(self) -> int:
-        return int(self.values["intermediate_size"])
+        """Return the width of an MLP, of an expert's where a model has no other."""
+        values = self.values
+        return int(values.get("intermediate_size") or values["moe_intermediate_size"])
 
     @property
     def num_hidden_layers(self) -> int:
         return int(self.values["num_hidden_layers"])
+
+    @property
+    def num_attention_layers(self) -> int:
+        """Return how many layers keep keys and values."""
+        return self.layer_types.count(FULL_ATTENTION)
 
     @property
     def num_attention_heads(self) -> int:
@@ -185,12 +196,16 @@ def flatten(raw: Mapping[str, Any], file: Path) -> dict[str, Any]:
     elif not isinstance(inner, dict):
         raise ModelError(f"{file}: text_config is {inner!r}, not an object; {_PUBLISHED}")
     flat = {**raw, **{name: value for name, value in inner.items() if value is not None}}
+    # Published in either place.
+    flat["tie_word_embeddings"] = raw.get("tie_word_embeddings") or flat.get("tie_word_embeddings")
     # Saved under either name.
     flat.setdefault("num_experts", flat.get("num_local_experts"))
     return flat
 
 
-def _layer_types(raw: Mapping[str, Any], num_layers: int, file: Path) -> tuple[str, ...]:
+def _layer_types(
+    raw: Mapping[str, Any], num_layers: int, file: Path, *, is_hybrid: bool
+) -> tuple[str, ...]:
     """Return what each layer attends to, by the rules of transformers' configurations."""
     if per_layer := raw.get("per_layer_config"):
         raise ModelError(
@@ -205,6 +220,13 @@ def _layer_types(raw: Mapping[str, Any], num_layers: int, file: Path) -> tuple[s
                 f" {_PUBLISHED}"
             )
         return tuple(map(str, types))
+    if is_hybrid:
+        every = positive(4).read(
+            "full_attention_interval", raw.get("full_attention_interval"), file
+        )
+        return tuple(
+            LINEAR_ATTENTION if (i + 1) % every else FULL_ATTENTION for i in range(num_layers)
+        )
     first = raw.get("max_window_layers", 28)
     if not raw.get("use_sliding_window") or raw.get("sliding_window", 4096) is None:
         first = num_layers

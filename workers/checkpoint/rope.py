@@ -37,8 +37,13 @@ class RopeParameters:
     original_length: int
 
     @classmethod
-    def read(cls, raw: Mapping[str, Any], num_positions: int, file: Path) -> "RopeParameters":
-        """Return what config.json says; raise ModelError if it would be computed wrongly."""
+    def read(
+        cls, raw: Mapping[str, Any], num_positions: int, file: Path, part: float = 1.0
+    ) -> "RopeParameters":
+        """Return what config.json says; raise ModelError if it would be computed wrongly.
+
+        `part` of a head is rotated if it says nothing; where that is all, it may say nothing else.
+        """
         name = "rope_scaling" if raw.get("rope_scaling") else "rope_parameters"
         said = _RopeFields(file, name, raw.get(name) or {})
         kind = said.kind()
@@ -63,7 +68,10 @@ class RopeParameters:
             _fold_attn_factor(values)
             if said.fields.get("truncate") is not None:
                 values["truncate"] = bool(said.fields["truncate"])
-        said.refuse_partial(raw)
+        if part == 1.0:
+            said.refuse_partial(raw)
+        else:
+            values["partial_rotary_factor"] = said.part(raw, part)
         return cls(values, original)
 
     def context_length(self, num_positions: int) -> int:
@@ -134,6 +142,13 @@ class _RopeFields:
         part = self.fields.get("partial_rotary_factor", raw.get("partial_rotary_factor"))
         if part not in (None, 1, 1.0):
             raise self.wrong("partial_rotary_factor", part, "1, all that is supported")
+
+    def part(self, raw: Mapping[str, Any], default: float) -> float:
+        part = self.fields.get("partial_rotary_factor", raw.get("partial_rotary_factor"))
+        part = default if part is None else part
+        if not _is_positive(part) or part > 1:
+            raise self.wrong("partial_rotary_factor", part, "a number up to 1")
+        return float(part)
 
     def wrong(self, field: str, value: object, expected: str) -> ModelError:
         return ModelError(

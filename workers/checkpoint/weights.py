@@ -27,6 +27,7 @@ _LEFT_OUT = re.compile(
     r"^(mtp|(model\.)?(visual|vision_tower|vision_model|audio_tower))\.|\.rotary_emb\.inv_freq$"
 )
 _LORA = re.compile(r"\b(lora_[AB]|lora_embedding_[AB]|lora_magnitude_vector|base_layer)\b")
+_FUSED_EXPERTS = ".experts.gate_up_proj"
 _PACKED_PARTS = ("qweight", "weight_packed", "weight_scale", "weight_scale_inv")
 
 Stored = dict[str, StoredTensor]
@@ -98,7 +99,8 @@ def read_weights(
     tensors: Stored = {}
     shapes: dict[str, Shape] = {}
     packed: list[str] = []
-    for name, shape in architecture.shapes(config):
+    has_fused_experts = any(name.endswith(_FUSED_EXPERTS) for name in stored)
+    for name, shape in architecture.shapes(config, has_fused_experts=has_fused_experts):
         module = name.removesuffix(".weight")
         if packing is not None and f"{module}.{packing.marker}" in stored:
             tensors.update(_take_parts(module, shape, packing, stored))

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from workers.engine.sequence import Sequence
 from workers.engine.sequence_group import SequenceGroup
+from workers.model.layout.state_plan import SlotCopy
 
 
 class Row(NamedTuple):
@@ -41,10 +42,13 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True)
 class Batch:
-    """The rows of one step, and the requests that run for the first time in it."""
+    """The rows of one step, the requests that run for the first time in it, and what state slots
+    are to be before it.
+    """
 
     rows: tuple[Row, ...]
     started: tuple[SequenceGroup, ...]
+    copies: tuple[SlotCopy, ...] = ()
 
     @property
     def num_tokens(self) -> int:

@@ -5,10 +5,15 @@ Knows block ids and the tokens of full blocks. Refuses to know tensors, scheduli
 The prefix cache is one exact dict, (uid of the parent's content, the block's tokens, salt) → block:
 equality is decided by the tokens themselves, never by a hash alone. A uid names content, not a
 place, so a reused place never aliases. Block 0 is trash, where padding is read and written.
+
+Of a hybrid model, known blocks are of use up to the last one behind which the state is known too;
+StateManager is then told of every table that begins, grows and goes, and of every block that does.
 """
 
 from collections import OrderedDict
 from dataclasses import dataclass, field
+
+from workers.engine.state_manager import StateManager, StateTable
 
 TRASH = 0
 _ROOT_UID = 0
@@ -30,23 +35,32 @@ class Block:
 class BlockTable:
     """All that one sequence holds on the device.
 
-    A hybrid model's state slot would stand beside `ids`. The first `num_known` blocks are full and
-    offered to others; `last_uid` names their content.
+    The first blocks are full and offered to others: as many as `uids`, which name their content.
+    `state` is a hybrid model's.
     """
 
     ids: list[int] = field(default_factory=list)
-    num_known: int = 0
-    last_uid: int = _ROOT_UID
+    uids: list[int] = field(default_factory=list)
+    state: StateTable | None = None
+
+    @property
+    def last_uid(self) -> int:
+        return self.uids[-1] if self.uids else _ROOT_UID
 
 
 class BlockManager:
     """The owner of all blocks."""
 
     def __init__(
-        self, num_blocks: int, block_size: int, enable_prefix_caching: bool = True
+        self,
+        num_blocks: int,
+        block_size: int,
+        enable_prefix_caching: bool = True,
+        states: StateManager | None = None,
     ) -> None:
         assert num_blocks > 1 and block_size > 0
         self.block_size = block_size
+        self.states = states
         self._enabled = enable_prefix_caching
         self._blocks = [Block(id) for id in range(num_blocks)]
         self._blank = list(range(num_blocks - 1, TRASH, -1))
@@ -83,12 +97,14 @@ class BlockManager:
                 break
             self._use(block)
             table.ids.append(block.id)
-            table.last_uid = block.uid
-        table.num_known = len(table.ids)
+            table.uids.append(block.uid)
+        if self.states is not None:
+            table.state = StateTable(branch=len(table.ids) * size)
+            self._cut(table, self.states.covered(table.uids))
         return table
 
     def extend(self, table: BlockTable, num_tokens: int) -> bool:
-        """Give a table room for `num_tokens`; return False, unchanged, if there are too few."""
+        """Give a table room for `num_tokens`; return False, unchanged, if blocks are too few."""
         missing = self.blocks_for(num_tokens) - len(table.ids)
         if missing > self.num_free:
             return False
@@ -96,6 +112,8 @@ class BlockManager:
             block = self._blocks[self._take()]
             block.num_users = 1
             table.ids.append(block.id)
+        if self.states is not None and table.state is not None:
+            self.states.begin(table.state, table.uids)
         return True
 
     def publish(
@@ -106,7 +124,7 @@ class BlockManager:
         if not self._enabled:
             return
         size = self.block_size
-        for index in range(table.num_known, num_computed // size):
+        for index in range(len(table.uids), num_computed // size):
             tokens = tuple(token_ids[index * size : (index + 1) * size])
             key = (table.last_uid, tokens, salt)
             known = self._known.get(key)
@@ -114,32 +132,33 @@ class BlockManager:
                 known = self._blocks[table.ids[index]]
                 self._name(known, key)
             # A twin computed at the same time stays unnamed and continues the known chain.
-            table.last_uid = known.uid
-            table.num_known = index + 1
+            table.uids.append(known.uid)
+        if self.states is not None and table.state is not None:
+            self.states.publish(table.state, table.uids)
+
+    def plan_snapshots(self, table: BlockTable, start: int, stop: int, num_known: int) -> None:
+        """Keep copies of the states behind some of the tokens `start:stop` of a step."""
+        if self.states is not None and table.state is not None and self._enabled:
+            self.states.plan_snapshots(table.state, start, stop, num_known)
 
     def forget(self, table: BlockTable) -> None:
         """Offer a table's blocks to nobody any more; whoever has them keeps them."""
         for block in (self._blocks[id] for id in table.ids):
             if block.key is not None:
-                del self._known[block.key]
-                block.key = None
+                self._unname(block)
+        if self.states is not None:
+            for uid in table.uids:  # a twin's block may have one too
+                self.states.forget(uid)
 
     def free(self, table: BlockTable, *, is_clean: bool = True) -> None:
         """Give up a table's blocks, tail first, so that prefixes survive longest.
 
         If not known to be clean, what no longer has a user or a name has to be cleared.
         """
-        for id in reversed(table.ids):
-            block = self._blocks[id]
-            block.num_users -= 1
-            if block.num_users == 0:
-                if block.key is None:
-                    self._blank.append(id)
-                    self._unclean += () if is_clean else (id,)
-                else:
-                    self._reusable[id] = None
-        table.ids.clear()
-        table.num_known, table.last_uid = 0, _ROOT_UID
+        self._cut(table, 0, is_clean=is_clean)
+        if self.states is not None and table.state is not None:
+            self.states.free(table.state)
+            table.state = None
 
     def take_unclean(self) -> list[int]:
         """Return the blocks to be cleared before anything is written to them, each once."""
@@ -162,6 +181,22 @@ class BlockManager:
             assert (block.id in self._reusable) == (block.num_users == 0 and block.key is not None)
             assert block.key is None or self._known[block.key] is block
         assert len(self._known) == sum(block.key is not None for block in self._blocks)
+        if self.states is not None:
+            states = [table.state for table in tables if table.state is not None]
+            self.states.check_integrity(states, {block.uid for block in self._known.values()})
+
+    def _cut(self, table: BlockTable, num_blocks: int, *, is_clean: bool = True) -> None:
+        """Give up a table's blocks behind the first `num_blocks`."""
+        for id in reversed(table.ids[num_blocks:]):
+            block = self._blocks[id]
+            block.num_users -= 1
+            if block.num_users == 0:
+                if block.key is None:
+                    self._blank.append(id)
+                    self._unclean += () if is_clean else (id,)
+                else:
+                    self._reusable[id] = None
+        del table.ids[num_blocks:], table.uids[num_blocks:]
 
     def _use(self, block: Block) -> None:
         if block.num_users == 0:
@@ -174,10 +209,15 @@ class BlockManager:
             return self._blank.pop()
         id, _ = self._reusable.popitem(last=False)
         block = self._blocks[id]
+        self._unname(block)
+        return id
+
+    def _unname(self, block: Block) -> None:
         assert block.key is not None
         del self._known[block.key]
         block.key = None
-        return id
+        if self.states is not None:
+            self.states.forget(block.uid)
 
     def _name(self, block: Block, key: Key) -> None:
         block.key = key

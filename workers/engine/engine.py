@@ -19,6 +19,7 @@ from workers.engine.scheduler import Scheduler
 from workers.engine.sequence import Sequence
 from workers.engine.sequence_group import SequenceGroup
 from workers.engine.start import start
+from workers.engine.state_manager import StateManager
 from workers.engine_core import Key, StepOutput
 from workers.grammar.compiled_grammar import CompiledGrammar
 from workers.model.loader import Progress
@@ -36,12 +37,17 @@ class Engine:
     ) -> None:
         self.card, self._runner = start(config, progress)
         card = self.card
-        self._blocks = BlockManager(card.num_blocks, card.block_size, config.enable_prefix_caching)
+        states = None
+        if card.num_state_slots:
+            states = StateManager(card.num_state_slots, card.max_num_seqs, card.block_size)
+        self._blocks = BlockManager(
+            card.num_blocks, card.block_size, config.enable_prefix_caching, states
+        )
         self._scheduler = Scheduler(
             self._blocks,
             card.max_num_seqs,
             card.max_num_batched_tokens,
-            config.num_speculative_tokens,
+            _num_drafts(config, is_hybrid=states is not None),
         )
         self._overlaps = overlaps(config.async_scheduling, card.device)
         # The step whose samples are not known yet, where steps overlap.
@@ -213,6 +219,18 @@ class Engine:
         if is_last and sequence.is_finished and (group := self._groups[key]).is_finished:
             del self._groups[key]
             output.finished.append((key, group.finished()))
+
+
+def _num_drafts(config: EngineConfig, *, is_hybrid: bool) -> int:
+    """Return how many tokens to draft at once: none where a state could not go back from them."""
+    asked = config.num_speculative_tokens
+    if asked and is_hybrid:
+        log.warning(
+            "num_speculative_tokens = %d is ignored: the states of a hybrid model cannot go back"
+            " from a wrong draft",
+            asked,
+        )
+    return 0 if is_hybrid else asked
 
 
 def overlaps(asked: str, device: str) -> bool:

@@ -1,4 +1,4 @@
-"""Logits processors: bias, minimum length, penalties.
+"""Logits processors: bias, minimum length, penalties, tokens allowed and forbidden.
 
 Each collects the cells it changes over the whole batch and applies them at once, so that its cost
 is a few tensors per step and nothing for rows that do not use it.
@@ -13,6 +13,10 @@ from torch import Tensor
 from workers.engine.sampling_rows import Array, SamplingRow
 from workers.model.layout.device_copy import to_device
 
+# Added to a forbidden token's logit: less than any other's, and still a number. Where a grammar, or
+# the rest of the request, leaves no other token, the forbidden one is chosen rather than nonsense.
+FORBIDDEN = -1e6
+
 
 def process(logits: Tensor, rows: Sequence[SamplingRow]) -> None:
     """Apply all processors to float32 logits `[rows, vocabulary]` in place."""
@@ -22,6 +26,8 @@ def process(logits: Tensor, rows: Sequence[SamplingRow]) -> None:
         _forbid_stops(logits, touched)
         _penalize_repetition(logits, touched)
         _penalize_output(logits, touched)
+        _keep_allowed(logits, touched)
+        _forbid_bad_words(logits, touched)
 
 
 class _Cells:
@@ -104,3 +110,28 @@ def _penalize_output(logits: Tensor, touched: Touched) -> None:
     if found := cells.tensors(logits):
         where, penalty = found
         logits[where] -= penalty
+
+
+def _keep_allowed(logits: Tensor, touched: Touched) -> None:
+    """Forbid all tokens but those that a row allows, if it names any."""
+    cells = _Cells()
+    rows = [index for index, row in touched if row.params.allowed_token_ids]
+    for index, row in touched:
+        allowed = _array(row.params.allowed_token_ids, np.int64)
+        cells.add(index, allowed, np.zeros(len(allowed)))
+    if found := cells.tensors(logits):
+        where, _ = found
+        kept = logits[where]
+        logits[to_device(torch.tensor(rows), logits.device)] += FORBIDDEN
+        logits[where] = kept
+
+
+def _forbid_bad_words(logits: Tensor, touched: Touched) -> None:
+    cells = _Cells()
+    for index, row in touched:
+        if row.params.bad_words:
+            bad = _array(row.bad_tokens, np.int64)
+            cells.add(index, bad, np.full(len(bad), FORBIDDEN))
+    if found := cells.tensors(logits):
+        where, forbidden = found
+        logits[where] += forbidden

@@ -18,6 +18,7 @@ from workers.engine.block_manager import TRASH
 from workers.engine.sampler import Sample, TokenChoice, choose
 from workers.engine.sampling_rows import SamplingRow
 from workers.engine.sequence import Sequence
+from workers.engine.state_layout import plan_states
 from workers.engine.token_masks import TokenMasks
 from workers.model.attention.attention import AttentionPlan, DecodeGroup, PrefillSpan
 from workers.model.decoder import Decoder
@@ -94,15 +95,18 @@ class ModelRunner:
     def launch(self, batch: Batch, previous: RunningStep | None = None) -> RunningStep:
         """Begin a step; `previous`, if still under way, samples what some rows begin with."""
         forward = self._forward_by_kernels if self._for_kernels else self._forward_by_torch
-        rows, logits = forward(list(batch.rows), previous)
+        rows, logits = forward(batch, previous)
         sampling = [_sampling_row(row, index) for row in rows for index in range(row.num_samples)]
         if not sampling:
             return RunningStep(rows, None)
         masks = self._masks.of(rows, logits)  # while a GPU computes these
         return RunningStep(rows, choose(logits, sampling, masks, by_kernels=self._for_kernels))
 
-    def _forward_by_kernels(self, rows: Rows, previous: RunningStep | None) -> tuple[Rows, Tensor]:
+    def _forward_by_kernels(
+        self, batch: Batch, previous: RunningStep | None
+    ) -> tuple[Rows, Tensor]:
         """Compute by kernels; return the rows in the order of their logits, and these."""
+        rows = list(batch.rows)
         flat = flatten_rows(rows, self._block_size, self._decoder.device)
         _fill_awaited(flat.token_ids, rows, previous)
         logits = self._graphs.forward(flat) if self._graphs else None
@@ -110,13 +114,13 @@ class ModelRunner:
             logits = self._decoder.forward_flat(flat, flat.last_tokens)
         return rows, logits
 
-    def _forward_by_torch(self, rows: Rows, previous: RunningStep | None) -> tuple[Rows, Tensor]:
+    def _forward_by_torch(self, batch: Batch, previous: RunningStep | None) -> tuple[Rows, Tensor]:
         """Compute by torch; return the rows in the order of their logits, and these."""
         # Then there are no groups, only spans.
         is_batch_invariant = self._decoder.is_batch_invariant
-        decodes = [row for row in rows if row.num_tokens == 1 and not is_batch_invariant]
+        decodes = [row for row in batch.rows if row.num_tokens == 1 and not is_batch_invariant]
         decodes.sort(key=lambda row: row.start)
-        prefills = [row for row in rows if row.num_tokens > 1 or is_batch_invariant]
+        prefills = [row for row in batch.rows if row.num_tokens > 1 or is_batch_invariant]
         rows = decodes + prefills
         token_ids, positions, slots = map(self._tensor, self._flatten(rows))
         _fill_awaited(token_ids, rows, previous)
@@ -126,8 +130,11 @@ class ModelRunner:
             prefills=tuple(self._prefill_spans(prefills, len(decodes))),
             is_batch_invariant=is_batch_invariant,
         )
+        states = None
+        if self._decoder.slot_bytes:
+            states = plan_states(decodes, prefills, batch.copies, self._decoder.device)
         last_tokens = self._tensor(sampled_tokens(rows))
-        return rows, self._decoder.forward(token_ids, positions, plan, last_tokens)
+        return rows, self._decoder.forward(token_ids, positions, plan, last_tokens, states)
 
     def _flatten(self, rows: Rows) -> tuple[list[int], list[int], list[int]]:
         """Return the flat batch's token ids, positions and slots."""
@@ -229,4 +236,5 @@ def _sampling_row(row: Row, index: int) -> SamplingRow:
         prompt_set=request.prompt_set,
         output_counts=row.sequence.output_counts or {},
         is_masked=row.sequence.grammar is not None,
+        last_output=row.sequence.last_output,
     )

@@ -46,6 +46,10 @@ class Request:
         return np.unique(self.prompt_ids) if self.params.repetition_penalty != 1.0 else NO_TOKENS
 
     @cached_property
+    def longest_bad_word(self) -> int:
+        return max(map(len, self.params.bad_words), default=0)
+
+    @cached_property
     def is_resumed(self) -> bool:
         """Whether it goes on with an answer that an engine before this one had begun."""
         return any(self.generate.resume)

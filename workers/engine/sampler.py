@@ -1,8 +1,9 @@
 """Sample one token per row from its logits, greedy or seeded, with log-probabilities.
 
 The order is fixed: raw logprobs → logit_bias → min_tokens → repetition → presence and frequency →
-temperature → min_p → top_k → top_p → Gumbel noise. A row's result depends only on its own logits
-and parameters. Refuses to know sequences, schedules and when a generation ends.
+allowed tokens → bad words → temperature → min_p → top_k → top_p → Gumbel noise. A row's result
+depends only on its own logits and parameters. Refuses to know sequences, schedules and when a
+generation ends.
 
     sampling_rows        what is asked of each row, on the host and on the device
     logits_processors    all before the temperature

@@ -23,7 +23,8 @@ class SamplingRow:
     """What the sampler knows of one row. `position` is the absolute index of the token to be drawn.
 
     `prompt_set` holds the prompt's distinct tokens as int64, `output_counts` how often each was
-    generated; both stay empty for rows without penalties. A masked row's mask has a say about stops
+    generated; both stay empty for rows without penalties. `last_output` is the output's end, as far
+    as bad words look back. A masked row's mask has a say about stops
     already: see workers.grammar.masks.
     """
 
@@ -35,6 +36,7 @@ class SamplingRow:
     prompt_set: Array = field(default_factory=lambda: NO_TOKENS)
     output_counts: dict[int, int] = field(default_factory=dict)
     is_masked: bool = False
+    last_output: tuple[int, ...] = ()
 
     @property
     def is_greedy(self) -> bool:
@@ -54,7 +56,14 @@ class SamplingRow:
     def is_processed(self) -> bool:
         """Whether any processor changes this row."""
         params = self.params
-        return bool(params.logit_bias) or self.forbids_stops or params.is_penalized
+        chooses = params.logit_bias or params.allowed_token_ids or params.bad_words
+        return bool(chooses) or self.forbids_stops or params.is_penalized
+
+    @property
+    def bad_tokens(self) -> set[int]:
+        """The tokens that would complete a bad word."""
+        words = self.params.bad_words
+        return {word[-1] for word in words if _ends_with(self.last_output, word[:-1])}
 
 
 class SamplingTensors(NamedTuple):
@@ -88,3 +97,7 @@ class SamplingTensors(NamedTuple):
     def at(self, rows: Tensor) -> "SamplingTensors":
         """Return those of some rows."""
         return SamplingTensors(*(part[rows] for part in self))
+
+
+def _ends_with(tokens: tuple[int, ...], end: tuple[int, ...]) -> bool:
+    return not end or tokens[-len(end) :] == end

@@ -22,6 +22,8 @@ from workers.engine.block_manager import BlockManager, BlockTable
 from workers.engine.ngram import NgramDrafter
 from workers.engine.sequence import Sequence, SequenceStatus
 from workers.engine.sequence_group import SequenceGroup
+from workers.engine.state_manager import CHUNK
+from workers.engine.step_plan import StepPlan
 from workers.engine.waiting_queue import WaitingQueue, by_order
 from workers.engine_core import Key
 from workers.fairness import TenantCounters
@@ -33,6 +35,9 @@ _WATERMARK = 0.01
 MAX_SPECULATING_ROWS = 8
 # Of the tokens a grammar forces, as many go through the model in one row.
 MAX_FORCED_TOKENS = 8
+
+# How many requests that have started or ended may be kept until their deadlines pass.
+_SPARE_DEADLINES = 64
 
 
 class Scheduler:
@@ -82,6 +87,9 @@ class Scheduler:
         self._tenants.enter(generate.tenant)
         deadline = now + generate.queue_timeout
         heapq.heappush(self._deadlines, (deadline, group.request.arrival, group))
+        if len(self._deadlines) > 2 * len(self._groups) + _SPARE_DEADLINES:
+            self._deadlines = [it for it in self._deadlines if _can_expire(it[2])]
+            heapq.heapify(self._deadlines)
         assert group.leader is not None
         self._waiting.add(group.leader)
 
@@ -90,7 +98,7 @@ class Scheduler:
         expired = []
         while self._deadlines:
             deadline, _, group = self._deadlines[0]
-            is_waiting = not (group.has_started or group.is_finished)
+            is_waiting = _can_expire(group)
             if is_waiting and deadline > now:
                 break
             heapq.heappop(self._deadlines)
@@ -121,7 +129,7 @@ class Scheduler:
 
     def schedule(self) -> Batch:
         """Choose the rows of the next step, give them their blocks and count them as computed."""
-        plan = _Plan(self._budget)
+        blocks, plan = self._blocks, StepPlan(self._budget)
         before = self.num_preemptions
         may_guess = self.speculates  # else a step may be under way, and sequences not known whole
         self._continue_running(plan)
@@ -131,9 +139,12 @@ class Scheduler:
             self._row(sequence, count, plan, may_guess) for sequence, count in plan.rows.items()
         )
         for row in rows:
-            row.sequence.num_computed += row.num_tokens
-            row.sequence.num_awaited += row.num_samples > 0
-        return Batch(rows, tuple(started))
+            sequence = row.sequence
+            blocks.plan_snapshots(sequence.table, row.start, row.stop, len(sequence.token_ids))
+            sequence.num_computed += row.num_tokens
+            sequence.num_awaited += row.num_samples > 0
+        copies = blocks.states.take_copies() if blocks.states is not None else ()
+        return Batch(rows, tuple(started), copies)
 
     def update(self, row: Row, sampled: Collection[int]) -> int:
         """Take what a row's step sampled, and return how many of these tokens now follow.
@@ -190,13 +201,13 @@ class Scheduler:
         assert +self._num_started == Counter(group.request.generate.group for group in started)
         assert all(not s.table.ids for s in sequences if s.status is not SequenceStatus.RUNNING)
 
-    def _continue_running(self, plan: "_Plan") -> None:
+    def _continue_running(self, plan: StepPlan) -> None:
         """Plan rows that run already: decodes first, so that a long prompt never stalls them."""
         ready = [sequence for sequence in self._running if not sequence.is_blocked]
         decodes = [sequence for sequence in ready if sequence.num_uncomputed == 1]
         prefills = [sequence for sequence in ready if sequence.num_uncomputed > 1]
         for sequence in decodes + prefills:
-            num_tokens = min(sequence.num_uncomputed, plan.num_left)
+            num_tokens = self._chunk(sequence, plan)
             if num_tokens == 0:
                 break
             if sequence.status is SequenceStatus.RUNNING and self._make_room(
@@ -204,7 +215,17 @@ class Scheduler:
             ):
                 plan.add(sequence, num_tokens)
 
-    def _row(self, sequence: Sequence, num_tokens: int, plan: "_Plan", may_guess: bool) -> Row:
+    def _chunk(self, sequence: Sequence, plan: StepPlan) -> int:
+        """Return how many tokens of a sequence to compute. A hybrid's prompt is cut at multiples of
+        CHUNK, as long as the budget reaches one.
+        """
+        start, num_tokens = sequence.num_computed, min(sequence.num_uncomputed, plan.num_left)
+        if self._blocks.states is None or num_tokens == sequence.num_uncomputed:
+            return num_tokens
+        end = (start + num_tokens) // CHUNK * CHUNK
+        return end - start if end > start else num_tokens
+
+    def _row(self, sequence: Sequence, num_tokens: int, plan: StepPlan, may_guess: bool) -> Row:
         start = sequence.num_computed
         if num_tokens < sequence.num_uncomputed:
             return Row(sequence, start, num_tokens, num_samples=0)
@@ -212,14 +233,15 @@ class Scheduler:
         return Row(sequence, start, num_tokens + len(drafts), 1 + len(drafts), drafts, is_forced)
 
     def _draft(
-        self, sequence: Sequence, plan: "_Plan", may_guess: bool
+        self, sequence: Sequence, plan: StepPlan, may_guess: bool
     ) -> tuple[tuple[int, ...], bool]:
         """Return drafts that find room in the budget, the cache and the sequence's length, and
         whether they are forced by a grammar rather than guessed.
         """
         num_tokens = len(sequence.token_ids)
         room = min(plan.num_left, sequence.request.max_len - num_tokens - 1)
-        if room <= 0 or sequence.num_awaited or sequence.request.params.is_penalized:
+        is_bound = sequence.num_awaited or sequence.request.params.is_penalized
+        if room <= 0 or is_bound or self._blocks.states is not None:  # states are not taken back
             return (), False
         grammar = sequence.grammar
         forced = grammar.forced(min(room, MAX_FORCED_TOKENS)) if grammar is not None else ()
@@ -237,7 +259,7 @@ class Scheduler:
         drafts = sequence.drafter.propose(sequence.token_ids, limit)
         return drafts if sequence.grammar is None else sequence.grammar.allowed(drafts)
 
-    def _make_room(self, sequence: Sequence, num_tokens: int, plan: "_Plan") -> bool:
+    def _make_room(self, sequence: Sequence, num_tokens: int, plan: StepPlan) -> bool:
         """Extend a table, preempting from the end; return False if that hit the sequence itself."""
         while not self._blocks.extend(sequence.table, sequence.num_computed + num_tokens):
             victim = self._running[-1]
@@ -256,7 +278,7 @@ class Scheduler:
         self._waiting.add(sequence)
         self.num_preemptions += 1
 
-    def _admit(self, plan: "_Plan") -> list[SequenceGroup]:
+    def _admit(self, plan: StepPlan) -> list[SequenceGroup]:
         """Let sequences run while rows, budget and blocks last; return what starts."""
         started: list[SequenceGroup] = []
         if plan.num_left == 0 or len(self._running) >= self._max_num_seqs:
@@ -329,13 +351,13 @@ class Scheduler:
         self._num_started[request.generate.group] += 1
         self._num_promised_rows += group.num_unfinished
 
-    def _run(self, sequence: Sequence, table: BlockTable, plan: "_Plan") -> None:
+    def _run(self, sequence: Sequence, table: BlockTable, plan: StepPlan) -> None:
         self._waiting.remove(sequence)
         sequence.table = table
         sequence.num_computed = len(table.ids) * self._blocks.block_size
         sequence.status = SequenceStatus.RUNNING
         insort(self._running, sequence, key=by_order)
-        num_tokens = min(sequence.num_uncomputed, plan.num_left)
+        num_tokens = self._chunk(sequence, plan)
         has_room = self._blocks.extend(table, sequence.num_computed + num_tokens)
         assert has_room
         plan.add(sequence, num_tokens)
@@ -371,16 +393,6 @@ class Scheduler:
             self._num_started[generate.group] -= group.has_started
 
 
-class _Plan:
-    """The rows chosen so far and what is left of the budget."""
-
-    def __init__(self, budget: int) -> None:
-        self.num_left = budget
-        self.rows: dict[Sequence, int] = {}
-
-    def add(self, sequence: Sequence, num_tokens: int) -> None:
-        self.rows[sequence] = num_tokens
-        self.num_left -= num_tokens
-
-    def discard(self, sequence: Sequence) -> None:
-        self.num_left += self.rows.pop(sequence, 0)
+def _can_expire(group: SequenceGroup) -> bool:
+    """Whether a request still waits for its turn."""
+    return not (group.has_started or group.is_finished)

@@ -68,6 +68,13 @@ class Sequence:
         return len(self.token_ids) - self.num_prompt_tokens
 
     @property
+    def last_output(self) -> tuple[int, ...]:
+        """The output's end, as far as the request's bad words look back."""
+        longest = self.request.longest_bad_word
+        start = max(self.num_prompt_tokens, len(self.token_ids) - longest + 1)
+        return tuple(self.token_ids[start:]) if longest > 1 else ()
+
+    @property
     def num_uncomputed(self) -> int:
         return len(self.token_ids) + self.num_awaited - self.num_computed
 

@@ -5,6 +5,7 @@ left. Refuses to know requests.
 """
 
 import ctypes
+import logging
 
 import torch
 from torch import Tensor
@@ -30,7 +31,15 @@ from workers.model.capacity import (
 from workers.model.decoder import CacheShape, Decoder
 from workers.model.graphs import Graphs
 from workers.model.layout.paged_plan import PagedPlan
-from workers.model.loader import Progress, choose_device, choose_dtype, load_config, load_weights
+from workers.model.layout.state_plan import SlotCopy, StatePlan, StateSpan
+from workers.model.loader import (
+    Progress,
+    choose_device,
+    choose_dtype,
+    is_hybrid,
+    load_config,
+    load_weights,
+)
 from workers.model.quantization import fp8
 from workers.wire.protocol import ModelCard, SamplingParams
 
@@ -38,6 +47,8 @@ from workers.wire.protocol import ModelCard, SamplingParams
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
 _KEPT_BYTES = 1 << 30
+
+_logger = logging.getLogger(__name__)
 
 
 def start(config: EngineConfig, progress: Progress) -> tuple[ModelCard, ModelRunner]:
@@ -47,7 +58,7 @@ def start(config: EngineConfig, progress: Progress) -> tuple[ModelCard, ModelRun
     checkpoint = Checkpoint.at(config.model)
     checkpoint.check_quantization(config.quantization)
     model_config = load_config(checkpoint)
-    for_kernels = uses_kernels(config.attention_backend, device)
+    for_kernels = _uses_kernels(config, device, is_hybrid=is_hybrid(model_config))
     if config.deterministic and device.type != "cpu" and not for_kernels:
         raise ConfigError(
             f"--deterministic on {device} is computed by kernels: leave --attention-backend out,"
@@ -67,6 +78,25 @@ def start(config: EngineConfig, progress: Progress) -> tuple[ModelCard, ModelRun
     runner = ModelRunner(decoder, _graphs(config, decoder, limits, progress))
     progress("ready", 1.0)
     return _card(checkpoint, dtype, device, limits), runner
+
+
+def _uses_kernels(config: EngineConfig, device: torch.device, *, is_hybrid: bool) -> bool:
+    """Return whether attention is the kernels'; refuse what a hybrid model cannot have yet."""
+    if not is_hybrid:
+        return uses_kernels(config.attention_backend, device)
+    if config.attention_backend == "triton":
+        raise ConfigError("attention_backend = 'triton' is not for hybrid models; leave it out")
+    if config.quantization == "fp8":
+        raise ConfigError("quantization = 'fp8' is not for hybrid models; leave it out")
+    if device.type == "cuda" and config.deterministic:
+        raise ConfigError("--deterministic is for hybrid models on a CPU only; leave it out")
+    if device.type == "cuda":
+        _logger.warning(
+            "a hybrid model on %s is computed by torch, without kernels and CUDA graphs, and so"
+            " slower than it could be",
+            device,
+        )
+    return False
 
 
 def _build(
@@ -93,14 +123,24 @@ def _build(
                 f"the first step failed on {device}: {error!r}; give it less with"
                 " --max-num-batched-tokens, or try --attention-backend torch"
             ) from error
-    block_bytes = shape.token_bytes * block_size_of(config, device) * len(layers)
+    num_layers = decoder.num_attention_layers
+    block_bytes = shape.token_bytes * block_size_of(config, device) * num_layers
     # Every layer has as many blocks, so the fullest device decides.
     free_bytes = min(
         available_bytes(d, config.gpu_memory_utilization) // layers.count(d) for d in set(layers)
     ) * len(layers)
-    limits = resolve_limits(config, longest, device, block_bytes, free_bytes)
+    slot_bytes = decoder.slot_bytes
+    limits = resolve_limits(config, longest, device, block_bytes, free_bytes, slot_bytes)
+    if slot_bytes:
+        _logger.info(
+            "%d state slots of %.1f MiB beside the cache's blocks, for %d running sequences and"
+            " snapshots of prefixes",
+            limits.num_state_slots,
+            slot_bytes / (1 << 20),
+            limits.max_num_seqs,
+        )
     progress("allocating cache", 0.0)
-    decoder.allocate_cache(shape, limits.num_blocks, limits.block_size)
+    decoder.allocate_cache(shape, limits.num_blocks, limits.block_size, limits.num_state_slots)
     return decoder, limits
 
 
@@ -118,12 +158,14 @@ def _graphs(
 
 def _run_worst_step(decoder: Decoder, shape: CacheShape, num_tokens: int, num_rows: int) -> None:
     """Make the allocator take what the largest step needs, so that the cache is sized beside it."""
-    decoder.allocate_cache(shape, 2, 16)
+    decoder.allocate_cache(shape, 2, 16, num_slots=2)
     zeros = torch.zeros(num_tokens, dtype=torch.int64, device=decoder.device)
     rows = zeros[: min(num_rows, num_tokens)]
     positions = torch.arange(num_tokens, device=decoder.device)
     plan = _worst_plan(zeros, shape.for_kernels, decoder.is_batch_invariant)
-    logits = decoder.forward(zeros, positions, plan, rows)
+    span = StateSpan(0, num_tokens, slot=1)
+    states = StatePlan((SlotCopy(None, 1),), None, (), (), (span,))
+    logits = decoder.forward(zeros, positions, plan, rows, states)
     params = SamplingParams(max_tokens=1, temperature=1.0, top_k=1, top_p=0.5, logprobs=1)
     sample(logits, [SamplingRow(params)] * len(rows), by_kernels=shape.for_kernels)
     decoder.allocate_cache(shape, 1, 1)

@@ -1,10 +1,15 @@
-"""Size the KV cache: how many blocks of it fit, and how long a sequence may therefore be.
+"""Size the cache: how many blocks and state slots fit, and how much may therefore run.
 
 Knows memory, of the machine or of its GPUs. Refuses to know what the blocks are used for.
+
+A hybrid model's slots have at most half of the memory, or the part that `state_memory_fraction`
+says: one for every sequence that may run, a few more for snapshots of prefixes, and by itself
+another for every SNAPSHOT_TOKENS that the blocks hold.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -14,6 +19,9 @@ from workers.errors import ConfigError
 CPU_CACHE_FRACTION = 0.25
 CPU_CACHE_BYTES = 4 << 30
 GIB = 1 << 30
+SNAPSHOT_TOKENS = 2048
+_MOST_SPARE_SLOTS = 8
+_MOST_STATES_FRACTION = 0.5
 
 
 @dataclass(frozen=True)
@@ -25,6 +33,18 @@ class CapacityLimits:
     max_num_batched_tokens: int
     block_size: int
     num_blocks: int
+    num_state_slots: int = 0
+
+
+class SlotLimits(NamedTuple):
+    """Slots for `running` sequences, and `spare` ones for snapshots; a trash slot beside them."""
+
+    running: int
+    spare: int
+
+    @property
+    def total(self) -> int:
+        return 1 + self.running + self.spare
 
 
 def block_size_of(config: EngineConfig, device: torch.device) -> int:
@@ -41,9 +61,12 @@ def resolve_limits(
     device: torch.device,
     block_bytes: int,
     free_bytes: int,
+    slot_bytes: int = 0,
 ) -> CapacityLimits:
     """Return the limits for a cache in `free_bytes` of a model whose sequences end at `longest`;
     raise ConfigError if there are none.
+
+    `block_bytes` and `slot_bytes` are those of a block and of a state slot in all layers.
     """
     block_size = block_size_of(config, device)
     if config.max_model_len > longest:
@@ -52,17 +75,27 @@ def resolve_limits(
         )
     max_model_len = config.max_model_len or longest
     budget = token_budget_of(config, device)
-    max_num_seqs = min(config.max_num_seqs, budget)
-    num_blocks = config.num_blocks or _num_blocks(
-        config, device, block_bytes, free_bytes, max_num_seqs * -(-max_model_len // block_size)
-    )
+    memory = _cache_bytes(config, device, free_bytes)
+    slots = SlotLimits(min(config.max_num_seqs, budget), 0)
+    slots_a_token = 0.0
+    if slot_bytes:
+        slots = _resolve_slots(config, slots.running, memory, slot_bytes)
+        slots_a_token = 0.0 if config.state_memory_fraction else 1 / SNAPSHOT_TOKENS
+        memory -= slots.total * slot_bytes
+        block_bytes += int(slots_a_token * block_size * slot_bytes)
+    num_blocks = config.num_blocks or memory // block_bytes
+    if not (config.num_blocks or config.kv_cache_gb):  # one more than useful: block 0 is trash
+        num_blocks = min(num_blocks, slots.running * -(-max_model_len // block_size) + 1)
+    num_slots = slots.total + int(slots_a_token * block_size * num_blocks) if slot_bytes else 0
     held = (num_blocks - 1) * block_size
     if config.max_model_len > held or held <= 0:
         raise ConfigError(
             f"max_model_len = {max_model_len} needs more than the {num_blocks} blocks of"
             f" {block_size} tokens that fit; lower it, or raise num_blocks or kv_cache_gb"
         )
-    return CapacityLimits(min(max_model_len, held), max_num_seqs, budget, block_size, num_blocks)
+    return CapacityLimits(
+        min(max_model_len, held), slots.running, budget, block_size, num_blocks, num_slots
+    )
 
 
 def available_bytes(device: torch.device, gpu_memory_utilization: float) -> int:
@@ -73,17 +106,28 @@ def available_bytes(device: torch.device, gpu_memory_utilization: float) -> int:
     return max(0, int(free - (1 - gpu_memory_utilization) * total))
 
 
-def _num_blocks(
-    config: EngineConfig, device: torch.device, block_bytes: int, free_bytes: int, useful: int
-) -> int:
-    # One more than useful: block 0 is trash.
+def _cache_bytes(config: EngineConfig, device: torch.device, free_bytes: int) -> int:
     if config.kv_cache_gb:
-        return int(config.kv_cache_gb * GIB) // block_bytes
+        return int(config.kv_cache_gb * GIB)
     if device.type == "cpu":
-        return min(
-            int(min(CPU_CACHE_FRACTION * free_bytes, CPU_CACHE_BYTES)) // block_bytes, useful + 1
+        return int(min(CPU_CACHE_FRACTION * free_bytes, CPU_CACHE_BYTES))
+    return free_bytes
+
+
+def _resolve_slots(
+    config: EngineConfig, max_num_seqs: int, memory: int, slot_bytes: int
+) -> SlotLimits:
+    share = config.state_memory_fraction or _MOST_STATES_FRACTION
+    usable = int(share * memory) // slot_bytes - 1
+    if usable < 1:
+        raise ConfigError(
+            f"the states of one sequence take {slot_bytes >> 20} MiB, and"
+            f" {int(share * memory) >> 20} MiB of cache are for them; raise kv_cache_gb or"
+            " state_memory_fraction"
         )
-    return min(free_bytes // block_bytes, useful + 1)
+    spare = min(_MOST_SPARE_SLOTS, usable // 2)
+    running = min(max_num_seqs, usable - spare)
+    return SlotLimits(running, usable - running if config.state_memory_fraction else spare)
 
 
 def _available_ram() -> int:

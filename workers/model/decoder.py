@@ -14,8 +14,10 @@ from transformers import PretrainedConfig, PreTrainedModel
 from workers.model.attention.attention import LayerKVCache, Plan
 from workers.model.attention.block_kv_cache import BlockKVCache
 from workers.model.attention.kv_cache import KVCache
-from workers.model.layers.qwen_layers import DecoderLayer, Hidden, RMSNorm, Rope
+from workers.model.layers.qwen_layers import DecoderLayer, Hidden, LayerCache, RMSNorm, Rope
+from workers.model.layers.state_cache import StateCache
 from workers.model.layout.flat_batch import FlatBatch
+from workers.model.layout.state_plan import StatePlan
 from workers.model.linear.linear import Linear
 
 
@@ -65,7 +67,7 @@ class Decoder:
             DecoderLayer(layer, is_batch_invariant=is_batch_invariant, for_kernels=for_kernels)
             for layer in base.layers
         ]
-        self._kv_caches: list[LayerKVCache] = []
+        self._caches: list[LayerCache] = []
         self._norm = RMSNorm(base.norm, for_kernels=for_kernels)
         self._head_device = head.device
         self._head = Linear(head, is_batch_invariant=is_batch_invariant)
@@ -77,18 +79,33 @@ class Decoder:
     def layer_devices(self) -> list[torch.device]:
         return [layer.device for layer in self._layers]
 
-    def allocate_cache(self, shape: CacheShape, num_blocks: int, block_size: int) -> None:
-        """Replace the cache by an empty one; the old one's memory is given back first."""
-        self._kv_caches.clear()
-        self._kv_caches += [
-            shape.allocate(num_blocks, block_size, device) for device in self.layer_devices
-        ]
+    @property
+    def num_attention_layers(self) -> int:
+        return sum(layer.state_shape is None for layer in self._layers)
+
+    @property
+    def slot_bytes(self) -> int:
+        """The bytes of one sequence's state in all layers; 0 for a model without states."""
+        shapes = [layer.state_shape for layer in self._layers]
+        return sum(shape.slot_bytes for shape in shapes if shape is not None)
+
+    def allocate_cache(
+        self, shape: CacheShape, num_blocks: int, block_size: int, num_slots: int = 0
+    ) -> None:
+        """Replace the caches by empty ones; the old ones' memory is given back first."""
+        self._caches.clear()
+        for layer in self._layers:
+            if layer.state_shape is None:
+                self._caches.append(shape.allocate(num_blocks, block_size, layer.device))
+            else:
+                self._caches.append(StateCache(layer.state_shape, num_slots, layer.device))
         self.cache_shape, self.num_blocks, self.block_size = shape, num_blocks, block_size
 
     def clear_cache(self, blocks: list[int]) -> None:
         """Put zeros into blocks, where what nobody wrote is read."""
-        for cache in self._kv_caches:
-            cache.clear(blocks)
+        for cache in self._caches:
+            if not isinstance(cache, StateCache):
+                cache.clear(blocks)
 
     def forward_flat(self, flat: FlatBatch, rows: Tensor) -> Tensor:
         """Return the logits at `rows` of a flat batch, whose attention kernels plan and compute."""
@@ -97,15 +114,23 @@ class Decoder:
         return self.forward(flat.token_ids, positions, plan, rows)
 
     @torch.inference_mode()
-    def forward(self, token_ids: Tensor, positions: Tensor, plan: Plan, rows: Tensor) -> Tensor:
+    def forward(
+        self,
+        token_ids: Tensor,
+        positions: Tensor,
+        plan: Plan,
+        rows: Tensor,
+        states: StatePlan | None = None,
+    ) -> Tensor:
         """Return the logits `[len(rows), vocabulary]` of the tokens at `rows` of the flat batch."""
         hidden = Hidden(self._embedding[token_ids])
         rope = Rope.compute(self._rotary, positions).to(self.device)
         device = self.device
-        for layer, cache in zip(self._layers, self._kv_caches, strict=True):
+        for layer, cache in zip(self._layers, self._caches, strict=True):
             if layer.device != device:
                 device = layer.device
                 hidden, rope, plan = hidden.to(device), rope.to(device), plan.to(device)
-            hidden = layer(hidden, rope, cache, plan)
+                states = None if states is None else states.to(device)
+            hidden = layer(hidden, rope, cache, plan, states)
         normed, _ = self._norm(hidden.at(rows.to(device)).to(self._norm.device))
         return self._head(normed.to(self._head_device))

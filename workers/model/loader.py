@@ -61,9 +61,14 @@ def load_config(checkpoint: Checkpoint) -> PretrainedConfig:
         "use_sliding_window": False,
     }
     try:
-        return AutoConfig.for_model(str(checkpoint.raw_config["model_type"]), **values)
+        return AutoConfig.for_model(checkpoint.text_model_type, **values)
     except (ValueError, KeyError, TypeError) as error:
         raise ModelError(f"{checkpoint.config_file}: {error}") from error
+
+
+def is_hybrid(config: PretrainedConfig) -> bool:
+    """Return whether some layers have a state in the place of keys and values."""
+    return "linear_attention" in (getattr(config, "layer_types", None) or ())
 
 
 def load_weights(

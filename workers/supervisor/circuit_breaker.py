@@ -1,4 +1,4 @@
-"""CircuitBreaker: after too many deaths in a row with nothing served, restarts turn rare."""
+"""CircuitBreaker: after too many lives in a row that served nothing, restarts turn rare."""
 
 from collections import deque
 

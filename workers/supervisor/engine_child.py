@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from workers.config import EngineConfig
+from workers.wire.engine_stats import Phase
 from workers.wire.shared_memory import SharedMemory
 from workers.worker import process
 from workers.worker.supervisor_pipe import SupervisorPipe
@@ -38,6 +39,7 @@ class EngineChild:
         self._pipe: Connection | None = None
         self._is_ready = False
         self._num_tokens, self._has_served = 0, False
+        self._silent_beat_ns = 0
 
     def start(self) -> None:
         """Spawn the process: in a forked one neither CUDA nor threads would work."""
@@ -49,8 +51,10 @@ class EngineChild:
             args=(self._config, self._spec, SupervisorPipe(theirs)),
             name=self.name,
         )
-        self._process.start()
-        theirs.close()
+        try:
+            self._process.start()
+        finally:
+            theirs.close()
 
     @property
     def pid(self) -> int | None:
@@ -73,15 +77,27 @@ class EngineChild:
         return self._has_served
 
     def hang(self) -> str | None:
-        """Return why the engine must be taken for hung, or None."""
+        """Return why the engine must be taken for hung, or None.
+
+        It must be found silent twice in a row: whoever has slept with the whole machine looks first
+        and finds everybody silent.
+        """
         row = self._memory.read(self._spec.index)
         age = time.monotonic_ns() - row["beat_ns"]
         if row["pid"] != self.pid or age <= row["step_timeout_ns"]:
             return None
-        return f"no sign of life for {age / 1e9:.1f} s in step {row['step']}"
+        known_ns, self._silent_beat_ns = self._silent_beat_ns, row["beat_ns"]
+        if known_ns != row["beat_ns"]:
+            return None
+        where = "while idle" if row["phase"] == Phase.IDLE else f"in step {row['step']}"
+        return f"no sign of life for {age / 1e9:.1f} s {where}"
 
     def discourage(self) -> None:
         """Do nothing: the HTTP half says who is ready."""
+
+    def is_idle(self) -> bool:
+        """Return True: it works for the HTTP half, which is asked itself."""
+        return True
 
     def terminate(self) -> None:
         self._signal(signal.SIGTERM)

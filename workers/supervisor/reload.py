@@ -1,8 +1,9 @@
 """Reload: leads a reload from its first step to its third, new processes in place of the old.
 
 A child that never gets ready replaces nobody. Where both can run at once the new one is ready
-before the old one goes; engines, whose memory there is only once, go one after the other, and the
-old one comes back where the new one fails. Ticked by the supervisor; never sleeps.
+before the old one goes; engines, whose memory there is only once, go one after the other, and where
+one fails it and all before it are put back. So a reload that fails changes nothing, whatever it
+fails of. Ticked by the supervisor; never sleeps.
 """
 
 import logging
@@ -45,16 +46,19 @@ class Reload:
     def __init__(self, group: Group, reloader: Reloader, drain_timeout: float) -> None:
         self.result: str | None = None
         self._group = group
-        self._overlaps = reloader.overlaps
+        self._reloader = reloader
         self._drain_timeout = drain_timeout
-        self._plan: ReloadPlan | None = reloader.begin()
+        self._plan: ReloadPlan | None = None
+        self._has_read = False
         self._replacements: list[_Overlap | _InPlace] = []
+        self._replaced: list[_InPlace] = []
+        self._failure = ""
 
     def tick(self, now: float) -> None:
         """Go one step further."""
-        if self.result is None and self._plan is not None:
-            self._read(self._plan)
-        if self.result is None and self._plan is None:
+        if self.result is None and not self._has_read:
+            self._read()
+        if self.result is None and self._has_read:
             self._replace(now)
 
     def cancel(self, reason: str, now: float) -> None:
@@ -64,34 +68,45 @@ class Reload:
             if self._replacements:
                 self._replacements[0].cancel(now)
 
-    def _read(self, plan: ReloadPlan) -> None:
+    def _read(self) -> None:
         try:
-            children = plan.poll()
+            self._plan = self._plan or self._reloader.begin()
+            children = self._plan.poll()
         except WorkerError as error:
             self._end(str(error))
             return
-        if children is not None:
-            self._plan = None
-            kind = _Overlap if self._overlaps else _InPlace
-            current = [process for process in self._group if not process.is_replaced]
-            if len(children) != len(current):
-                self._end("the number of engines cannot change at a reload: restart")
-                return
-            self._replacements = [
-                kind(self._group, process, child, self._drain_timeout)
-                for process, child in zip(current, children, strict=True)
-            ]
+        except Exception as error:  # of other code than this process runs: it may say anything
+            log.exception("the settings were not read anew")
+            self._end(f"the settings were not read anew: {type(error).__name__}: {error}")
+            return
+        if children is None:
+            return
+        self._has_read = True
+        kind = _Overlap if self._reloader.overlaps else _InPlace
+        current = [process for process in self._group if not process.is_replaced]
+        if len(children) != len(current):
+            self._end("the number of engines cannot change at a reload: restart")
+            return
+        self._replacements = [
+            kind(self._group, process, child, self._drain_timeout)
+            for process, child in zip(current, children, strict=True)
+        ]
 
     def _replace(self, now: float) -> None:
         while self._replacements:
-            failure = self._replacements[0].tick(now)
+            replacement = self._replacements[0]
+            failure = replacement.tick(now)
             if failure is None:
                 return
-            if failure:
-                self._end(failure)
-                return
             del self._replacements[0]
-        self._end("")
+            if isinstance(replacement, _InPlace):
+                self._replaced.append(replacement)
+            if failure and not self._failure:
+                self._failure = failure
+                self._replacements = [*reversed(self._replaced)]
+                for done in self._replaced:
+                    done.undo()
+        self._end(self._failure)
 
     def _end(self, reason: str) -> None:
         self.result = reason
@@ -141,35 +156,36 @@ class _Overlap:
 
 
 class _InPlace:
-    """Ends the old child, then starts the new one, and the old one again where that fails."""
+    """Ends the old child, then starts the new one; the other way round once it is undone."""
 
     def __init__(
         self, group: Group, old: SupervisedProcess, child: Child, drain_timeout: float
     ) -> None:
         self._process = old
-        self._old, self._new = old.child, child
+        self._old, self._wanted = old.child, child
         self._finish = min(FINISH_SECONDS, drain_timeout)
         self._is_retired = False
 
     def tick(self, now: float) -> str | None:
-        """Return None while it goes on, then empty, or why the old child is back."""
+        """Return None while it goes on, then empty, or why the wanted child does not run. It is
+        started again like any other that has died, until the replacement is undone.
+        """
         process = self._process
         if not self._is_retired:
             self._is_retired = True
             process.retire(now, self._finish)
         if process.state is State.STOPPED:
-            process.child = self._new
+            process.child = self._wanted
             process.start(now)
-        if process.child is not self._new:
+        if process.child is not self._wanted:
             return None
         if process.state is State.READY:
             return ""
-        if process.is_running:
-            return None
-        reason = process.last_failure
-        process.child = self._old
-        process.start(now)
-        return reason
+        return None if process.is_running else process.last_failure
+
+    def undo(self) -> None:
+        """Want the old child back from now on."""
+        self._wanted, self._is_retired = self._old, False
 
     def cancel(self, now: float) -> None:
         """Nothing: what runs is stopped with its group."""

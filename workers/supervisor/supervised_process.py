@@ -1,7 +1,8 @@
 """SupervisedProcess: kills a child process that hangs, and starts again one that has died.
 
-Knows a child by a small protocol, its state, its deaths and its next start. Whether a death ends
-everything is the supervisor's to say. Never sleeps.
+Knows a child by a small protocol, its state, its deaths and its next start. A life that served is
+followed by the next at once; the pause before a start grows only over lives that served nothing.
+Whether a death ends everything is the supervisor's to say. Never sleeps.
 """
 
 import enum
@@ -18,10 +19,12 @@ log = logging.getLogger(__name__)
 
 FIRST_BACKOFF = 0.1
 MAX_BACKOFF = 30.0
-# A child that has lived this long starts again with the first back-off.
+# A child that has lived this long without being asked starts again with the first back-off.
 HEALTHY_SECONDS = 60.0
 # Between asking a hung child for its stacks and killing it.
 DUMP_SECONDS = 2.0
+# How long a draining service says that it is not ready before it takes no more requests.
+LAME_DUCK_SECONDS = 5.0
 # Between two trial starts of a child that never gets to serve.
 TRIAL_SECONDS = 60.0
 
@@ -35,7 +38,8 @@ class Child(Protocol):
     @property
     def pid(self) -> int | None: ...
 
-    def start(self) -> None: ...
+    def start(self) -> None:
+        """Start the process; may raise anything, and be called again."""
 
     def poll(self) -> int | None:
         """Return the exit code (negative: a signal), or None while it runs."""
@@ -49,7 +53,12 @@ class Child(Protocol):
         """Return why it must be taken for hung, or None."""
 
     def discourage(self) -> None:
-        """Let it say that it is not ready, while it serves on."""
+        """Let it say that it is not ready, while it serves on; and take no more requests after
+        LAME_DUCK_SECONDS, so that it becomes idle.
+        """
+
+    def is_idle(self) -> bool:
+        """Return whether one that was discouraged has finished what it had."""
 
     def terminate(self) -> None: ...
 
@@ -100,6 +109,7 @@ class SupervisedProcess:
         self._started_at = 0.0
         self._restart_at = 0.0
         self._kill_at: float | None = None
+        self._start_error = ""
         self._backoff = FIRST_BACKOFF
         self._breaker = CircuitBreaker()
 
@@ -108,9 +118,15 @@ class SupervisedProcess:
         return self.state in RUNNING
 
     def start(self, now: float) -> None:
-        self.child.start()
-        self._started_at, self._kill_at = now, None
+        """Start the child; one that cannot be started has ended at the next tick."""
+        self._started_at, self._kill_at, self._start_error = now, None, ""
         self._enter(State.STARTING, now)
+        try:
+            self.child.start()
+        except Exception as error:  # no process or descriptor is left, or no memory: others serve
+            self._start_error = f"{self.child.name} cannot be started: {error}"
+            log.exception("%s cannot be started", self.child.name)
+            return
         log.info("%s started, pid %s", self.child.name, self.child.pid)
 
     def tick(self, now: float) -> int | None:
@@ -119,7 +135,7 @@ class SupervisedProcess:
                 self.restarts += 1
                 self.start(now)
         elif self.is_running:
-            code = self.child.poll()
+            code = ExitCode.INTERNAL if self._start_error else self.child.poll()
             if code is not None:
                 return code
             self._look(now)
@@ -129,7 +145,7 @@ class SupervisedProcess:
         """Ask the child to finish what it has and to end within so many seconds."""
         if self.state is State.RETIRING:
             return
-        if not self.is_running:
+        if not self.is_running or self._start_error:
             self.stopped(now)
             return
         self.child.terminate()
@@ -138,17 +154,22 @@ class SupervisedProcess:
         self._enter(State.RETIRING, now)
 
     def kill(self) -> None:
-        if self.is_running:
+        if self.is_running and not self._start_error:
             self.child.kill()
 
     def stopped(self, now: float) -> None:
         self._enter(State.STOPPED, now)
 
     def back_off(self, code: int, now: float) -> None:
-        """Start the child again later: soon, or seldom when it never gets to serve."""
+        """Start the child again: at once if it has served, else later, or seldom in the end."""
         self.last_failure = self.failure(code)
-        if self.child.has_served():
+        if self._has_served:
             self._breaker.note_success()
+            self._backoff = FIRST_BACKOFF
+            self._restart_at = now
+            self._enter(State.BACKOFF, now)
+            log.warning("%s: %s; starting it again", self.child.name, self.last_failure)
+            return
         self._breaker.note_death(now)
         if self._breaker.is_open:
             self._restart_at = now + TRIAL_SECONDS
@@ -168,10 +189,11 @@ class SupervisedProcess:
 
     def failure(self, code: int) -> str:
         """Return why the child ended: its own words, or its exit code's."""
-        return self.child.failure or f"{self.child.name} ended ({describe_exit(code)})"
+        ended = f"{self.child.name} ended ({describe_exit(code)})"
+        return self._start_error or self.child.failure or ended
 
     def status(self, now: float) -> ChildStatus:
-        pid = self.child.pid if self.is_running else None
+        pid = self.child.pid if self.is_running and not self._start_error else None
         return ChildStatus(
             self.child.name,
             pid,
@@ -180,6 +202,11 @@ class SupervisedProcess:
             self.restarts,
             self.last_failure,
         )
+
+    @property
+    def _has_served(self) -> bool:
+        """Return whether this life did any work; one that could not start did none."""
+        return not self._start_error and self.child.has_served()
 
     def _look(self, now: float) -> None:
         if self._kill_at is not None:
@@ -200,6 +227,15 @@ class SupervisedProcess:
 def describe_exit(code: int) -> str:
     """Return an exit code in words: its name, or the signal's."""
     if code < 0:
-        return f"signal {signal.Signals(-code).name}"
+        return f"signal {_signal_name(-code)}"
     names = {int(known): known.name for known in ExitCode}
     return f"exit code {code}" + (f", {names[code]}" if code in names else "")
+
+
+def _signal_name(number: int) -> str:
+    """Return a signal's name; of the real-time signals only the first and last have their own."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        is_real_time = signal.SIGRTMIN < number < signal.SIGRTMAX
+        return f"SIGRTMIN+{number - signal.SIGRTMIN}" if is_real_time else str(number)

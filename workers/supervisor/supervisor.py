@@ -4,6 +4,7 @@ Knows children by a small protocol, so engines and the HTTP server are kept by t
 child hangs, and when it starts again, is for its SupervisedProcess to say. Signal handlers only
 note; `tick` decides, is public and never sleeps. Never imports torch.
 
+    drain             not ready; after LAME_DUCK_SECONDS no new requests; when none is left, stop
     SIGTERM, SIGINT   stop: the last group drains, then the one before it; a second one ends at once
     SIGHUP            reload, as `qwenapi reload`
 """
@@ -23,13 +24,16 @@ from workers.errors import ConfigError, ExitCode
 from workers.supervisor.admin import AdminServer, Pending, Reply
 from workers.supervisor.notify import Notifier
 from workers.supervisor.reload import Reload, Reloader
-from workers.supervisor.supervised_process import Child, State, SupervisedProcess
+from workers.supervisor.supervised_process import (
+    LAME_DUCK_SECONDS,
+    Child,
+    State,
+    SupervisedProcess,
+)
 
 log = logging.getLogger(__name__)
 
 TICK_SECONDS = 0.2
-# How long a draining service says that it is not ready before it takes no more requests.
-LAME_DUCK_SECONDS = 5.0
 
 
 class Supervisor:
@@ -58,7 +62,7 @@ class Supervisor:
         self._was_ready = False
         self._num_signals = 0
         self._is_reload_due = False
-        self._stop_at: float | None = None
+        self._refuse_at: float | None = None
         self._has_said_goodbye = False
         self._reload: Reload | None = None
         self._exit_code: int = ExitCode.OK
@@ -73,7 +77,7 @@ class Supervisor:
         """Return what the whole is doing, in one word."""
         if self._is_stopping:
             return "stopping"
-        if self._stop_at is not None:
+        if self._refuse_at is not None:
             return "draining"
         if self._is_reloading:
             return "reloading"
@@ -121,10 +125,12 @@ class Supervisor:
         self._num_signals += 1
 
     def drain(self, now: float) -> None:
-        """Say for a while that the service is not ready, serving on; then stop."""
-        if self._stop_at is None:
-            log.info("draining: not ready from now on, stopping in %g s", LAME_DUCK_SECONDS)
-            self._stop_at = now + LAME_DUCK_SECONDS
+        """Say for a while that the service is not ready, serving on; then refuse what is new, and
+        stop when nothing is left to do.
+        """
+        if self._refuse_at is None:
+            log.info("draining: not ready from now on, no requests in %g s", LAME_DUCK_SECONDS)
+            self._refuse_at = now + LAME_DUCK_SECONDS
             for process in self._processes:
                 process.child.discourage()
 
@@ -153,7 +159,7 @@ class Supervisor:
 
     def tick(self, now: float) -> None:
         """Look at every child once and do what its state asks for."""
-        if self._stop_at is not None and now >= self._stop_at and not self._is_stopping:
+        if self._is_drained(now) and not self._is_stopping:
             self.stop()
         if self._is_stopping and not self._has_said_goodbye:
             self._say_goodbye(now)
@@ -186,6 +192,14 @@ class Supervisor:
     def _is_stopping(self) -> bool:
         return self._num_signals > 0
 
+    def _is_drained(self, now: float) -> bool:
+        if self._refuse_at is None or now < self._refuse_at:
+            return False
+        # Those that do not run, or finish for a successor, keep nobody from stopping.
+        serving = (p for p in self._processes if p.is_running and not p.is_replaced)
+        is_late = now >= self._refuse_at + self._drain_timeout
+        return is_late or all(process.child.is_idle() for process in serving)
+
     @property
     def _is_reloading(self) -> bool:
         return self._reload is not None and self._reload.result is None
@@ -203,7 +217,7 @@ class Supervisor:
             refusal = f"there is no {half} half here to reload"
         elif self._is_reloading:
             refusal = "a reload is under way"
-        elif self._is_stopping or self._stop_at is not None:
+        elif self._is_stopping or self._refuse_at is not None:
             refusal = "the service is about to stop"
         elif not self._was_ready:
             refusal = "the service is still starting"

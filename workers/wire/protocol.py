@@ -21,7 +21,7 @@ from workers.wire.grammar import Grammar
 
 PROTOCOL_VERSION = 1
 PROTOCOL_VERSION_MIN = 1
-MAX_CHOICES = 16
+MAX_CHOICES = 128
 MAX_LOGPROBS = 20
 # The low bits of a wire id count the attempts at a request.
 EPOCH_BITS = 8
@@ -51,7 +51,8 @@ class SamplingParams(msgspec.Struct, frozen=True, array_like=True, gc=False, kw_
 
     `seed` is always set by the HTTP half (a random one when the caller gave none), so that a replay
     draws the same noise. `logprobs`: None = none, 0 = the chosen token's, k = also the k most
-    likely alternatives (at most 20).
+    likely alternatives (at most 20). Only `allowed_token_ids` are chosen, if there are any; of no
+    word of `bad_words` the last token behind the others. Grammars come before both.
     """
 
     max_tokens: int
@@ -68,12 +69,14 @@ class SamplingParams(msgspec.Struct, frozen=True, array_like=True, gc=False, kw_
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
     logprobs: int | None = None
+    allowed_token_ids: tuple[int, ...] = ()
+    bad_words: tuple[tuple[int, ...], ...] = ()
 
     @property
     def is_penalized(self) -> bool:
         """Return whether what was generated before changes a token's logits."""
         penalties = self.repetition_penalty, self.presence_penalty, self.frequency_penalty
-        return penalties != (1.0, 0.0, 0.0)
+        return penalties != (1.0, 0.0, 0.0) or any(len(word) > 1 for word in self.bad_words)
 
 
 class ModelCard(msgspec.Struct, frozen=True, array_like=True, gc=False, kw_only=True):
@@ -81,6 +84,7 @@ class ModelCard(msgspec.Struct, frozen=True, array_like=True, gc=False, kw_only=
 
     `model_dir` is absolute: the HTTP half reads tokenizer and template from it. `generation_config`
     holds the sampling defaults of generation_config.json (temperature, top_k, …) as floats.
+    `num_state_slots`, of a hybrid model, counts the states its sequences and prefixes may have.
     """
 
     model_dir: str
@@ -97,6 +101,7 @@ class ModelCard(msgspec.Struct, frozen=True, array_like=True, gc=False, kw_only=
     num_blocks: int
     max_num_seqs: int
     max_num_batched_tokens: int
+    num_state_slots: int = 0
 
 
 class Attach(Message, frozen=True, tag="attach"):

@@ -1,17 +1,16 @@
 """SharedMemory: a mapped file of int64 slots, each written by the one process that leases it.
 
 The file is allocated with posix_fallocate, so a full tmpfs is an error at creation and never a
-SIGBUS. A slot is leased with an open-file-description lock: the kernel releases it on any death,
-and the next owner continues its counters. (`fcntl.lockf` leases would vanish when their owner opens
-and closes the file again; multiprocessing.shared_memory unlinks a segment when an unrelated reader
-exits, on Python 3.11.) Anybody may read at any time. A slot may end in a ring of records.
+SIGBUS. A slot is leased with a range lock: the kernel releases it on any death, and the next owner
+continues its counters. (multiprocessing.shared_memory would not do: it unlinks a segment when an
+unrelated reader exits, on Python 3.11.) Anybody may read at any time. A slot may end in a ring of
+records.
 
     header  magic, layout hash, slots, int64s a slot               4 × int64
     slot 0  field 0, field 1, …, record 0, record 1, …             slot_ints × int64
     slot 1  …
 """
 
-import fcntl
 import mmap
 import os
 import struct
@@ -21,11 +20,10 @@ from pathlib import Path
 
 from workers.errors import SharedMemoryError
 from workers.wire.layout import HEADER_INTS, INT_BYTES, Layout
+from workers.wire.range_lock import hold_range, is_range_held, release_range
 from workers.wire.shared_memory_files import is_ours, make
 
 MAGIC = 0x71_77_65_6E_61_70_69_31
-
-_FLOCK = struct.Struct("hhqqi4x")
 
 
 class SharedMemory:
@@ -79,7 +77,7 @@ class SharedMemory:
     def lease(self, slot: int) -> "Slot":
         """Become the only writer of a slot until this process ends or closes the file."""
         try:
-            fcntl.fcntl(self._fd, fcntl.F_OFD_SETLK, self._lock(slot, fcntl.F_WRLCK))
+            hold_range(self._fd, *self._range(slot))
         except OSError as error:
             raise SharedMemoryError(
                 f"{self.path}: slot {slot} belongs to another process"
@@ -89,15 +87,12 @@ class SharedMemory:
 
     def release(self, slot: int) -> None:
         """Give a leased slot back; its Slot must not be used any more."""
-        fcntl.fcntl(self._fd, fcntl.F_OFD_SETLK, self._lock(slot, fcntl.F_UNLCK))
+        release_range(self._fd, *self._range(slot))
         self._own.discard(slot)
 
     def is_leased(self, slot: int) -> bool:
         """Return whether a slot has a living owner, this process or another."""
-        if slot in self._own:
-            return True  # a description's own locks never stand in its way
-        answer = fcntl.fcntl(self._fd, fcntl.F_OFD_GETLK, self._lock(slot, fcntl.F_WRLCK))
-        return bool(_FLOCK.unpack(answer)[0] != fcntl.F_UNLCK)
+        return slot in self._own or is_range_held(self._fd, *self._range(slot))
 
     def read(self, slot: int) -> dict[str, int]:
         """Return a slot's fields. Each value is whole; several need not be of one instant."""
@@ -124,9 +119,9 @@ class SharedMemory:
         self._map.close()
         os.close(self._fd)
 
-    def _lock(self, slot: int, kind: int) -> bytes:
+    def _range(self, slot: int) -> tuple[int, int]:
         start, stop = (INT_BYTES * self.layout.start(s) for s in (slot, slot + 1))
-        return _FLOCK.pack(kind, os.SEEK_SET, start, stop - start, 0)
+        return start, stop - start
 
     def _check(self, size: int) -> int:
         magic, layout_hash, num_slots, slot_ints = self._ints[:HEADER_INTS].tolist()

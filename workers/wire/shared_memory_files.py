@@ -2,9 +2,14 @@
 
 import hashlib
 import os
+import secrets
+import time
 from pathlib import Path
 
 from workers.wire.layout import Layout
+
+# A file that is still unfinished after so long was left by a process that was killed at it.
+STALE_SECONDS = 60.0
 
 
 def shared_memory_path(run_dir: Path, layout: Layout) -> Path:
@@ -19,8 +24,9 @@ def shared_memory_path(run_dir: Path, layout: Layout) -> Path:
 def remove_shared_memory(run_dir: Path) -> None:
     """Remove every file of a run directory, whatever its layout."""
     folder, prefix = _place(run_dir)
-    for path in folder.glob(f"{prefix}*.shm"):
-        path.unlink(missing_ok=True)
+    for pattern in (f"{prefix}*.shm", f"{prefix}*.shm.*"):
+        for path in folder.glob(pattern):
+            path.unlink(missing_ok=True)
 
 
 def is_ours(path: Path, size: int) -> bool:
@@ -39,8 +45,12 @@ def is_ours(path: Path, size: int) -> bool:
 
 
 def make(path: Path, size: int, header: bytes) -> None:
-    """Write a file of zeros beside the path, and put it in its place when it is whole."""
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}")
+    """Write a file of zeros beside the path, and put it in its place when it is whole.
+
+    Its name is drawn by chance: process ids repeat, in containers from the first one on.
+    """
+    _remove_stale(path)
+    unfinished = path.with_name(f"{path.name}.{secrets.token_hex(8)}")
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
     fd = os.open(unfinished, flags, 0o660)
     try:
@@ -48,10 +58,21 @@ def make(path: Path, size: int, header: bytes) -> None:
         os.pwrite(fd, header, 0)
         os.replace(unfinished, path)
     except OSError:
-        unfinished.unlink()
+        unfinished.unlink(missing_ok=True)
         raise
     finally:
         os.close(fd)
+
+
+def _remove_stale(path: Path) -> None:
+    """Remove what processes that were killed have left beside the path."""
+    for unfinished in path.parent.glob(f"{path.name}.*"):
+        try:
+            status = unfinished.lstat()
+            if status.st_uid == os.getuid() and time.time() - status.st_mtime > STALE_SECONDS:
+                unfinished.unlink()
+        except OSError:
+            pass  # another process was quicker, or the folder is not ours to clean
 
 
 def _place(run_dir: Path) -> tuple[Path, str]:

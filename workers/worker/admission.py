@@ -94,6 +94,7 @@ class Admission:
             and request.params.max_tokens >= 1
             and self._is_resumable(request)
             and self._is_thought_known(request)
+            and self._are_bounds_known(request)
         )
         return None if is_valid else self._rejected(request, "invalid")
 
@@ -114,6 +115,12 @@ class Admission:
         start = [] if grammar.thought_start_id is None else [grammar.thought_start_id]
         ids = [*start, *grammar.thought_end_ids]
         return all(0 <= token_id < self._card.vocab_size for token_id in ids)
+
+    def _are_bounds_known(self, request: Generate) -> bool:
+        """Return whether the tokens allowed and forbidden are the model's."""
+        params = request.params
+        ids = [*params.allowed_token_ids, *itertools.chain.from_iterable(params.bad_words)]
+        return all(params.bad_words) and all(0 <= i < self._card.vocab_size for i in ids)
 
     def _full(self, request: Generate) -> Rejected | None:
         max_running = request.max_running or self._card.max_num_seqs

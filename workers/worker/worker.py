@@ -4,8 +4,9 @@
                  ◄─────────────────────────── one StepUpdate frame per connection and step ──┘
 
 The loop never waits for a peer and is the only thread that touches the engine. It writes the
-heartbeat itself, at both ends of every step: a heartbeat from a side thread would only prove that
-the interpreter lives.
+heartbeat itself, before each step and while it is idle: a heartbeat from a side thread would only
+prove that the interpreter lives. With each goes how long it may be until the next, which of an idle
+loop is short: see StepTimes.
 """
 
 import logging
@@ -24,14 +25,17 @@ from workers.worker.admission import Admission
 from workers.worker.grammar_gate import GrammarGate
 from workers.worker.inbox import Inbox
 from workers.worker.listener import EngineListener
+from workers.worker.step_times import StepTimes
 from workers.worker.worker_spec import WorkerSpec
 
 log = logging.getLogger(__name__)
 
 # How long an idle loop sleeps before it shows a sign of life and looks at its signals.
 IDLE_SECONDS = 0.5
-MIN_STEP_TIMEOUT = {"cuda": 10.0, "cpu": 120.0, "stub": 10.0}
-SLOWEST_STEPS = 20
+# An idle loop without a sign of life for so long is taken for hung; and the least that a step may
+# take of which nothing comparable is known.
+IDLE_TIMEOUT = 5.0
+PATIENCE = {"cuda": 10.0, "cpu": 120.0, "stub": 10.0}
 # The counters of a slot that an engine counts itself, from its own start.
 OWN_COUNTERS = {field.name for field in fields(EngineStats)} & set(ENGINE_COUNTERS)
 
@@ -49,7 +53,9 @@ class Worker:
         self._admission = Admission(engine.card, config.max_waiting)
         self._live: dict[int, set[int]] = {}
         self._idle_seconds = min(IDLE_SECONDS, (config.step_timeout or 60) / 4)
-        self._slowest_step = 0.0
+        self._step_times = StepTimes(
+            PATIENCE[engine.card.device.split(":")[0]], engine.card.max_num_batched_tokens
+        )
         self._is_draining = False
         self._generation = row["generation"]
         # The slot goes on where the last process was lost.
@@ -75,13 +81,18 @@ class Worker:
         """Serve until drained; an exception of the engine ends the process, to be started anew."""
         while not (self._is_draining and not self._admission.num_admitted):
             self.tick()
+        self._beat_busy()
         self._listener.close()
         self._compiler.close()
 
     def tick(self) -> None:
         """Apply what has arrived and run at most one step."""
-        self._beat(Phase.DRAINING if self._is_draining else Phase.IDLE)
-        arrived = self._inbox.take(0 if self._engine.has_work else self._idle_seconds)
+        arrived = self._inbox.take(0)
+        if not arrived and not self._engine.has_work:
+            self._beat(Phase.IDLE, min(IDLE_TIMEOUT, self._config.step_timeout or IDLE_TIMEOUT))
+            arrived = self._inbox.take(self._idle_seconds)
+        if arrived:
+            self._beat_busy()
         for connection_id, message in arrived:
             self._apply(connection_id, message)
         if self._engine.has_work:
@@ -117,6 +128,7 @@ class Worker:
             case Generate():
                 live.add(message.wid)
                 key = (connection_id, message.wid)
+                self._step_times.add(key, message)
                 self._engine.add(key, message, self._gate.take(key))
             case Abort(wid=wid, choices=choices):
                 if self._engine.abort((connection_id, wid), choices):
@@ -131,14 +143,15 @@ class Worker:
 
     def _forget(self, connection_id: int, wid: int, *, finished: bool = False) -> None:
         self._live.get(connection_id, set()).discard(wid)
+        self._step_times.forget((connection_id, wid))
         self._admission.release((connection_id, wid), finished=finished)
 
     def _step(self) -> None:
         self._row["step"] += 1
-        self._beat(Phase.DRAINING if self._is_draining else Phase.STEPPING)
+        self._beat_busy()
         started = time.monotonic()
         output = self._engine.step()
-        self._slowest_step = max(self._slowest_step, time.monotonic() - started)
+        self._step_times.note(time.monotonic() - started, output)
         self._publish(output)
 
     def _publish(self, output: StepOutput) -> None:
@@ -152,20 +165,25 @@ class Worker:
 
     def _publish_stats(self) -> None:
         stats = self._engine.stats()
+        self._step_times.note_preemptions(stats.preemptions)
         self._admission.publish(stats)
         counted = {
             name: before + getattr(stats, name) for name, before in self._counted_before.items()
         }
         self._row.update(**vars(stats) | counted)
 
-    def _beat(self, phase: int) -> None:
-        device = self._engine.card.device.split(":")[0]
-        timeout = self._config.step_timeout or max(
-            MIN_STEP_TIMEOUT[device], SLOWEST_STEPS * self._slowest_step
-        )
-        self._row.update(
-            phase=phase, step_timeout_ns=int(timeout * 1e9), beat_ns=time.monotonic_ns()
-        )
+    def _beat_busy(self) -> None:
+        self._beat(Phase.STEPPING, self._config.step_timeout or self._step_times.limit)
+
+    def _beat(self, phase: int, timeout: float) -> None:
+        # The limit before the beat, as a reader may come between: the old beat is too old for a
+        # short limit, but not for a long one.
+        beat_ns, timeout_ns = time.monotonic_ns(), int(timeout * 1e9)
+        if timeout_ns < self._row["step_timeout_ns"]:
+            self._row.update(beat_ns=beat_ns, step_timeout_ns=timeout_ns)
+        else:
+            self._row.update(step_timeout_ns=timeout_ns, beat_ns=beat_ns)
+        self._row["phase"] = Phase.DRAINING if self._is_draining else phase
 
     def _hello(self, version: int) -> Hello:
         path = str(self._spec.shared_memory_path)

@@ -24,13 +24,8 @@ UNSUPPORTED: dict[str, Neutral] = {
     "length_penalty": Neutral(1, feature=_BEAMS),
     "early_stopping": Neutral(False, feature=_BEAMS),
     "prompt_logprobs": Neutral(feature="log-probabilities of the prompt"),
-    "truncate_prompt_tokens": Neutral(feature="cutting the prompt"),
     "truncation_side": Neutral(feature="cutting the prompt"),
-    "allowed_token_ids": Neutral([], feature="a list of allowed tokens"),
     "logprob_token_ids": Neutral([], feature="log-probabilities of chosen tokens"),
-    "bad_words": Neutral([], feature="forbidden words"),
-    "include_stop_str_in_output": Neutral(False, feature="stop strings in the text"),
-    "return_token_ids": Neutral(False, feature=_IDS),
     "return_tokens_as_token_ids": Neutral(False, feature=_IDS),
     "return_prompt_text": Neutral(False, feature="the prompt in the answer"),
     "logits_processors": Neutral([], feature="logits processors"),
@@ -94,7 +89,7 @@ MESSAGE_UNSUPPORTED: dict[str, Neutral] = {
 WITHOUT_EFFECT = frozenset(
     """
     user metadata safety_identifier prompt_cache_key prompt_cache_retention store service_tier
-    verbosity prediction session_id request_id cache_salt include_obfuscation
+    verbosity prediction session_id include_obfuscation
     spaces_between_special_tokens stream_interval
     mirostat_tau mirostat_eta dry_base dry_allowed_length dry_penalty_last_n dry_sequence_breakers
     xtc_threshold dynatemp_exponent repeat_last_n penalize_nl

@@ -6,10 +6,9 @@ with a space, one event a line, a role-only first event, beats that are events w
 never a comment, an id or an event line.
 """
 
-import codecs
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -23,14 +22,10 @@ from qwenapi.text.output.events import (
     Reasoning,
     Text,
 )
-from workers.wire.protocol import TokenLogprob
 
 DONE = b"data: [DONE]\n\n"
-LOWEST_LOGPROB = -9999.0  # JSON has no infinity; OpenAI's own stand-in
 
 ReasoningField = Literal["both", "reasoning_content", "reasoning"]
-TokenBytesOf = Callable[[int], bytes]
-_Utf8Decoder = codecs.getincrementaldecoder("utf-8")
 
 
 @dataclass(frozen=True)
@@ -56,6 +51,14 @@ class Reply:
 
 
 @dataclass(frozen=True)
+class ChoiceIds:
+    """The ids of a choice and of its prompt, for a caller who asked for them."""
+
+    prompt: Sequence[int]
+    output: Sequence[int]
+
+
+@dataclass(frozen=True)
 class ReplyChoice:
     """One finished choice; `logprobs` as `chat_logprobs` or `completion_logprobs` made it."""
 
@@ -63,6 +66,7 @@ class ReplyChoice:
     text: str
     finish_reason: str
     logprobs: dict[str, Any] | None = None
+    ids: ChoiceIds | None = None
 
 
 @dataclass(frozen=True)
@@ -73,6 +77,7 @@ class MessageChoice:
     message: dict[str, Any]
     finish_reason: str
     logprobs: dict[str, Any] | None = None
+    ids: ChoiceIds | None = None
 
 
 @dataclass(frozen=True)
@@ -97,19 +102,27 @@ class Chunks(ABC):
         shared = {"id": reply.id, "object": self.KIND, **reply.head}
         self._logprobs_key = logprobs_key
         self._head = b"data: " + orjson.dumps(shared)[:-1] + b',"choices":['
-        self._tail = b'],"usage":null}\n\n' if include_usage else b"]}\n\n"
+        self._tail = b',"usage":null}\n\n' if include_usage else b"}\n\n"
 
     def show_usage(self, usage: TokenUsage) -> None:
         """Let the events from now on say the counts so far, as vLLM's do when asked to."""
-        self._tail = b'],"usage":' + orjson.dumps(usage_body(usage)) + b"}\n\n"
+        self._tail = b',"usage":' + orjson.dumps(usage_body(usage)) + b"}\n\n"
 
     @abstractmethod
-    def opening(self, index: int) -> bytes:
-        """Return the choice's first event, or nothing where the interface has none."""
+    def opening(self, index: int, prompt_ids: Sequence[int] | None = None) -> bytes:
+        """Return the choice's first event, or nothing where the interface has none; its prompt's
+        ids are told in it.
+        """
 
     @abstractmethod
-    def content(self, index: int, text: str, logprobs: dict[str, Any] | None = None) -> bytes:
-        """Return an event of new text."""
+    def content(
+        self,
+        index: int,
+        text: str,
+        logprobs: dict[str, Any] | None = None,
+        token_ids: Sequence[int] | None = None,
+    ) -> bytes:
+        """Return an event of new text, and its tokens' ids for who wants them."""
 
     def finish(self, index: int, reason: str) -> bytes:
         """Return the choice's last event."""
@@ -124,11 +137,20 @@ class Chunks(ABC):
         return self._head + b'],"usage":' + orjson.dumps(usage_body(usage)) + b"}\n\n"
 
     def _event(
-        self, index: int, payload: bytes, logprobs: bytes = b"null", reason: bytes = b"null"
+        self,
+        index: int,
+        payload: bytes,
+        logprobs: bytes = b"null",
+        reason: bytes = b"null",
+        token_ids: Sequence[int] | None = None,
+        beside: bytes = b"",
     ) -> bytes:
+        """Return one event; `beside` stands beside its choices."""
         extra = b'"logprobs":%b,' % logprobs if self._logprobs_key else b""
-        values = (self._head, index, payload, extra, reason, self._tail)
-        return b'%b{"index":%d,%b,%b"finish_reason":%b}%b' % values
+        if token_ids is not None:
+            extra += b'"token_ids":%b,' % orjson.dumps(token_ids)
+        values = (self._head, index, payload, extra, reason, beside, self._tail)
+        return b'%b{"index":%d,%b,%b"finish_reason":%b}]%b%b' % values
 
 
 class ChatChunks(Chunks):
@@ -137,18 +159,29 @@ class ChatChunks(Chunks):
     KIND = "chat.completion.chunk"
     EMPTY = b'"delta":{}'
 
-    def opening(self, index: int) -> bytes:
-        return self._event(index, b'"delta":{"role":"assistant","content":""}')
+    def opening(self, index: int, prompt_ids: Sequence[int] | None = None) -> bytes:
+        beside = b"" if prompt_ids is None else b',"prompt_token_ids":' + orjson.dumps(prompt_ids)
+        return self._event(index, b'"delta":{"role":"assistant","content":""}', beside=beside)
 
-    def content(self, index: int, text: str, logprobs: dict[str, Any] | None = None) -> bytes:
-        delta = b'"delta":{"content":' + orjson.dumps(text) + b"}"
-        return self._event(index, delta, orjson.dumps(logprobs))
+    def content(
+        self,
+        index: int,
+        text: str,
+        logprobs: dict[str, Any] | None = None,
+        token_ids: Sequence[int] | None = None,
+    ) -> bytes:
+        return self.delta(index, {"content": text}, logprobs, token_ids)
 
     def delta(
-        self, index: int, delta: dict[str, Any], logprobs: dict[str, Any] | None = None
+        self,
+        index: int,
+        delta: dict[str, Any],
+        logprobs: dict[str, Any] | None = None,
+        token_ids: Sequence[int] | None = None,
     ) -> bytes:
         """Return an event of a delta of any keys."""
-        return self._event(index, b'"delta":' + orjson.dumps(delta), orjson.dumps(logprobs))
+        payload = b'"delta":' + orjson.dumps(delta)
+        return self._event(index, payload, orjson.dumps(logprobs), token_ids=token_ids)
 
 
 class CompletionChunks(Chunks):
@@ -157,21 +190,31 @@ class CompletionChunks(Chunks):
     KIND = "text_completion"
     EMPTY = b'"text":""'
 
-    def opening(self, index: int) -> bytes:
-        return b""
+    def opening(self, index: int, prompt_ids: Sequence[int] | None = None) -> bytes:
+        if prompt_ids is None:
+            return b""
+        prompt = b',"prompt_token_ids":' + orjson.dumps(prompt_ids)
+        return self._event(index, self.EMPTY + prompt)
 
-    def content(self, index: int, text: str, logprobs: dict[str, Any] | None = None) -> bytes:
-        return self._event(index, b'"text":' + orjson.dumps(text), orjson.dumps(logprobs))
+    def content(
+        self,
+        index: int,
+        text: str,
+        logprobs: dict[str, Any] | None = None,
+        token_ids: Sequence[int] | None = None,
+    ) -> bytes:
+        payload = b'"text":' + orjson.dumps(text)
+        return self._event(index, payload, orjson.dumps(logprobs), token_ids=token_ids)
 
 
-def chat_id(hex32: str) -> str:
+def chat_id(name: str) -> str:
     """Return the public id of a chat completion."""
-    return f"chatcmpl-{hex32}"
+    return f"chatcmpl-{name}"
 
 
-def completion_id(hex32: str) -> str:
+def completion_id(name: str) -> str:
     """Return the public id of a raw completion."""
-    return f"cmpl-{hex32}"
+    return f"cmpl-{name}"
 
 
 def chat_body(reply: Reply, choices: Sequence[MessageChoice], usage: TokenUsage) -> dict[str, Any]:
@@ -184,9 +227,11 @@ def chat_body(reply: Reply, choices: Sequence[MessageChoice], usage: TokenUsage)
             "logprobs": choice.logprobs,
             "finish_reason": choice.finish_reason,
         }
+        | ({"token_ids": choice.ids.output} if choice.ids else {})
         for choice in choices
     ]
-    return _body(reply, "chat.completion", rendered, usage)
+    prompt = {"prompt_token_ids": choices[0].ids.prompt} if choices and choices[0].ids else {}
+    return _body(reply, "chat.completion", rendered, usage) | prompt
 
 
 def completion_body(
@@ -200,6 +245,11 @@ def completion_body(
             "logprobs": choice.logprobs,
             "finish_reason": choice.finish_reason,
         }
+        | (
+            {"prompt_token_ids": choice.ids.prompt, "token_ids": choice.ids.output}
+            if choice.ids
+            else {}
+        )
         for choice in choices
     ]
     return _body(reply, "text_completion", rendered, usage)
@@ -269,55 +319,6 @@ def without_extras(body: dict[str, Any]) -> dict[str, Any]:
     return body | {"choices": choices, "usage": usage}
 
 
-def chat_logprobs(
-    entries: Sequence[TokenLogprob], bytes_of: TokenBytesOf, *, has_refusal: bool = False
-) -> dict[str, Any]:
-    """Return log-probabilities in the chat format."""
-    content = [
-        _token(entry.token_id, entry.logprob, bytes_of)
-        | {
-            "top_logprobs": [
-                _token(id_, logprob, bytes_of)
-                for id_, logprob in zip(entry.top_ids, entry.top_logprobs, strict=True)
-            ]
-        }
-        for entry in entries
-    ]
-    return {"content": content} | ({"refusal": None} if has_refusal else {})
-
-
-class TextOffsets:
-    """Where each token of one choice begins in its text, in characters.
-
-    A character cut between two tokens begins with the first. Ids of `skipped` are not in the text.
-    """
-
-    def __init__(self, bytes_of: TokenBytesOf, skipped: Container[int] = frozenset()) -> None:
-        self._bytes_of = bytes_of
-        self._skipped = skipped
-        self._utf8 = _Utf8Decoder("replace")
-        self._num_characters = 0
-
-    def next(self, token_id: int) -> int:
-        """Return the offset of one more token."""
-        offset = self._num_characters + bool(self._utf8.getstate()[0])
-        if token_id not in self._skipped:
-            self._num_characters += len(self._utf8.decode(self._bytes_of(token_id)))
-        return offset
-
-
-def completion_logprobs(
-    entries: Sequence[TokenLogprob], bytes_of: TokenBytesOf, offsets: TextOffsets
-) -> dict[str, Any]:
-    """Return log-probabilities in the older format; `offsets` know the tokens before these."""
-    return {
-        "tokens": [_key(entry.token_id, bytes_of) for entry in entries],
-        "token_logprobs": [_finite(entry.logprob) for entry in entries],
-        "top_logprobs": [_alternatives(entry, bytes_of) for entry in entries],
-        "text_offset": [offsets.next(entry.token_id) for entry in entries],
-    }
-
-
 def model_card(name: str, *, root: str, created: int, max_model_len: int) -> dict[str, Any]:
     """Return one entry of `GET /v1/models`."""
     return {
@@ -350,31 +351,3 @@ def _body(
 
 def _call(id_: str, name: str, arguments: str) -> dict[str, Any]:
     return {"id": id_, "type": "function", "function": {"name": name, "arguments": arguments}}
-
-
-def _token(token_id: int, logprob: float, bytes_of: TokenBytesOf) -> dict[str, Any]:
-    piece = bytes_of(token_id)
-    return {
-        "token": piece.decode("utf-8", "replace"),
-        "logprob": _finite(logprob),
-        "bytes": list(piece),
-    }
-
-
-def _alternatives(entry: TokenLogprob, bytes_of: TokenBytesOf) -> dict[str, float]:
-    """Return the best tokens and, as OpenAI does, the chosen one even if it is none of them."""
-    pairs = [*zip(entry.top_ids, entry.top_logprobs, strict=True), (entry.token_id, entry.logprob)]
-    return {_key(id_, bytes_of): _finite(logprob) for id_, logprob in pairs}
-
-
-def _key(token_id: int, bytes_of: TokenBytesOf) -> str:
-    """Return a token's text; part of a character in hex, as keys that read U+FFFD would collide."""
-    piece = bytes_of(token_id)
-    try:
-        return piece.decode("utf-8")
-    except UnicodeDecodeError:
-        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in piece)
-
-
-def _finite(logprob: float) -> float:
-    return max(logprob, LOWEST_LOGPROB)

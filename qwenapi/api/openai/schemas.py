@@ -24,6 +24,19 @@ from qwenapi.api.openai.structured_output import (
     ResponseFormat,
     StructuredOutputs,
 )
+from qwenapi.api.openai.token_fields import (
+    INT32,
+    MAX_ALLOWED_TOKENS,
+    MAX_STOP_TOKENS,
+    BadWords,
+    LogitBias,
+    Prompt,
+    Prompts,
+    RequestId,
+    Salt,
+    Stops,
+    TokenIds,
+)
 from qwenapi.api.openai.tool_fields import ToolChoiceField, Tools, check_choice
 from qwenapi.generation.answer_format import AnswerFormat
 from qwenapi.generation.sampling import SamplingRequest
@@ -36,27 +49,17 @@ from qwenapi.http.fields import (
     StrictString,
 )
 from qwenapi.http.schemas import RequestSchema, StrictSchema
+from workers.wire.protocol import MAX_CHOICES
 
-MAX_PROMPTS = 16
-MAX_CHOICES = 8
-MAX_STOPS = 16
-MAX_STOP_BYTES = 256
-MAX_STOP_TOKENS = 128
-MAX_BIASES = 300
 MAX_TOP_LOGPROBS = 20
 MAX_TEMPLATE_BYTES = 64 * 1024
-INT32 = 2**31 - 1
 INT64 = 2**63 - 1
 
 REASONING_EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh")
 # Fields that say what an answer must look like; at most one of them.
 FORMATS = ("response_format", "structured_outputs", *GUIDED)
-TOKEN_IDS = {"type": "array", "items": {"type": "integer", "minimum": 0, "maximum": INT32}}
-TOKEN_IDS_CLAIM = f"must be a list of token ids, integers from 0 to {INT32}"
 
 _CONTINUE = "continue_final_message"
-
-Prompt = str | tuple[int, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,83 +86,6 @@ class CompletionRequest(SamplingRequest):
     prompts: tuple[Prompt, ...] = field(repr=False)
     add_special_tokens: bool = True
     answer_format: AnswerFormat | None = None
-
-
-class Stops(fields.Field[tuple[str, ...]]):
-    """One stop string or several."""
-
-    CLAIM = f"must be a string or up to {MAX_STOPS} strings, each of 1 to {MAX_STOP_BYTES} bytes"
-    # In characters, which take up to four bytes each.
-    ONE = {"type": "string", "minLength": 1, "maxLength": MAX_STOP_BYTES // 4}
-    json_schema = {"anyOf": [ONE, {"type": "array", "items": ONE, "maxItems": MAX_STOPS}]}
-
-    def _deserialize(self, value: Any, attr: str | None, data: Any, **_: Any) -> tuple[str, ...]:
-        stops = [value] if isinstance(value, str) else value
-        if not isinstance(stops, list) or len(stops) > MAX_STOPS or not all(map(_is_stop, stops)):
-            raise ValidationError(self.CLAIM)
-        return tuple(stops)
-
-
-class TokenIds(fields.Field[tuple[int, ...]]):
-    """A short list of token ids."""
-
-    json_schema = TOKEN_IDS | {"maxItems": MAX_STOP_TOKENS}
-
-    def _deserialize(self, value: Any, attr: str | None, data: Any, **_: Any) -> tuple[int, ...]:
-        if not isinstance(value, list) or len(value) > MAX_STOP_TOKENS or not _are_token_ids(value):
-            raise ValidationError(f"{TOKEN_IDS_CLAIM}, at most {MAX_STOP_TOKENS} of them")
-        return tuple(value)
-
-
-class LogitBias(fields.Field[Mapping[int, float]]):
-    """Token id, a decimal string as JSON has no other keys, to a number added to its logit."""
-
-    CLAIM = f"must map at most {MAX_BIASES} token ids to numbers from -100 to 100"
-    json_schema = {
-        "type": "object",
-        "propertyNames": {"pattern": "^(0|[1-9][0-9]{0,8})$"},
-        "additionalProperties": {"type": "number", "minimum": -100, "maximum": 100},
-        "maxProperties": MAX_BIASES,
-    }
-
-    def _deserialize(self, value: Any, attr: str | None, data: Any, **_: Any) -> dict[int, float]:
-        if not isinstance(value, dict) or len(value) > MAX_BIASES:
-            raise ValidationError(self.CLAIM)
-        for key, bias in value.items():
-            if not _is_token_key(key) or type(bias) not in (int, float) or not -100 <= bias <= 100:
-                raise ValidationError(self.CLAIM)
-        return {int(key): float(bias) for key, bias in value.items()}
-
-
-class Prompts(fields.Field[tuple[Prompt, ...]]):
-    """A text, texts, token ids, or lists of token ids."""
-
-    CLAIM = f"must be a string, a list of token ids, or a list of 1 to {MAX_PROMPTS} of either"
-    SOME_IDS = TOKEN_IDS | {"minItems": 1}
-    SEVERAL = {"type": "array", "minItems": 1, "maxItems": MAX_PROMPTS}
-    json_schema = {
-        "anyOf": [
-            {"type": "string"},
-            SOME_IDS,
-            SEVERAL | {"items": {"type": "string"}},
-            SEVERAL | {"items": SOME_IDS},
-        ]
-    }
-
-    def _deserialize(self, value: Any, attr: str | None, data: Any, **_: Any) -> tuple[Prompt, ...]:
-        if isinstance(value, str):
-            return (value,)
-        if not isinstance(value, list) or not value:
-            raise ValidationError(self.CLAIM)
-        if _are_token_ids(value):
-            return (tuple(value),)
-        if len(value) > MAX_PROMPTS:
-            raise ValidationError(self.CLAIM)
-        if all(isinstance(item, str) for item in value):
-            return tuple(value)
-        if all(isinstance(item, list) and item and _are_token_ids(item) for item in value):
-            return tuple(map(tuple, value))
-        raise ValidationError(self.CLAIM)
 
 
 class StreamOptionsSchema(StrictSchema):
@@ -211,10 +137,17 @@ class SamplingSchema(RequestSchema):
     min_p = StrictFloat(0, 1)
     repetition_penalty = StrictFloat(0.01, 2)
     min_tokens = StrictInteger(0, INT32)
-    stop_token_ids = TokenIds()
+    stop_token_ids = TokenIds(MAX_STOP_TOKENS)
+    include_stop_str_in_output = StrictBoolean()
     ignore_eos = StrictBoolean()
     skip_special_tokens = StrictBoolean()
     priority = StrictInteger(-INT32 - 1, INT32)
+    allowed_token_ids = TokenIds(MAX_ALLOWED_TOKENS)
+    bad_words = BadWords()
+    truncate_prompt_tokens = StrictInteger(-1, INT32)
+    return_token_ids = StrictBoolean()
+    cache_salt = Salt()
+    request_id = RequestId()
 
     best_of = StrictInteger(1, INT32)
     response_format = ResponseFormat()
@@ -234,6 +167,8 @@ class SamplingSchema(RequestSchema):
         limit = _max_tokens(data)
         if limit is not None and data.get("min_tokens", 0) > limit:
             raise ValidationError(f"must be at most max_tokens, {limit}", "min_tokens")
+        if data.get("truncate_prompt_tokens") == 0:
+            raise ValidationError("must be -1 or at least 1", "truncate_prompt_tokens")
         if data.get("best_of", 1) > data.get("n", 1):
             claim = "asks for best_of, which this server does not support"
             raise ValidationError(claim, "best_of")
@@ -338,19 +273,3 @@ def _thought_limit(data: dict[str, Any]) -> int | None:
 def _max_tokens(data: dict[str, Any]) -> int | None:
     """Return the caller's limit: of OpenAI's two names the newer wins."""
     return cast("int | None", data.get("max_completion_tokens", data.get("max_tokens")))
-
-
-def _is_stop(value: Any) -> bool:
-    return isinstance(value, str) and 1 <= len(value.encode("utf-8")) <= MAX_STOP_BYTES
-
-
-def _are_token_ids(values: list[Any]) -> bool:
-    """Return whether all are; of a million this takes a few milliseconds, looking at each 60."""
-    return not values or (
-        set(map(type, values)) == {int} and min(values) >= 0 and max(values) <= INT32
-    )
-
-
-def _is_token_key(key: str) -> bool:
-    """Return whether a key is a decimal id in its one spelling, so that no id is named twice."""
-    return len(key) <= 10 and key.isascii() and key.isdigit() and str(int(key)) == key

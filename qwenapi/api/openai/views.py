@@ -13,13 +13,13 @@ from qwenapi.api.openai.schemas import (
     ChatSchema,
     CompletionRequest,
     CompletionSchema,
-    Prompt,
 )
+from qwenapi.api.openai.token_fields import Prompt
 from qwenapi.api.openai.writer import ChatWriter, CompletionWriter, Writer
 from qwenapi.errors import BadRequest, EngineUnavailable, ModelNotFound
 from qwenapi.generation.answer_format import grammar_for
 from qwenapi.generation.chat import ChatOptions, ChatPrompt, prepare_chat
-from qwenapi.generation.prompt import beside_others
+from qwenapi.generation.prompt import bad_word_ids, beside_others, cut_prompt
 from qwenapi.generation.request import GenerationRequest
 from qwenapi.generation.sampling import (
     Clamped,
@@ -43,6 +43,7 @@ from qwenapi.request_context.current_request import (
 from qwenapi.request_context.services import served_model, services
 from qwenapi.settings.profile import Profile
 from qwenapi.text.tokenizer import Tokenizer
+from workers.wire.protocol import ModelCard
 
 blueprint = Blueprint("openai", __name__)
 
@@ -77,11 +78,12 @@ def chat_completions(ask: ChatRequest) -> Response:
     chat = prepare_chat(tokenizer, _chat_prompt(ask, profile), options)
     wanted, cut = generation_request(
         ask,
-        [chat.ids],
+        [_cut(chat.ids, ask, card)],
         card,
         profile.chat_max_tokens,
         grammar=chat.grammar,
         by_token=chat.thinking != "off",
+        bad_words=bad_word_ids(tokenizer, ask.bad_words),
     )
 
     def write(stream: GenerationStream) -> Writer:
@@ -133,7 +135,12 @@ def completions(ask: CompletionRequest) -> Response:
     profile = current_profile()
     grammar = grammar_for(ask.answer_format, tokenizer)
     wanted, cut = generation_request(
-        ask, prompts, card, profile.completion_max_tokens, grammar=grammar
+        ask,
+        [_cut(ids, ask, card) for ids in prompts],
+        card,
+        profile.completion_max_tokens,
+        grammar=grammar,
+        bad_words=bad_word_ids(tokenizer, ask.bad_words),
     )
 
     def write(stream: GenerationStream) -> Writer:
@@ -178,6 +185,10 @@ def _encode(tokenizer: Tokenizer, ask: CompletionRequest, prompt: Prompt) -> lis
     if isinstance(prompt, str):
         return tokenizer.encode(prompt, ask.add_special_tokens)
     return list(prompt)
+
+
+def _cut(ids: list[int], ask: SamplingRequest, card: ModelCard) -> list[int]:
+    return cut_prompt(ids, ask.truncate_prompt_tokens, ask.max_tokens, card.max_model_len)
 
 
 def _respond(

@@ -5,12 +5,13 @@ import time
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
-from functools import cache
+from functools import cache, partial
 from itertools import chain
 from typing import Any, ClassVar, TypeVar
 
 from qwenapi import __version__
 from qwenapi.api.openai import render
+from qwenapi.api.openai.logprobs import TextOffsets, chat_logprobs, completion_logprobs
 from qwenapi.engines.mailbox import Cancelled
 from qwenapi.errors import DIALECTS, ApiError, Wording
 from qwenapi.generation.chat import PreparedChat
@@ -47,14 +48,15 @@ class Writer(ABC):
         self._stream = stream
         self._ask = ask
         self._bytes_of = tokenizer.token_bytes.__getitem__
+        self._prompts = [prompt_ids for prompt_ids, _ in wanted.prompts]
         self._num_choices = len(wanted.prompts) * wanted.n
         self._skipped = tokenizer.special_ids if ask.skip_special_tokens else frozenset()
-        id_ = self.make_id(uuid.uuid4().hex)
+        id_ = self.make_id(ask.request_id or uuid.uuid4().hex)
         fingerprint = _fingerprint(wanted.model_hash) if profile.as_openai else ""
         self._reply = render.Reply(id_, int(time.time()), profile.canonical, fingerprint)
 
     @abstractmethod
-    def make_id(self, hex32: str) -> str:
+    def make_id(self, name: str) -> str:
         """Return the answer's public id."""
 
     @abstractmethod
@@ -76,7 +78,7 @@ class Writer(ABC):
         if self._ask.continuous_usage:
             chunks.show_usage(self.usage())
         # An empty piece still sends the headers: the request is accepted, and its status is final.
-        yield b"".join(chunks.opening(i) for i in range(self._num_choices))
+        yield b"".join(map(partial(self.opening, chunks), range(self._num_choices)))
         said_at = time.monotonic()
         try:
             for piece in self.pieces(chunks):
@@ -94,6 +96,18 @@ class Writer(ABC):
             self._stream.fail("internal_error")  # or closing would call it the caller's doing
             raise
         yield (chunks.usage(self.usage()) if self._ask.include_usage else b"") + render.DONE
+
+    def opening(self, chunks: Any, index: int) -> bytes:
+        """Return the first event of a choice, nothing where that says nothing."""
+        return bytes(chunks.opening(index, self._prompt_ids(index)))
+
+    def _prompt_ids(self, index: int) -> Sequence[int] | None:
+        """Return the ids of a choice's prompt, for a caller who wants to know them."""
+        return self._prompts[index // self._ask.n] if self._ask.return_token_ids else None
+
+    def _ids(self, index: int, output: Iterable[int]) -> render.ChoiceIds | None:
+        prompt = self._prompt_ids(index)
+        return None if prompt is None else render.ChoiceIds(prompt, tuple(output))
 
     def _counted(self, chunks: render.Chunks, batches: Iterable[T]) -> Iterator[T]:
         """Yield the batches; events say the counts so far where that was asked for."""
@@ -118,11 +132,11 @@ class CompletionWriter(Writer):
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         self._text_offsets = [
-            render.TextOffsets(self._bytes_of, self._skipped) for _ in range(self._num_choices)
+            TextOffsets(self._bytes_of, self._skipped) for _ in range(self._num_choices)
         ]
 
-    def make_id(self, hex32: str) -> str:
-        return render.completion_id(hex32)
+    def make_id(self, name: str) -> str:
+        return render.completion_id(name)
 
     def whole(self) -> dict[str, Any]:
         choices = [
@@ -131,6 +145,7 @@ class CompletionWriter(Writer):
                 whole.text,
                 whole.finish_reason or "",
                 self._logprobs(whole.index, whole.logprobs),
+                self._ids(whole.index, whole.token_ids),
             )
             for whole in gather(self._stream.deltas())
         ]
@@ -142,9 +157,10 @@ class CompletionWriter(Writer):
 
     def _event(self, chunks: render.CompletionChunks, delta: Delta) -> bytes:
         event = b""
-        if delta.text or delta.logprobs:
+        ids = delta.token_ids if self._ask.return_token_ids else None
+        if delta.text or delta.logprobs or ids:
             logprobs = self._logprobs(delta.index, delta.logprobs)
-            event = chunks.content(delta.index, delta.text, logprobs)
+            event = chunks.content(delta.index, delta.text, logprobs, ids)
         if delta.finish_reason:
             event += chunks.finish(delta.index, delta.finish_reason)
         return event
@@ -152,7 +168,7 @@ class CompletionWriter(Writer):
     def _logprobs(self, index: int, entries: Sequence[TokenLogprob]) -> dict[str, Any] | None:
         if self._ask.logprobs is None:
             return None
-        return render.completion_logprobs(entries, self._bytes_of, self._text_offsets[index])
+        return completion_logprobs(entries, self._bytes_of, self._text_offsets[index])
 
 
 class ChatWriter(Writer):
@@ -173,8 +189,8 @@ class ChatWriter(Writer):
         self._field = reasoning_field
         self._shows_reasoning = shows_reasoning
 
-    def make_id(self, hex32: str) -> str:
-        return render.chat_id(hex32)
+    def make_id(self, name: str) -> str:
+        return render.chat_id(name)
 
     def whole(self) -> dict[str, Any]:
         parts: dict[int, list[ChatDelta]] = {}
@@ -209,6 +225,7 @@ class ChatWriter(Writer):
             render.chat_message(output, render.reasoning_keys(thought, self._field)),
             deltas[-1].finish_reason or "",
             self._logprobs(tuple(chain.from_iterable(delta.logprobs for delta in deltas))),
+            self._ids(index, chain.from_iterable(delta.token_ids for delta in deltas)),
         )
 
     def _events_of(self, chunks: render.ChatChunks, delta: ChatDelta) -> Iterable[bytes]:
@@ -217,18 +234,19 @@ class ChatWriter(Writer):
             said for event in events if (said := render.event_delta(event, self._field)) is not None
         ]
         logprobs = self._logprobs(delta.logprobs)
-        if delta.logprobs and not rendered:
+        ids = delta.token_ids if self._ask.return_token_ids else None
+        if (delta.logprobs or ids) and not rendered:
             rendered = [{"content": ""}]
         for said in rendered:
-            yield chunks.delta(delta.index, said, logprobs)
-            logprobs = None  # they are of the tokens, and said once
+            yield chunks.delta(delta.index, said, logprobs, ids)
+            logprobs = ids = None  # they are of the tokens, and said once
         if delta.finish_reason:
             yield chunks.finish(delta.index, delta.finish_reason)
 
     def _logprobs(self, entries: Sequence[TokenLogprob]) -> dict[str, Any] | None:
         if self._ask.logprobs is None:
             return None
-        return render.chat_logprobs(entries, self._bytes_of, has_refusal=self._profile.as_openai)
+        return chat_logprobs(entries, self._bytes_of, has_refusal=self._profile.as_openai)
 
 
 @cache

@@ -3,8 +3,8 @@
 Their weighted sum is the result. Knows three ways to multiply by the chosen experts' weights, all
 of which transformers' module defines: one expert after the other (CPU), the Triton kernels (few
 pairs of token and expert), and `grouped_mm` (many). The router is transformers' own. On a device,
-shapes alone decide the way and nothing waits for the host, so a CUDA graph may hold a step. Knows
-no shared experts. Checked on a CPU, the kernels under Triton's interpreter. Not checked: any GPU.
+shapes alone decide the way and nothing waits for the host, so a CUDA graph may hold a step. Checked
+on a CPU, the kernels under Triton's interpreter. Not checked: any GPU.
 """
 
 from typing import Any
@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from workers.model.layers.mlp import SharedExpert
 from workers.model.linear.batch_invariant import blocks_of_rows
 from workers.model.linear.linear import Linear
 
@@ -33,9 +34,19 @@ class Experts:
             self._multiply = KernelExperts(module.experts, is_batch_invariant=is_batch_invariant)
         elif not is_batch_invariant and module.experts.down_proj.device.type == "cpu":
             self._multiply = LoopedExperts(module.experts)
+        self._shared = None
+        if hasattr(module, "shared_expert"):
+            self._shared = SharedExpert(
+                module, is_batch_invariant=is_batch_invariant, for_kernels=for_kernels
+            )
 
     def __call__(self, hidden: Tensor) -> Tensor:
         """Return the weighted sum over each token's experts, `[tokens, hidden]`."""
+        routed = self._apply(hidden)
+        return routed if self._shared is None else routed.add_(self._shared(hidden))
+
+    def _apply(self, hidden: Tensor) -> Tensor:
+        """Return the sum over the experts that were chosen."""
         if not self._is_batch_invariant:
             return self._multiply(hidden, *self._route(hidden))
         if not self._for_kernels:  # an expert's product has as many rows as chose it

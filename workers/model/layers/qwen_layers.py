@@ -8,8 +8,6 @@ What lies between two matrix products is computed by torch here, or with `for_ke
 of kernels/layers.py; heads are, wherever the cache is a BlockKVCache.
 """
 
-from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -20,9 +18,15 @@ from workers.model.attention.attention import AttentionPlan, LayerKVCache, Plan,
 from workers.model.attention.block_kv_cache import BlockKVCache
 from workers.model.attention.kv_cache import KVCache
 from workers.model.layers.experts import Experts
+from workers.model.layers.gated_delta_net import GatedDeltaNet
+from workers.model.layers.mlp import MLP
+from workers.model.layers.state_cache import StateCache, StateShape
 from workers.model.layout.paged_plan import PagedPlan
+from workers.model.layout.state_plan import StatePlan
 from workers.model.linear import batch_invariant
 from workers.model.linear.linear import merge
+
+LayerCache = LayerKVCache | StateCache
 
 
 class Hidden(NamedTuple):
@@ -44,9 +48,10 @@ class Hidden(NamedTuple):
 
 
 class Rope(NamedTuple):
-    """Cosines and signed sines of a step's tokens, float32 `[tokens, 1, head_dim]`.
+    """Cosines and signed sines of a step's tokens, float32 `[tokens, 1, rotated]`.
 
-    The first half of `sin` is negated, so that rotating is `x * cos + roll(x) * sin`.
+    The first half of `sin` is negated, so that rotating is `x * cos + roll(x) * sin`. Of a head's
+    dimensions the first `rotated` are, which in hybrid models is not all.
     """
 
     cos: Tensor
@@ -66,22 +71,32 @@ class Rope(NamedTuple):
 
     def rotate(self, x: Tensor) -> Tensor:
         """Rotate float32 heads `[tokens, heads, head_dim]` in place."""
-        rolled = x.roll(x.shape[-1] // 2, -1)
-        return x.mul_(self.cos).addcmul_(rolled, self.sin)
+        num_rotated = self.cos.shape[-1]
+        part = x if num_rotated == x.shape[-1] else x[..., :num_rotated]
+        rolled = part.roll(part.shape[-1] // 2, -1)
+        part.mul_(self.cos).addcmul_(rolled, self.sin)
+        return x
 
 
 class RMSNorm:
     """Root mean square norm over the last dimension of the whole sum, computed in float32."""
 
     def __init__(self, module: Any, *, for_kernels: bool = False) -> None:
-        self._weight = module.weight.detach().float()
-        self._eps = float(module.variance_epsilon)
+        self._weight, self._eps = norm_of(module)
         self.device: torch.device = self._weight.device
         self._add_rms_norm = _kernels().add_rms_norm if for_kernels else add_rms_norm
 
     def __call__(self, hidden: Hidden) -> tuple[Tensor, Tensor]:
         """Return the norm, and the sum with nothing left to add."""
         return self._add_rms_norm(hidden.delta, hidden.residual, self._weight, self._eps)
+
+
+def norm_of(module: Any) -> tuple[Tensor, float]:
+    """Return a norm's float32 weight and epsilon; hybrid models store the weight less 1."""
+    weight: Tensor = module.weight.detach().float()
+    if hasattr(module, "variance_epsilon"):
+        return weight, float(module.variance_epsilon)
+    return 1.0 + weight, float(module.eps)
 
 
 def add_rms_norm(
@@ -108,16 +123,19 @@ def normalize(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 class Attention:
     """Self-attention with one projection for queries, keys and values.
 
-    Qwen2 has a bias and no head norms, Qwen3 the reverse; both are told from the module itself.
+    Qwen2 has a bias and no head norms, Qwen3 the reverse; hybrid models have a gate for each
+    query, whose projection follows the query's. All is told from the module itself.
     """
 
     def __init__(self, module: Any, *, is_batch_invariant: bool) -> None:
         self._head_dim = int(module.head_dim)
         self._scale = float(module.scaling)
-        self._num_heads = module.q_proj.weight.shape[0] // self._head_dim
+        self._num_heads = module.o_proj.weight.shape[1] // self._head_dim
+        self._is_gated = module.q_proj.weight.shape[0] > self._num_heads * self._head_dim
         self._num_kv_heads = module.k_proj.weight.shape[0] // self._head_dim
         self._head_norm = self._merge_head_norms(module)
-        self._eps = 0.0 if self._head_norm is None else float(module.q_norm.variance_epsilon)
+        self._eps = 0.0 if self._head_norm is None else norm_of(module.q_norm)[1]
+        self._sigmoid = batch_invariant.sigmoid if is_batch_invariant else torch.sigmoid
         self._qkv = merge(
             [module.q_proj, module.k_proj, module.v_proj], is_batch_invariant=is_batch_invariant
         )
@@ -142,14 +160,24 @@ class Attention:
         return cache.attend(query, plan)
 
     def _attend_by_torch(self, qkv: Tensor, rope: Rope, cache: KVCache, plan: Plan) -> Tensor:
-        heads = qkv.view(qkv.shape[0], -1, self._head_dim)
+        heads, gate = self._split_gate(qkv)
         num_rotated = self._num_heads + self._num_kv_heads
         rotated = self._normalize_and_rotate(heads[:, :num_rotated], rope).to(heads.dtype)
         query, key = rotated[:, : self._num_heads], rotated[:, self._num_heads :]
         value = heads[:, num_rotated:]
         assert isinstance(plan, AttentionPlan)
         cache.write(plan.slots, key, value)
-        return attend(query, key, value, cache, plan)
+        context = attend(query, key, value, cache, plan)
+        return context if gate is None else context.mul_(self._sigmoid(gate))
+
+    def _split_gate(self, qkv: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return queries, keys and values `[tokens, heads, head_dim]`, and the queries' gates."""
+        heads = qkv.view(qkv.shape[0], -1, self._head_dim)
+        if not self._is_gated:
+            return heads, None
+        pairs = heads[:, : 2 * self._num_heads].unflatten(1, (self._num_heads, 2))
+        ungated = torch.cat((pairs[:, :, 0], heads[:, 2 * self._num_heads :]), 1)
+        return ungated, pairs[:, :, 1]
 
     def _normalize_and_rotate(self, heads: Tensor, rope: Rope) -> Tensor:
         """Return float32 queries and keys; the queries are scaled for the softmax."""
@@ -164,34 +192,13 @@ class Attention:
         """Return one float32 weight `[heads + kv_heads, head_dim]`, with the queries' scale."""
         if not hasattr(module, "q_norm"):
             return None
-        query = module.q_norm.weight.detach().float().expand(self._num_heads, -1)
-        key = module.k_norm.weight.detach().float().expand(self._num_kv_heads, -1)
+        query = norm_of(module.q_norm)[0].expand(self._num_heads, -1)
+        key = norm_of(module.k_norm)[0].expand(self._num_kv_heads, -1)
         return torch.cat((query * self._scale, key))
 
 
-class MLP:
-    """SwiGLU with one projection for gate and up."""
-
-    def __init__(self, module: Any, *, is_batch_invariant: bool, for_kernels: bool = False) -> None:
-        self._gate_up = merge(
-            [module.gate_proj, module.up_proj], is_batch_invariant=is_batch_invariant
-        )
-        self._down = merge([module.down_proj], is_batch_invariant=is_batch_invariant)
-        by_torch = partial(silu_mul, silu=batch_invariant.silu if is_batch_invariant else F.silu)
-        self._silu_mul = _kernels().silu_mul if for_kernels else by_torch
-
-    def __call__(self, normed: Tensor) -> Tensor:
-        return self._down(self._silu_mul(self._gate_up(normed)))
-
-
-def silu_mul(gate_up: Tensor, silu: Callable[[Tensor], Tensor] = F.silu) -> Tensor:
-    """Return the SiLU of the first half of `[tokens, 2 * width]`, times the second."""
-    gate, up = gate_up.chunk(2, dim=-1)
-    return silu(gate).mul_(up)
-
-
 class DecoderLayer:
-    """Attention and MLP with their norms and residual additions."""
+    """Attention or Gated DeltaNet, and an MLP, with their norms and residual additions."""
 
     def __init__(
         self, module: Any, *, is_batch_invariant: bool = False, for_kernels: bool = False
@@ -199,16 +206,32 @@ class DecoderLayer:
         self._input_norm = RMSNorm(module.input_layernorm, for_kernels=for_kernels)
         self.device = self._input_norm.device
         self._post_norm = RMSNorm(module.post_attention_layernorm, for_kernels=for_kernels)
-        self._attention = Attention(module.self_attn, is_batch_invariant=is_batch_invariant)
+        self._mixer: Attention | GatedDeltaNet
+        if hasattr(module, "linear_attn"):
+            self._mixer = GatedDeltaNet(module.linear_attn, is_batch_invariant=is_batch_invariant)
+        else:
+            self._mixer = Attention(module.self_attn, is_batch_invariant=is_batch_invariant)
         feed_forward = MLP if hasattr(module.mlp, "gate_proj") else Experts
         self._mlp = feed_forward(
             module.mlp, is_batch_invariant=is_batch_invariant, for_kernels=for_kernels
         )
 
-    def __call__(self, hidden: Hidden, rope: Rope, cache: LayerKVCache, plan: Plan) -> Hidden:
+    @property
+    def state_shape(self) -> StateShape | None:
+        """The dimensions of its state, where it has one in the place of keys and values."""
+        return self._mixer.state_shape if isinstance(self._mixer, GatedDeltaNet) else None
+
+    def __call__(
+        self, hidden: Hidden, rope: Rope, cache: LayerCache, plan: Plan, states: StatePlan | None
+    ) -> Hidden:
         """Return the sum with attention added, and the MLP's outputs for the next norm to add."""
         normed, residual = self._input_norm(hidden)
-        delta = self._attention(normed, rope, cache, plan)
+        if isinstance(self._mixer, GatedDeltaNet):
+            assert isinstance(cache, StateCache) and states is not None
+            delta = self._mixer(normed, cache, states)
+        else:
+            assert not isinstance(cache, StateCache)
+            delta = self._mixer(normed, rope, cache, plan)
         normed, residual = self._post_norm(Hidden(residual, delta))
         return Hidden(residual, self._mlp(normed))
 

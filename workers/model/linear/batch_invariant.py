@@ -52,12 +52,23 @@ def in_blocks(multiply: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
 
 
 def silu(x: Tensor) -> Tensor:
-    """Return the SiLU of `[rows, width]`, on a CPU row by row: threads share out a whole tensor,
-    and where a share ends the last elements are computed by another routine.
+    """Return the SiLU of `[rows, ...]`."""
+    return by_row(F.silu, x)
+
+
+def sigmoid(x: Tensor) -> Tensor:
+    """Return the logistic function of `[rows, ...]`."""
+    return by_row(torch.sigmoid, x)
+
+
+def by_row(compute: Callable[..., Tensor], *parts: Tensor) -> Tensor:
+    """Return an elementwise function of `[rows, ...]`, on a CPU computed row by row: threads share
+    out a whole tensor, and where a share ends the last elements are computed by another routine.
     """
-    if x.device.type != "cpu":
-        return F.silu(x)
-    return torch.cat([F.silu(row) for row in x.split(1)])
+    if parts[0].device.type != "cpu":
+        return compute(*parts)
+    rows = zip(*(part.split(1) for part in parts), strict=True)
+    return torch.cat([compute(*row) for row in rows])
 
 
 def attend_span(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:

@@ -1,0 +1,164 @@
+"""Hybrid models load as they are published, text and vision in one folder, and as text alone."""
+
+import json
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, models
+from transformers import (
+    Qwen3_5Config,
+    Qwen3_5ForConditionalGeneration,
+    Qwen3_5MoeConfig,
+    Qwen3_5MoeForConditionalGeneration,
+)
+
+from tests.engine.conftest import DIMENSIONS, EOS, HYBRID, MIXTURE, Driver, disturb_norms
+from tests.engine.test_hybrid import NEAR_TIE, prompt_of
+from tests.engine.test_parity import Comparison
+from workers.checkpoint.checkpoint import Checkpoint
+from workers.config import EngineConfig
+from workers.engine.engine import Engine
+from workers.errors import ConfigError, ModelError
+from workers.model.capacity import resolve_limits
+
+PUBLISHED = {
+    "qwen3_5": (Qwen3_5ForConditionalGeneration, Qwen3_5Config, HYBRID),
+    "qwen3_5_moe": (Qwen3_5MoeForConditionalGeneration, Qwen3_5MoeConfig, HYBRID | MIXTURE),
+}
+VISION = {"depth": 1, "hidden_size": 32, "num_heads": 2, "intermediate_size": 48,
+          "out_hidden_size": 64, "num_position_embeddings": 16}  # fmt: skip
+
+
+def write_published(path, name, *, tied=False):
+    """Write a model with its vision tower, and a weight of multi-token prediction beside it."""
+    model_class, config_class, own = PUBLISHED[name]
+    text = DIMENSIONS | own | {"tie_word_embeddings": tied}
+    if name == "qwen3_5_moe":
+        del text["intermediate_size"]
+    torch.manual_seed(20)
+    config = config_class(text_config=text, vision_config=VISION, tie_word_embeddings=tied)
+    model = model_class(config).eval()
+    disturb_norms(model)
+    model.save_pretrained(path)
+    save_file({"mtp.norm.weight": torch.zeros(64)}, path / "mtp.safetensors")
+    written = json.loads((path / "config.json").read_text())
+    written["text_config"].pop("eos_token_id", None)
+    (path / "config.json").write_text(json.dumps(written))
+    (path / "generation_config.json").write_text(json.dumps({"eos_token_id": [EOS, 3]}))
+    Tokenizer(models.BPE()).save(str(path / "tokenizer.json"))
+    return model
+
+
+def start(path, **changes):
+    defaults = {"device": "cpu", "dtype": "float32", "num_blocks": 60, "threads": 2}
+    config = EngineConfig(str(path), **(defaults | changes))
+    return Driver(Engine(config, lambda stage, fraction: None))
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_the_text_of_a_published_model_is_served_without_its_tower(tmp_path, name, tied):
+    model = write_published(tmp_path, name, tied=tied)
+    with safe_open(tmp_path / "model.safetensors", framework="pt") as file:
+        names = list(file.keys())
+    assert any(name.startswith("model.language_model.layers.0.linear_attn.") for name in names)
+    assert any(name.startswith("model.visual.") for name in names)
+    driver = start(tmp_path)
+    card = driver.engine.card
+    assert card.architecture == type(model).__name__
+    assert (card.vocab_size, card.eos_token_ids) == (320, (EOS, 3))
+    comparison = Comparison(model, NEAR_TIE)
+    for length in (5, 130):
+        driver.add(length, prompt_of(length))
+        comparison.check(prompt_of(length), driver.run().tokens(length))
+    comparison.report()
+
+
+def test_experts_in_two_tensors_a_layer_load_as_they_are_published(tmp_path):
+    model = write_published(tmp_path, "qwen3_5_moe")
+    file = tmp_path / "model.safetensors"
+    tensors = {name: t for name, t in load_file(file).items() if ".experts." not in name}
+    for name, tensor in model.named_parameters():
+        if ".experts." in name:
+            tensors[name] = tensor.detach().contiguous()
+    save_file(tensors, file, {"format": "pt"})
+    assert tensors["model.language_model.layers.0.mlp.experts.gate_up_proj"].shape == (8, 64, 64)
+    driver = start(tmp_path)
+    driver.add(0, prompt_of(130))
+    comparison = Comparison(model, NEAR_TIE)
+    comparison.check(prompt_of(130), driver.run().tokens(0))
+
+
+def test_the_end_tokens_of_a_text_config_count(tmp_path):
+    write_published(tmp_path, "qwen3_5")
+    (tmp_path / "generation_config.json").unlink()
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["text_config"]["eos_token_id"] = 7
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    checkpoint = Checkpoint.at(tmp_path)
+    assert checkpoint.eos_token_ids == (7,)
+    assert checkpoint.config.context_length == DIMENSIONS["max_position_embeddings"]
+
+
+def test_a_missing_weight_of_the_text_is_named(tmp_path):
+    write_published(tmp_path, "qwen3_5")
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["text_config"] |= {"num_hidden_layers": 8, "layer_types": None}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match=r"layers\.4\."):
+        start(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "flags", [{"attention_backend": "triton"}, {"quantization": "fp8"}], ids=["kernels", "fp8"]
+)
+def test_what_hybrid_models_cannot_have_is_refused_in_one_sentence(tmp_path, flags):
+    write_published(tmp_path, "qwen3_5")
+    with pytest.raises(ConfigError, match="not for hybrid models; leave it out"):
+        start(tmp_path, **flags)
+
+
+MIB = 1 << 20
+
+
+def limits(tmp_path, free=400 * MIB, slot=MIB, **changes):
+    """Return the limits of a CPU that gives a quarter of its memory, with blocks of 64 KiB."""
+    config = EngineConfig(str(tmp_path), **changes)
+    if not (tmp_path / "config.json").exists():
+        write_published(tmp_path, "qwen3_5")
+    longest = Checkpoint.at(tmp_path).config.context_length
+    return resolve_limits(config, longest, torch.device("cpu"), MIB // 16, free, slot)
+
+
+def test_slots_and_snapshots_are_weighed_against_blocks(tmp_path):
+    found = limits(tmp_path, max_num_seqs=16)
+    held = found.num_state_slots * MIB + found.num_blocks * MIB // 16
+    assert 95 * MIB < held <= 100 * MIB
+    assert found.max_num_seqs == 16
+    # One for each sequence and trash, a few more, and one for 2,048 tokens of the cache.
+    assert found.num_state_slots == 17 + 8 + found.num_blocks * 32 // 2048
+
+
+def test_states_that_take_half_the_memory_bound_the_sequences(tmp_path):
+    found = limits(tmp_path)
+    assert found.max_num_seqs == 50 - 1 - 8
+    assert found.num_state_slots * MIB + found.num_blocks * MIB // 16 <= 100 * MIB
+
+
+def test_a_fraction_says_how_much_is_states(tmp_path):
+    found = limits(tmp_path, max_num_seqs=4, state_memory_fraction=0.3)
+    assert (found.max_num_seqs, found.num_state_slots) == (4, 30)
+    assert found.num_blocks == 70 * 16
+    assert limits(tmp_path, kv_cache_gb=1.0, state_memory_fraction=0.5).num_state_slots == 512
+
+
+def test_too_little_memory_for_one_state_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="the states of one sequence take 60 MiB"):
+        limits(tmp_path, slot=60 * MIB)
+
+
+def test_a_model_without_states_has_the_blocks_it_had(tmp_path):
+    found = limits(tmp_path, slot=0)
+    assert (found.max_num_seqs, found.num_state_slots, found.num_blocks) == (256, 0, 1600)

@@ -1,0 +1,78 @@
+"""How engines are found and held, on a connection of this test's."""
+
+from pathlib import Path
+
+import pytest
+
+from qwenapi.engines import client as module
+from qwenapi.engines.client import EngineClient
+from tests.wire.test_protocol import CARD
+from workers.errors import ConfigError, SharedMemoryError
+from workers.wire.connection import ConnectionEnded
+from workers.wire.protocol import Hello
+
+PATH = Path("engine-0.sock")
+
+
+class Wire:
+    is_closed = False
+
+    def receive(self):
+        raise ConnectionEnded
+
+    def close(self):
+        self.is_closed = True
+
+
+@pytest.fixture
+def wire(monkeypatch):
+    wire = Wire()
+    monkeypatch.setattr(module, "connect", lambda path, name: (wire, Hello(1, 1, 0, "", CARD)))
+    monkeypatch.setattr(module.gevent, "sleep", lambda seconds: None)
+    return wire
+
+
+@pytest.fixture
+def client(tmp_path):
+    client = EngineClient(tmp_path, "test", lambda card: None)
+    client._connecting.add(PATH)
+    return client
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(24, "Too many open files"), PermissionError(13, "Permission denied")]
+)
+@pytest.mark.parametrize("place", ["EngineLink", "in_thread"])
+def test_an_engine_that_could_not_be_held_is_tried_again(client, wire, monkeypatch, error, place):
+    def fail(*args):
+        raise error
+
+    monkeypatch.setattr(module, place, fail)
+    client._serve(PATH)
+    assert wire.is_closed and PATH not in client._connecting and not client._links
+
+
+@pytest.mark.parametrize("error", [MemoryError(), SharedMemoryError("torn")])
+def test_whatever_else_goes_wrong_leaves_nothing_behind(client, wire, monkeypatch, error):
+    def fail(*args):
+        raise error
+
+    monkeypatch.setattr(module, "EngineLink", fail)
+    with pytest.raises(type(error)):
+        client._serve(PATH)
+    assert wire.is_closed and PATH not in client._connecting
+
+
+def test_an_engine_whose_model_cannot_be_used_is_let_go(tmp_path, wire):
+    def refuse(card):
+        raise ConfigError("no tokenizer")
+
+    client = EngineClient(tmp_path, "test", refuse)
+    client._connecting.add(PATH)
+    client._serve(PATH)
+    assert wire.is_closed and not client._links and PATH not in client._connecting
+
+
+def test_a_connection_that_ends_leaves_its_place_to_the_next(client, wire):
+    client._serve(PATH)
+    assert wire.is_closed and not client._links and PATH not in client._connecting
