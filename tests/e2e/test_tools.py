@@ -30,6 +30,8 @@ def tool(name="get_weather", **parameters):
 
 
 WEATHER = tool()
+NAMED = {"type": "function", "function": {"name": "get_weather"}}
+ANY_OBJECT = {"type": "json_object"}
 TIME = {"type": "function", "function": {"name": "get_time"}}
 
 
@@ -146,7 +148,7 @@ def says(text, **asked):
         {"tools": [WEATHER], "enable_thinking": False},
         {"tools": [WEATHER], "messages": [{"role": "user", "content": "北京今天天气怎么样？"}]},
         {"tools": [WEATHER], "tool_choice": "required"},
-        {"tools": [WEATHER], "tool_choice": {"type": "function", "function": {"name": "get_weather"}}},
+        {"tools": [WEATHER], "tool_choice": NAMED},
         {"tools": [WEATHER], "parallel_tool_calls": False},
         {"tools": [WEATHER], "n": 2, "temperature": 1, "seed": 7},
         {"tools": [WEATHER], "logprobs": True, "top_logprobs": 2},
@@ -154,7 +156,7 @@ def says(text, **asked):
         {"tools": [WEATHER], "max_tokens": 5},
         {"tools": [WEATHER], "max_tokens": 20},
         {"tools": [WEATHER], "stop": "city"},
-        {"messages": [{"role": "user", "content": PERSON}], "response_format": {"type": "json_object"}},
+        {"messages": [{"role": "user", "content": PERSON}], "response_format": ANY_OBJECT},
     ],
     ids=lambda asked: ",".join(f"{key}" for key in asked if key != "tools") or "plain",
 )  # fmt: skip
@@ -272,14 +274,19 @@ def test_a_thought_without_an_end_is_a_thought(stub_server):
 
 @pytest.mark.parametrize(
     "asked",
-    [{"continue_final_message": True, "add_generation_prompt": False}, {"prefix": True}, {"partial": True}],
+    [
+        {"continue_final_message": True, "add_generation_prompt": False},
+        {"prefix": True},
+        {"partial": True},
+    ],
     ids=lambda asked: [*asked][0],
-)  # fmt: skip
+)
 def test_a_prefill_is_gone_on_with(demo, asked):
     begun = {"role": "assistant", "content": ANSWER[:14]}
     begun |= {key: asked.pop(key) for key in ("prefix", "partial") if key in asked}
     result = {"role": "tool", "content": '{"weather": "sunny", "temperature": 21}'}
-    call = {"type": "function", "function": {"name": "get_weather", "arguments": '{"city":"Paris"}'}}
+    function = {"name": "get_weather", "arguments": '{"city":"Paris"}'}
+    call = {"type": "function", "function": function}
     before = [ASKED, {"role": "assistant", "content": None, "tool_calls": [call]}, result]
     for said in (choices, streamed):
         (choice,) = said(demo, *before, begun, tools=[WEATHER], **asked)

@@ -73,7 +73,8 @@ def test_only_the_tools_allowed_are_read_as_calls(demo: Tokenizer) -> None:
 
 
 def test_a_call_and_its_result_are_given_as_the_template_writes_them(demo: Tokenizer) -> None:
-    call = {"type": "function", "function": {"name": "get_weather", "arguments": '{"city":"Paris"}'}}
+    function = {"name": "get_weather", "arguments": '{"city":"Paris"}'}
+    call = {"type": "function", "function": function}
     said = {"role": "assistant", "content": "", "tool_calls": [call]}
     text = prompt(demo, ASKED, said, {"role": "tool", "content": "sunny"}, tools=[tool()])
     assert '{"name": "get_weather", "arguments": {"city": "Paris"}}\n</tool_call><|im_end|>' in text
