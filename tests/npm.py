@@ -9,9 +9,16 @@ from pathlib import Path
 
 import pytest
 
+from tests.one_at_a_time import alone_in
+
 
 def installed(source: Path, folder: Path) -> Path:
     """Return the folder, with what `source`'s package-lock.json names in its node_modules."""
+    with alone_in(folder):
+        return _installed(source, folder)
+
+
+def _installed(source: Path, folder: Path) -> Path:
     lock = source / "package-lock.json"
     done_lock = folder / "installed-lock.json"
     if done_lock.is_file() and done_lock.read_bytes() == lock.read_bytes():

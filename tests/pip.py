@@ -10,9 +10,16 @@ from pathlib import Path
 
 import pytest
 
+from tests.one_at_a_time import alone_in
+
 
 def installed(lock: Path, folder: Path) -> Path:
     """Return the Python of an environment in the folder that has what a lock names, no more."""
+    with alone_in(folder):
+        return _installed(lock, folder)
+
+
+def _installed(lock: Path, folder: Path) -> Path:
     python, done_lock = folder / "environment/bin/python", folder / "installed.txt"
     if done_lock.is_file() and done_lock.read_bytes() == lock.read_bytes():
         return python
