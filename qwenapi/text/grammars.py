@@ -13,6 +13,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
+from qwenapi.text import string_schema
 from qwenapi.text.errors import GrammarShapeError
 
 CallFormat = Literal["hermes", "xml"]
@@ -26,6 +27,7 @@ _JSON_OPTIONS = {"whitespace_pattern": r"[ ]|\n[ \t]{0,40}"}
 _TEXT = "TEXT: /(.|\\n)*/\n"
 # A parameter's text ends where its closing tag begins, whatever it holds before.
 _VALUE_END = '"\\n</parameter>\\n"'
+_NO_END = "~/(.|\\n)*\\n<\\/parameter>(.|\\n)*/"
 _FREE_VALUE = "free_value[lazy]: /(.|\\n)*\\n<\\/parameter>\\n/\n"
 _ANY_PARAMETERS = (
     'any_parameter: "<parameter=" /[^>\\n]{1,200}/ ">\\n" free_value\n'
@@ -109,9 +111,22 @@ def _xml_rules(number: int, tool: ToolShape) -> str:
     rules, parts = "", []
     for index, (key, value) in enumerate(properties.items()):
         name = f"tool_{number}_{index}"
-        rules += f"{name}: {_literal(f'<parameter={key}>{chr(10)}')} ({_value(value, tool)})\n"
+        opened = _literal(f"<parameter={key}>\n")
+        if limits := _limits(value, tool):
+            rules += f"{name}: {opened} {name.upper()}\n{name.upper()}: ({limits}) {_VALUE_END}\n"
+        else:
+            rules += f"{name}: {opened} ({_value(value, tool)})\n"
         parts.append(name if key in required else f"{name}?")
     return f'tool_{number}: {opening} {" ".join(parts)} "</function>"\n' + rules
+
+
+def _limits(schema: Any, tool: ToolShape) -> str:
+    """Return what a strict tool's string must match, all of it; nothing where all is allowed."""
+    found = _resolved(schema, tool.schema)
+    if not tool.strict or found is None or found.get("type") != "string" or _options(found):
+        return ""
+    limits = string_schema.expressions(found)
+    return " & ".join([*(f"/{limit}/" for limit in limits), _NO_END]) if limits else ""
 
 
 def _value(schema: Any, tool: ToolShape) -> str:

@@ -208,3 +208,32 @@ def test_structural_tags_constrain_what_stands_in_them(judge, value):
 def test_a_structural_tag_of_no_known_shape_is_refused(value):
     with pytest.raises(GrammarShapeError):
         structural_tag(value, {})
+
+
+STRINGS = {
+    "code": ({"pattern": "^[A-Z]{2}/[0-9]+$"}, ["AB/12"], ["AB12", "xAB/12", "AB/12x", ""]),
+    "found": ({"pattern": "b+"}, ["abbc", "b", "a\nb"], ["ac", ""]),
+    "either": ({"pattern": "(ab|c)$"}, ["xab", "c"], ["abx", "b"]),
+    "short": ({"minLength": 2, "maxLength": 4}, ["北京", "a\nb", "😀😀😀😀"], ["a", "abcde"]),
+    "long": ({"minLength": 3}, ["abc", "abc\n\n"], ["ab"]),
+    "both": ({"maxLength": 3, "pattern": "^a"}, ["a", "abc"], ["abcd", "b"]),
+    "day": ({"format": "date"}, ["2026-11-30"], ["2026-13-01", "today"]),
+    "moment": ({"format": "date-time"}, ["2026-11-30T08:15:00.25+08:00"], ["2026-11-30 08:15"]),
+    "mail": ({"format": "email"}, ["a.b@c.example"], ["a@b", "a b@c.example"]),
+    "id": ({"format": "uuid"}, ["123e4567-e89b-12d3-a456-426614174000"], ["123e4567"]),
+    "other": ({"format": "color"}, ["red"], []),
+    "escaped": ({"pattern": r"^\$[0-9]+\\$"}, ["$5\\"], ["$5"]),
+}
+
+
+@pytest.mark.parametrize("name", STRINGS)
+def test_a_strict_string_of_xml_keeps_to_its_schema(judge, name):
+    schema, right, wrong = STRINGS[name]
+    properties = {name: {"type": "string", **schema}}
+    for strict in (True, False):
+        tool = ToolShape("f", {"properties": properties, "required": [name]}, strict)
+        lark = forced_calls([tool], "xml", judge.token_ids, several=False)
+        for value in [*right, *wrong]:
+            parameter = f"<parameter={name}>\n{value}\n</parameter>\n"
+            call = f"<tool_call>\n<function=f>\n{parameter}</function>\n</tool_call>"
+            assert judge.accepts(lark, call) == (value in right or not strict), (value, strict)
