@@ -4,7 +4,7 @@
               │
               └ lost twice: a suspect ─► isolated: alone on an engine, for 16 tokens or to its end
                                             ├ still running ─► acquitted, goes on like any other
-                                            └ lost without a token, or alone a second time
+                                            └ lost alone a second time
                                                  ─► guilty: failed and quarantined
 
 A suspect is a request that was on two engines when they crashed, less than 16 tokens apart, and so
@@ -141,7 +141,7 @@ class Replays:
         if was_alone:
             self._suspect = None
             generation.num_lonely_losses += not is_planned
-        if was_alone and not is_planned and self._is_guilty(generation):
+        if generation.num_lonely_losses > 1:  # once may be chance
             log.error(
                 "request %s kills engines: refused from now on", generation.request.request_id
             )
@@ -152,10 +152,6 @@ class Replays:
         else:
             self.num_replays += 1
             self.waiting.append(generation)
-
-    def _is_guilty(self, generation: Generation) -> bool:
-        """Whether one that was alone on a lost engine ended it, and not a chance in its middle."""
-        return generation.num_tokens == self._suspect_tokens or generation.num_lonely_losses > 1
 
     def _drop_ended(self) -> None:
         hashes = {link.hello.card.model_hash for link in self._links()}

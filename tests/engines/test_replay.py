@@ -332,10 +332,19 @@ def test_suspects_run_alone_until_they_are_acquitted(house):
     assert not house.replays.is_isolating and house.num_freed == 1
 
 
-def test_who_is_alone_at_one_more_loss_is_guilty_and_quarantined_and_nobody_else(house):
+def test_who_is_alone_at_two_more_losses_is_guilty_and_quarantined_and_nobody_else(house):
     link, (guilty, innocent) = lose_twice(
         house, lambda link: [house.ask(link, 0, temperature=0.5), house.ask(link, 1)]
     )
+    assert guilty.link is link
+    house.lose(link)
+    assert not guilty.is_over, "somebody may have killed the engine"
+    link = house.engine()
+    house.tick()
+    assert innocent.link is link
+    start(link, innocent)
+    give(link, innocent, count=ACQUITTAL_TOKENS)
+    house.tick()
     assert guilty.link is link
     house.lose(link)
     assert house.events(guilty)[-1] == Failed(guilty.wid, "engine_crash")
@@ -343,7 +352,7 @@ def test_who_is_alone_at_one_more_loss_is_guilty_and_quarantined_and_nobody_else
     assert innocent.request not in house.replays.quarantine
     link = house.engine()
     house.tick()
-    assert innocent.link is link and innocent.num_losses == 2
+    assert innocent.link is link and not innocent.is_over
 
 
 @pytest.mark.parametrize("num_tokens", [ACQUITTAL_TOKENS, 40])
@@ -385,7 +394,7 @@ def test_what_is_given_less_between_two_losses_is_suspect(house):
     assert generation.crash_count == 2 and house.replays.is_isolating
 
 
-@pytest.mark.parametrize("count", [1, ACQUITTAL_TOKENS - 1])
+@pytest.mark.parametrize("count", [0, 1, ACQUITTAL_TOKENS - 1])
 def test_one_that_ends_in_the_middle_of_its_trial_is_tried_once_more(house, count):
     link, (suspect, innocent) = lose_twice(house, lambda link: [house.ask(link, i) for i in (0, 1)])
     give(link, suspect, count=count)

@@ -48,11 +48,11 @@ class Engine:
     def step(self):
         """Return what a step has to say, which may never be sent; raise Died."""
         output = self.core.step()
-        kinds = (output.started, output.chunks, output.finished, output.failed)
         return StepUpdate(
-            **dict(
-                zip(StepUpdate.__struct_fields__, ([m for _, m in k] for k in kinds), strict=True)
-            )
+            **{
+                kind: [message for _, message in getattr(output, kind)]
+                for kind in StepUpdate.__struct_fields__
+            }
         )
 
 
