@@ -63,7 +63,7 @@ YARN = {"rope_type": "yarn", "factor": 4.0}
         ({"rope_scaling": YARN | {"beta_fast": "x"}}, "beta_fast is 'x'"),
         ({"rope_scaling": YARN | {"original_max_position_embeddings": 1.5}}, "original_max"),
         ({"rope_theta": 0}, "rope_theta is 0"),
-        ({"quantization_config": {"quant_method": "fp8"}}, "quant_method is 'fp8'"),
+        ({"quantization_config": {"quant_method": "hqq"}}, "quant_method is 'hqq'"),
         ({"quantization_config": []}, r"quant_method is \[\]"),
         ({"quantization_config": {"quant_method": "gptq", "bits": 8}}, "bits is 8"),
         ({"model_type": "qwen2"}, "model_type is 'qwen2'"),

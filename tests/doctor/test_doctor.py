@@ -25,6 +25,7 @@ from qwenapi.settings.table import Settings, etc_dir
 from tests.checkpoint.folders import LFS_POINTER
 from workers.checkpoint.checkpoint import Checkpoint
 from workers.checkpoint.model_config import ModelConfig
+from workers.checkpoint.packings import WordPacking
 from workers.checkpoint.weights import Weights
 from workers.errors import ConfigError
 
@@ -204,7 +205,7 @@ def another_architecture(folder: Path) -> str:
 
 
 def another_packing(folder: Path) -> str:
-    change(folder / "config.json", quantization_config={"quant_method": "fp8"})
+    change(folder / "config.json", quantization_config={"quant_method": "bitsandbytes"})
     return "config.json"
 
 
@@ -383,7 +384,7 @@ def test_a_gpu_is_filled_but_for_its_reserve(monkeypatch):
 def test_packed_weights_stay_packed_on_a_gpu_and_fp8_halves_plain_ones():
     weights, dimensions = demo()
     gpu, machine_memory = Room("GPU", True, GIB, GIB), Room("memory", False, GIB, GIB)
-    packed = replace(weights, packed=("model.layers.0.mlp.up_proj",))
+    packed = replace(weights, packed={"model.layers.0.mlp.up_proj": WordPacking("awq", 128)})
     settings = replace(Settings(), dtype="bfloat16")
 
     def num_bytes(weights: Weights, room: Room, **changes: str) -> int:

@@ -82,3 +82,43 @@ def pack(numbers: np.ndarray, order: tuple[int, ...]) -> np.ndarray:
         for place, column in enumerate(order):
             words[:, word] |= numbers[:, 8 * word + column].astype(np.uint32) << (4 * place)
     return words.view(np.int32)
+
+
+@dataclass(frozen=True)
+class Fp8Packer:
+    """Rounds to e4m3 by blocks, as DeepSeek-V3's inference/fp8_cast_bf16.py reads it and Qwen
+    publishes.
+
+    A block is `weight_block_size` outputs by inputs; without one there is one scale for all, as in
+    vLLM's own FP8 and AutoFP8.
+    """
+
+    block: tuple[int, int] | None = (128, 128)
+    scale_dtype: torch.dtype = torch.float32
+    scale: str = "weight_scale_inv"
+    more: dict = field(default_factory=dict)
+
+    @property
+    def config(self) -> dict:
+        own = {"quant_method": "fp8", "fmt": "e4m3", "activation_scheme": "dynamic"}
+        left_out = {"modules_to_not_convert": ["lm_head", "model.layers.0.mlp.gate"]}
+        return own | left_out | {"weight_block_size": self.block and list(self.block)}
+
+    def linear(self, weight: np.ndarray, rng: np.random.Generator) -> tuple[dict, np.ndarray]:
+        """Return the tensors of a weight [out, in], and what they stand for."""
+        outputs, inputs = self.block or weight.shape
+        grid = (-(-weight.shape[0] // outputs), -(-weight.shape[1] // inputs))
+        scales = torch.empty(grid, dtype=self.scale_dtype)
+        values = torch.empty(weight.shape, dtype=torch.float8_e4m3fn)
+        exact = np.empty(weight.shape, np.float32)
+        for i, j in np.ndindex(*grid):
+            rows, columns = (
+                slice(i * outputs, (i + 1) * outputs),
+                slice(j * inputs, (j + 1) * inputs),
+            )
+            block = torch.from_numpy(weight[rows, columns])
+            scales[i, j] = block.abs().max().clamp(min=1e-6) / 448
+            values[rows, columns] = (block / scales[i, j].float()).to(torch.float8_e4m3fn)
+            exact[rows, columns] = values[rows, columns].float() * scales[i, j].float()
+        scales = scales if self.block else scales[0, 0].clone()
+        return {"weight": values, self.scale: scales}, exact

@@ -88,6 +88,7 @@ def load_weights(
     `linear.merge` to take.
     """
     checkpoint.check("fp8" if as_fp8 else "auto")
+    _note_unused(checkpoint)
     source = open_source(checkpoint, config, dtype, device, keep_packed=keep_packed, as_fp8=as_fp8)
     try:
         with _reporting(progress), source as opened:
@@ -106,6 +107,18 @@ def load_weights(
     _refuse_partial(model, loaded[1], checkpoint)
     model.eval().requires_grad_(False)
     return model
+
+
+def _note_unused(checkpoint: Checkpoint) -> None:
+    unused = checkpoint.weights.unused
+    if unused:
+        _logger.info(
+            "%s: %d scales of activations and cache, as %s, are not used: both keep the dtype of"
+            " the model",
+            checkpoint.directory,
+            len(unused),
+            unused[0],
+        )
 
 
 def _refuse_partial(model: PreTrainedModel, info: Any, checkpoint: Checkpoint) -> None:

@@ -52,8 +52,8 @@ def open_source(
     """Return the source of a checkpoint's weights; its files are open in the context."""
     if as_fp8:
         return _open_for_fp8(checkpoint, config, dtype, device)
-    is_packed = bool(checkpoint.weights.packed)
-    if is_packed and keep_packed and _device_map(_file_bytes(checkpoint), device) != "auto":
+    has_kernels = any(packing.has_kernels for packing in checkpoint.weights.packed.values())
+    if has_kernels and keep_packed and _device_map(_file_bytes(checkpoint), device) != "auto":
         return _open_packed(checkpoint, config, dtype, device)
     return _open_whole(checkpoint, config, dtype, device)
 

@@ -1,7 +1,7 @@
 """Unpack AWQ (gemm) and GPTQ linears of 4 bits, or turn them into the layout that kernels read.
 
 Knows how eight 4-bit numbers lie in an int32. What a checkpoint says of them, and which tensors
-make up a linear, workers/checkpoint/quantization.py knows; in which files they lie,
+make up a linear, workers/checkpoint/packings.py knows; in which files they lie,
 packed_weights.py.
 
 Both formats keep a linear of shape [out, in] transposed, as integers q with a zero point z and a
@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor
 
-from workers.checkpoint.quantization import Int4Quantization
+from workers.checkpoint.packings import WordPacking
 from workers.model.layout.int4_weight import PER_WORD, Int4Weight, num_words, pack_words
 
 # Bit offsets of eight neighbours. AWQ packs the columns 0 2 4 6 1 3 5 7 into rising bits.
@@ -26,10 +26,18 @@ _GPTQ_SHIFTS = (0, 4, 8, 12, 16, 20, 24, 28)
 _SLAB = 1 << 20
 
 
-def unpack(how: Int4Quantization, packed: Mapping[str, Tensor], dtype: torch.dtype) -> Tensor:
+class WrongPart(ValueError):
+    """What a part of a packed linear has that it cannot have; `part` is its name."""
+
+    def __init__(self, part: str, words: str) -> None:
+        super().__init__(words)
+        self.part = part
+
+
+def unpack(how: WordPacking, packed: Mapping[str, Tensor], dtype: torch.dtype) -> Tensor:
     """Return the weight [out, in] of tensors that have the shapes of `how.parts`.
 
-    A product is exact in float32 and rounded once, to `dtype`. Raise ValueError if `g_idx`
+    A product is exact in float32 and rounded once, to `dtype`. Raise WrongPart if `g_idx`
     names a group that is not there.
     """
     qweight, scales = packed["qweight"], packed["scales"].float()
@@ -44,11 +52,11 @@ def unpack(how: Int4Quantization, packed: Mapping[str, Tensor], dtype: torch.dty
     return weight
 
 
-def repack(how: Int4Quantization, packed: Mapping[str, Tensor]) -> Int4Weight | None:
+def repack(how: WordPacking, packed: Mapping[str, Tensor]) -> Int4Weight | None:
     """Return the same weight as `unpack` does, in 4 bits; None where no kernel could read it.
 
     That is where groups are no whole number of planes, or no order of the inputs makes each a
-    run of `group_size`. Raise ValueError as `unpack` does.
+    run of `group_size`. Raise WrongPart as `unpack` does.
     """
     qweight, scales = packed["qweight"], packed["scales"]
     num_inputs, num_outputs = _num_inputs(how, qweight), scales.shape[1]
@@ -68,11 +76,11 @@ def repack(how: Int4Quantization, packed: Mapping[str, Tensor]) -> Int4Weight | 
     return Int4Weight(words, scales, zeros, group_size, num_inputs, None if is_ordered else order)
 
 
-def _num_inputs(how: Int4Quantization, qweight: Tensor) -> int:
+def _num_inputs(how: WordPacking, qweight: Tensor) -> int:
     return qweight.shape[0] * (PER_WORD if how.method == "gptq" else 1)
 
 
-def _zeros(how: Int4Quantization, qzeros: Tensor) -> Tensor:
+def _zeros(how: WordPacking, qzeros: Tensor) -> Tensor:
     """Return the zero points [groups, out] of words [groups, out / 8].
 
     The one that GPTQ took off each is added to whole words, as it was taken off: a zero point
@@ -83,7 +91,7 @@ def _zeros(how: Int4Quantization, qzeros: Tensor) -> Tensor:
     return _split(qzeros, _AWQ_SHIFTS if how.method == "awq" else _GPTQ_SHIFTS).flatten(1)
 
 
-def _numbers(how: Int4Quantization, qweight: Tensor, outputs: slice) -> Tensor:
+def _numbers(how: WordPacking, qweight: Tensor, outputs: slice) -> Tensor:
     """Return the numbers [in, outputs]; AWQ packs along out, GPTQ along in."""
     if how.method == "awq":
         words = qweight[:, outputs.start // PER_WORD : outputs.stop // PER_WORD]
@@ -91,14 +99,12 @@ def _numbers(how: Int4Quantization, qweight: Tensor, outputs: slice) -> Tensor:
     return _split(qweight[:, outputs], _GPTQ_SHIFTS).transpose(1, 2).flatten(0, 1)
 
 
-def _groups(
-    how: Int4Quantization, g_idx: Tensor | None, num_inputs: int, num_groups: int
-) -> Tensor:
+def _groups(how: WordPacking, g_idx: Tensor | None, num_inputs: int, num_groups: int) -> Tensor:
     """Return each input's group; zeros alone are a `g_idx` that its packer never filled."""
     if g_idx is None or not g_idx.any():
         return torch.arange(num_inputs) // how.inputs_a_group(num_inputs)
     if g_idx.min() < 0 or g_idx.max() >= num_groups:
-        raise ValueError(f"g_idx names groups outside 0 to {num_groups - 1}")
+        raise WrongPart("g_idx", f"g_idx names groups outside 0 to {num_groups - 1}")
     return g_idx.long()
 
 

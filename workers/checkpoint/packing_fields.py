@@ -1,0 +1,59 @@
+"""PackingFields: an object of quantization_config, whose fields are checked as they are read."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from workers.errors import ModelError
+
+PUBLISHED = "take the file of the published model"
+LOADED = (
+    "loaded are FP8 (e4m3), AWQ (gemm) and GPTQ of 4 bits; use such a checkpoint or plain weights"
+)
+
+
+@dataclass(frozen=True)
+class PackingFields:
+    """An object in config.json, at `path`; a field that is missing stands for its `otherwise`."""
+
+    file: Path
+    fields: Any
+    path: str = "quantization_config"
+
+    def get(self, name: str, otherwise: Any = None) -> Any:
+        """Return a field as it is; of what is no object, that itself."""
+        return self.fields.get(name, otherwise) if isinstance(self.fields, dict) else self.fields
+
+    def one_of(self, name: str, *values: object, otherwise: object = None) -> Any:
+        """Return a field that must have one of these values."""
+        value = self.get(name, otherwise)
+        # True == 1 in Python, not in JSON.
+        if any(type(value) is type(known) and value == known for known in values):
+            return value
+        raise self.not_loaded(name, value)
+
+    def size(self, name: str, *, otherwise: object = None) -> int:
+        """Return a number of inputs, -1 for all."""
+        value = self.get(name, otherwise)
+        if type(value) is int and (value == -1 or value > 0):
+            return value
+        raise self.wrong(name, "-1 or positive", value)
+
+    def block(self, name: str) -> tuple[int, int]:
+        """Return a block's outputs and inputs."""
+        value = self.get(name)
+        is_pair = isinstance(value, list) and len(value) == 2
+        if is_pair and all(type(size) is int and size > 0 for size in value):
+            return value[0], value[1]
+        raise self.wrong(name, "two positive numbers", value)
+
+    def not_loaded(self, name: str, value: object, what: str = "") -> ModelError:
+        """Return the refusal of a value that is some other packing, or part of one."""
+        named = f" ({what})" if what else ""
+        return ModelError(f"{self.file}: {self.path}.{name} is {value!r}{named}: {LOADED}")
+
+    def wrong(self, name: str, expected: str, value: object) -> ModelError:
+        """Return the refusal of a value that no packing has."""
+        return ModelError(
+            f"{self.file}: {self.path}.{name} must be {expected}, not {value!r}; {PUBLISHED}"
+        )
