@@ -166,7 +166,6 @@ AWQ, GPTQ = Packer().config, Packer("gptq").config
     ("said", "words"),
     [
         ({"quant_method": "bitsandbytes", "load_in_4bit": True}, "quant_method is 'bitsandbytes'"),
-        ({"quant_method": "compressed-tensors"}, "quant_method is 'compressed-tensors'"),
         ({}, "quant_method is None"),
         ([], r"quant_method is \[\]"),
         (AWQ | {"bits": 8}, "bits is 8"),

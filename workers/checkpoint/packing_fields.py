@@ -1,14 +1,17 @@
 """PackingFields: an object of quantization_config, whose fields are checked as they are read."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from workers.errors import ModelError
 
 PUBLISHED = "take the file of the published model"
 LOADED = (
-    "loaded are FP8 (e4m3), AWQ (gemm) and GPTQ of 4 bits; use such a checkpoint or plain weights"
+    "loaded are FP8 (e4m3), AWQ (gemm) and GPTQ of 4 bits, and compressed-tensors that are"
+    " int-quantized, float-quantized or pack-quantized; use such a checkpoint or plain weights"
 )
 
 
@@ -20,17 +23,29 @@ class PackingFields:
     fields: Any
     path: str = "quantization_config"
 
+    def inner(self, name: str, fields: Any) -> "PackingFields":
+        """Return the fields of an object inside this one."""
+        if not isinstance(fields, dict):
+            raise self.wrong(name, "an object", fields)
+        return PackingFields(self.file, fields, f"{self.path}.{name}")
+
     def get(self, name: str, otherwise: Any = None) -> Any:
         """Return a field as it is; of what is no object, that itself."""
         return self.fields.get(name, otherwise) if isinstance(self.fields, dict) else self.fields
 
-    def one_of(self, name: str, *values: object, otherwise: object = None) -> Any:
-        """Return a field that must have one of these values."""
+    def one_of(
+        self,
+        name: str,
+        *values: object,
+        otherwise: object = None,
+        known: Mapping[str, str] = MappingProxyType({}),
+    ) -> Any:
+        """Return a field that must have one of these values; `known` says what others are."""
         value = self.get(name, otherwise)
         # True == 1 in Python, not in JSON.
         if any(type(value) is type(known) and value == known for known in values):
             return value
-        raise self.not_loaded(name, value)
+        raise self.not_loaded(name, value, known.get(str(value), ""))
 
     def size(self, name: str, *, otherwise: object = None) -> int:
         """Return a number of inputs, -1 for all."""

@@ -14,7 +14,7 @@ from workers.checkpoint.architectures import EMBEDDING, Shape
 FLOATS = ("F16", "BF16", "F32")
 WORD_BITS = 32
 
-_PATTERN = "re:"
+PATTERN = "re:"
 _EMBEDDING_MODULE = EMBEDDING.removesuffix(".weight")
 
 
@@ -188,8 +188,8 @@ def _ranks(targets: Iterable[str], names: tuple[str, str]) -> list[int]:
     for target in targets:
         if target in names:
             ranks.append(0)
-        elif target.startswith(_PATTERN):
-            pattern = target.removeprefix(_PATTERN)
+        elif target.startswith(PATTERN):
+            pattern = target.removeprefix(PATTERN)
             ranks += [1] if any(re.match(pattern, name) for name in names) else []
         elif target == class_name:
             ranks.append(2)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from workers.checkpoint.compressed_tensors import METHOD, read_compressed_tensors
 from workers.checkpoint.packing_fields import PackingFields
 from workers.checkpoint.packings import Packing, Quantization, Rule, ScaledPacking, WordPacking
 
@@ -59,6 +60,7 @@ METHODS: Mapping[str, Callable[[PackingFields], Quantization]] = {
     "awq": _read_awq,
     "gptq": _read_gptq,
     "fp8": _read_fp8,
+    METHOD: read_compressed_tensors,
 }
 
 

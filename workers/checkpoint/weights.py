@@ -289,8 +289,14 @@ def _why_missing(name: str, stored: Stored, quantization: Quantization | None) -
             f"{module}.{part} is of packed weights, but config.json has no quantization_config;"
             " take config.json of the same model"
         )
-    if part and quantization:
-        name = f"{module}.{quantization.rules[0].packing.marker}"
+    for rule in quantization.rules if part and quantization else ():
+        marker = f"{module}.{rule.packing.marker}"
+        if marker in stored:
+            return (
+                f"{marker} is there, but quantization_config leaves {module} plain; take both from"
+                " the same model"
+            )
+        name = marker
     if name == HEAD:
         return (
             f"{name} is missing, and config.json does not tie it to the embeddings: an embedding"

@@ -69,7 +69,7 @@ class PackedWeight:
         try:
             yield
         except packed_words.WrongPart as error:
-            opened = self.parts[error.part]
+            opened = self.parts.get(error.part) or self.parts[f"weight_{error.part}"]
             raise ModelError(
                 f"{opened.file}: {opened.name}: {error}; take the file of the published model"
             ) from error
