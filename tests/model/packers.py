@@ -15,18 +15,19 @@ PLAIN_ORDER = tuple(range(8))
 
 @dataclass(frozen=True)
 class Packer:
-    """Quantizes by rounding, and packs as AutoAWQ or AutoGPTQ do."""
+    """Quantizes by rounding, and packs as AutoAWQ or AutoGPTQ do; AWQ has 4 bits."""
 
     method: str = "awq"
     group_size: int = 16
     version: str = "gptq"
     sym: bool = False
     desc_act: bool = False
+    bits: int = 4
     more: dict = field(default_factory=dict)
 
     @property
     def config(self) -> dict:
-        own = {"bits": 4, "group_size": self.group_size, "quant_method": self.method}
+        own = {"bits": self.bits, "group_size": self.group_size, "quant_method": self.method}
         if self.method == "awq":
             return own | {"version": "gemm", "zero_point": True, "modules_to_not_convert": None}
         form = {} if self.version == "gptq" else {"checkpoint_format": self.version}
@@ -46,7 +47,7 @@ class Packer:
 
     def _round(self, weight, groups):
         """Return numbers [in, out], zeros and float16 scales [groups, out]."""
-        shape = (groups.max() + 1, weight.shape[1])
+        shape, most = (groups.max() + 1, weight.shape[1]), (1 << self.bits) - 1
         zeros, scales = np.zeros(shape, np.int64), np.zeros(shape, np.float16)
         for group in range(shape[0]):
             rows = weight[groups == group]
@@ -54,20 +55,21 @@ class Packer:
             if self.sym:
                 high = np.maximum(high, -low)
                 low = -high
-            scales[group] = (high - low) / 15
-            zeros[group] = 8 if self.sym else np.clip(np.round(-low / scales[group]), 0, 15)
+            scales[group] = (high - low) / most
+            zero = np.clip(np.round(-low / scales[group]), 0, most)
+            zeros[group] = (most + 1) // 2 if self.sym else zero
         if self.version == "gptq":
             # A v1 file cannot say 0 without touching its neighbour; that has a test of its own.
             zeros = np.maximum(zeros, 1)
-        numbers = np.clip(np.round(weight / scales.astype(float)[groups]) + zeros[groups], 0, 15)
+        numbers = np.clip(np.round(weight / scales.astype(float)[groups]) + zeros[groups], 0, most)
         return numbers.astype(np.int64), zeros, scales
 
     def _tensors(self, numbers, zeros, scales, groups):
         if self.method == "awq":
             qweight, qzeros = pack(numbers, AWQ_ORDER), pack(zeros, AWQ_ORDER)
         else:
-            less = 1 if self.version == "gptq" else 0
-            qweight, qzeros = pack(numbers.T, PLAIN_ORDER).T, pack(zeros - less, PLAIN_ORDER)
+            less, order = 1 if self.version == "gptq" else 0, tuple(range(32 // self.bits))
+            qweight, qzeros = pack(numbers.T, order).T, pack(zeros - less, order)
         found = {"qweight": qweight, "qzeros": qzeros, "scales": scales}
         if self.method == "gptq":
             found["g_idx"] = groups.astype(np.int32)

@@ -3,7 +3,7 @@ unpacked is refused by name.
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from unittest.mock import patch
 
 import numpy as np
@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from tests.engine.conftest import write_model
+from tests.engine.test_hybrid_loading import write_published
 from tests.model.packers import PLAIN_ORDER, Packer, pack
-from tests.model.twins import change, change_tensors, check_twins, load, logits_of
+from tests.model.twins import change, change_tensors, check_twins, load, logits_of, write_twins
 from workers.checkpoint.checkpoint import Checkpoint
 from workers.checkpoint.packings import WordPacking
 from workers.errors import ModelError
@@ -45,12 +46,26 @@ def packed_gptq(twins):
         ("qwen3_moe", Packer("gptq", sym=True, more={"dynamic": {"-:.*mlp.gate$": {}}})),
         ("qwen2", Packer("gptq", version="gptq_v2", desc_act=True)),
         ("qwen3", Packer("gptq", -1, version="gptq_v2")),
+        ("qwen3", Packer("gptq", 32, bits=8, sym=True)),
+        ("qwen3_5_moe", Packer("gptq", 32, desc_act=True, bits=8)),
+        ("qwen2_moe", Packer()),
+        ("qwen3_next", Packer("gptq", 32, sym=True)),
+        ("qwen3_5", Packer(group_size=32)),
+        ("qwen3_5_moe", Packer("gptq", more={"dynamic": {"-:.*shared_expert.*": {}}})),
         ("qwen3_moe", Packer("gptq", version="gptq_v2", desc_act=True, sym=True)),
     ],
     ids=lambda value: value if isinstance(value, str) else f"{value.method}-{value.version}",
 )
 def test_a_packed_checkpoint_equals_its_unpacked_twin(twins, drive, prompts, name, packer):
     check_twins(*twins(name, packer), drive, prompts)
+
+
+@pytest.mark.parametrize(
+    ("name", "packer"), [("qwen3_5", Packer()), ("qwen3_5_moe", Packer("gptq", 32, bits=8))]
+)
+def test_the_text_of_a_published_hybrid_equals_its_twin(tmp_path, drive, prompts, name, packer):
+    write_published(tmp_path / "model", name)
+    check_twins(*write_twins(tmp_path / "model", tmp_path, packer), drive, prompts)
 
 
 @dataclass(frozen=True)
@@ -175,6 +190,7 @@ AWQ, GPTQ = Packer().config, Packer("gptq").config
         (AWQ | {"group_size": 0}, "group_size must be"),
         (AWQ | {"group_size": "128"}, "group_size must be"),
         (GPTQ | {"bits": 3}, "bits is 3"),
+        (GPTQ | {"bits": 8.0}, "bits is 8.0"),
         (GPTQ | {"checkpoint_format": "marlin"}, "checkpoint_format is 'marlin'"),
         (GPTQ | {"is_marlin_format": True}, "is_marlin_format is True"),
         (GPTQ | {"pack_dtype": "int16"}, "pack_dtype is 'int16'"),
@@ -249,7 +265,8 @@ def test_whatever_is_packed_comes_out_again(data):
         data.draw(st.booleans()),
     )
     reorder = packer.method == "gptq" and data.draw(st.booleans())
-    packer = Packer(packer.method, packer.group_size, packer.version, packer.sym, reorder)
+    bits = data.draw(st.sampled_from((4, 8))) if packer.method == "gptq" else 4
+    packer = replace(packer, desc_act=reorder, bits=bits)
     rng = np.random.default_rng(data.draw(st.integers(0, 1 << 32)))
     shape = [8 * data.draw(st.integers(1, 12)) for _ in range(2)]
     tensors, exact = packer.linear(rng.normal(size=shape), rng)
@@ -258,6 +275,7 @@ def test_whatever_is_packed_comes_out_again(data):
         packer.group_size,
         packer.desc_act,
         packer.method == "gptq" and packer.version == "gptq",
+        packer.bits,
     )
     assert {k: tuple(v.shape) for k, v in tensors.items()} == {
         name: part.shape for name, part in how.parts((shape[0], shape[1])).items()
@@ -266,7 +284,7 @@ def test_whatever_is_packed_comes_out_again(data):
         found = packed_words.unpack(how, tensors, torch.float32)
         kept = packed_words.repack(how, tensors)
     assert np.array_equal(found.numpy(), exact)
-    is_keepable = packer.group_size in (-1, 128) or packer.group_size >= shape[1]
+    is_keepable = bits == 4 and (packer.group_size in (-1, 128) or packer.group_size >= shape[1])
     assert (kept is not None) == is_keepable
     assert kept is None or np.array_equal(kept.unpack(torch.float32).numpy(), exact)
 

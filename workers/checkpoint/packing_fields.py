@@ -10,7 +10,7 @@ from workers.errors import ModelError
 
 PUBLISHED = "take the file of the published model"
 LOADED = (
-    "loaded are FP8 (e4m3), AWQ (gemm) and GPTQ of 4 bits, and compressed-tensors that are"
+    "loaded are FP8 (e4m3), AWQ (gemm) of 4 bits, GPTQ of 4 or 8, and compressed-tensors that are"
     " int-quantized, float-quantized or pack-quantized; use such a checkpoint or plain weights"
 )
 

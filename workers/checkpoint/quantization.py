@@ -31,14 +31,14 @@ def _read_awq(said: PackingFields) -> Quantization:
 
 
 def _read_gptq(said: PackingFields) -> Quantization:
-    said.one_of("bits", 4)
+    bits = said.one_of("bits", 4, 8)
     said.one_of("pack_dtype", "int32", otherwise="int32")
     said.one_of("is_marlin_format", False, None, otherwise=False)
     _refuse_overrides(said)
     form = said.one_of("checkpoint_format", "gptq", "gptq_v2", otherwise="gptq")
     is_reordered = said.one_of("desc_act", True, False, otherwise=False)
     size = said.size("group_size")
-    return _of_all("gptq", WordPacking("gptq", size, is_reordered, form == "gptq"))
+    return _of_all("gptq", WordPacking("gptq", size, is_reordered, form == "gptq", bits))
 
 
 def _read_fp8(said: PackingFields) -> Quantization:
