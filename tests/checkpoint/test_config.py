@@ -64,7 +64,7 @@ YARN = {"rope_type": "yarn", "factor": 4.0}
         ({"rope_scaling": YARN | {"original_max_position_embeddings": 1.5}}, "original_max"),
         ({"rope_theta": 0}, "rope_theta is 0"),
         ({"quantization_config": {"quant_method": "hqq"}}, "quant_method is 'hqq'"),
-        ({"quantization_config": []}, r"quant_method is \[\]"),
+        ({"quantization_config": []}, r"quantization_config must be an object, not \[\]"),
         ({"quantization_config": {"quant_method": "gptq", "bits": 3}}, "bits is 3"),
         ({"model_type": "qwen2"}, "model_type is 'qwen2'"),
         ({"model_type": None}, "model_type is None"),

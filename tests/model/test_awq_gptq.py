@@ -180,9 +180,6 @@ AWQ, GPTQ = Packer().config, Packer("gptq").config
 @pytest.mark.parametrize(
     ("said", "words"),
     [
-        ({"quant_method": "bitsandbytes", "load_in_4bit": True}, "quant_method is 'bitsandbytes'"),
-        ({}, "quant_method is None"),
-        ([], r"quant_method is \[\]"),
         (AWQ | {"bits": 8}, "bits is 8"),
         (AWQ | {"bits": True}, "bits is True"),
         (AWQ | {"version": "gemv"}, "version is 'gemv'"),

@@ -17,21 +17,20 @@ LOADED = (
 
 @dataclass(frozen=True)
 class PackingFields:
-    """An object in config.json, at `path`; a field that is missing stands for its `otherwise`."""
+    """An object of a file, at `path`; a field that is missing stands for its `otherwise`."""
 
     file: Path
-    fields: Any
-    path: str = "quantization_config"
+    fields: Mapping[str, Any]
+    path: str
 
     def inner(self, name: str, fields: Any) -> "PackingFields":
         """Return the fields of an object inside this one."""
         if not isinstance(fields, dict):
             raise self.wrong(name, "an object", fields)
-        return PackingFields(self.file, fields, f"{self.path}.{name}")
+        return PackingFields(self.file, fields, self._place(name))
 
     def get(self, name: str, otherwise: Any = None) -> Any:
-        """Return a field as it is; of what is no object, that itself."""
-        return self.fields.get(name, otherwise) if isinstance(self.fields, dict) else self.fields
+        return self.fields.get(name, otherwise)
 
     def one_of(
         self,
@@ -43,7 +42,7 @@ class PackingFields:
         """Return a field that must have one of these values; `known` says what others are."""
         value = self.get(name, otherwise)
         # True == 1 in Python, not in JSON.
-        if any(type(value) is type(known) and value == known for known in values):
+        if any(type(value) is type(right) and value == right for right in values):
             return value
         raise self.not_loaded(name, value, known.get(str(value), ""))
 
@@ -65,10 +64,13 @@ class PackingFields:
     def not_loaded(self, name: str, value: object, what: str = "") -> ModelError:
         """Return the refusal of a value that is some other packing, or part of one."""
         named = f" ({what})" if what else ""
-        return ModelError(f"{self.file}: {self.path}.{name} is {value!r}{named}: {LOADED}")
+        return ModelError(f"{self.file}: {self._place(name)} is {value!r}{named}: {LOADED}")
 
     def wrong(self, name: str, expected: str, value: object) -> ModelError:
         """Return the refusal of a value that no packing has."""
         return ModelError(
-            f"{self.file}: {self.path}.{name} must be {expected}, not {value!r}; {PUBLISHED}"
+            f"{self.file}: {self._place(name)} must be {expected}, not {value!r}; {PUBLISHED}"
         )
+
+    def _place(self, name: str) -> str:
+        return f"{self.path}.{name}" if self.path else name

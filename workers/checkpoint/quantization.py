@@ -10,17 +10,67 @@ from pathlib import Path
 from typing import Any
 
 from workers.checkpoint.compressed_tensors import METHOD, read_compressed_tensors
+from workers.checkpoint.files import read_json
 from workers.checkpoint.packing_fields import PackingFields
 from workers.checkpoint.packings import Packing, Quantization, Rule, ScaledPacking, WordPacking
+
+# What people know other packings by, and which numbers they are.
+_MLX = "MLX, for Apple's chips"
+_MODELOPT = "NVIDIA ModelOpt"
+_OTHERS: Mapping[str, str] = {
+    "aqlm": "AQLM, codebooks",
+    "auto-round": "AutoRound, whose exports as auto_gptq, auto_awq or llm_compressor are others",
+    "bitnet": "BitNet, ternary numbers",
+    "bitsandbytes": "bitsandbytes, NF4 or int8",
+    "eetq": "EETQ, int8",
+    "exl2": "ExLlamaV2",
+    "exl3": "ExLlamaV3",
+    "fbgemm_fp8": "FBGEMM's FP8",
+    "gguf": "GGUF, for llama.cpp",
+    "higgs": "HIGGS, codebooks",
+    "hqq": "HQQ",
+    "modelopt": _MODELOPT,
+    "modelopt_fp4": _MODELOPT,
+    "modelopt_mixed": _MODELOPT,
+    "mxfp4": "floats of 4 bits with an exponent for 32 of them",
+    "mxfp8": "floats of 8 bits with an exponent for 32 of them",
+    "nvfp4": "floats of 4 bits with an FP8 scale for 16 of them",
+    "quanto": "Quanto",
+    "quark": "AMD Quark",
+    "spqr": "SpQR",
+    "torchao": "torchao",
+    "vptq": "VPTQ, codebooks",
+}
 
 
 def read_quantization(raw: Mapping[str, Any], file: Path) -> Quantization | None:
     """Return what config.json says, None of plain weights; raise ModelError if not loadable."""
     fields = raw.get("quantization_config")
     if fields is None:
+        _refuse_what_stands_elsewhere(raw, file)
         return None
-    said = PackingFields(file, fields)
-    return METHODS[str(said.one_of("quant_method", *METHODS))](said)
+    said = PackingFields(file, {}, "").inner("quantization_config", fields)
+    method = said.one_of("quant_method", *METHODS, known={**_OTHERS, **_more_of(said)})
+    return METHODS[method](said)
+
+
+def _more_of(said: PackingFields) -> dict[str, str]:
+    """Return what other fields tell of a packing that is not loaded, by its method."""
+    method, algorithm = said.get("quant_method"), said.get("quant_algo")
+    if method is None and said.get("bits") and said.get("group_size"):
+        return {"None": _MLX}
+    return {str(method): f"{_MODELOPT}, {algorithm}"} if algorithm else {}
+
+
+def _refuse_what_stands_elsewhere(raw: Mapping[str, Any], file: Path) -> None:
+    """Refuse packings whose makers say so in another place than quantization_config."""
+    if raw.get("quantization"):
+        raise PackingFields(file, raw, "").not_loaded("quantization", raw["quantization"], _MLX)
+    beside = file.with_name("hf_quant_config.json")
+    said = read_json(beside, optional=True).get("quantization") or {}
+    if isinstance(said, dict) and said.get("quant_algo"):
+        fields = PackingFields(beside, said, "quantization")
+        raise fields.not_loaded("quant_algo", said["quant_algo"], _MODELOPT)
 
 
 def _read_awq(said: PackingFields) -> Quantization:
