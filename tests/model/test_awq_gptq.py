@@ -14,9 +14,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from tests.engine.conftest import write_model
-from tests.engine.test_hybrid_loading import write_published
 from tests.model.packers import PLAIN_ORDER, Packer, pack
-from tests.model.twins import change, change_tensors, check_twins, load, logits_of, write_twins
+from tests.model.twins import change, change_tensors, check_twins, load, logits_of
 from workers.checkpoint.checkpoint import Checkpoint
 from workers.checkpoint.packings import WordPacking
 from workers.errors import ModelError
@@ -47,10 +46,6 @@ def packed_gptq(twins):
         ("qwen2", Packer("gptq", version="gptq_v2", desc_act=True)),
         ("qwen3", Packer("gptq", -1, version="gptq_v2")),
         ("qwen3", Packer("gptq", 32, bits=8, sym=True)),
-        ("qwen3_5_moe", Packer("gptq", 32, desc_act=True, bits=8)),
-        ("qwen2_moe", Packer()),
-        ("qwen3_next", Packer("gptq", 32, sym=True)),
-        ("qwen3_5", Packer(group_size=32)),
         ("qwen3_5_moe", Packer("gptq", more={"dynamic": {"-:.*shared_expert.*": {}}})),
         ("qwen3_moe", Packer("gptq", version="gptq_v2", desc_act=True, sym=True)),
     ],
@@ -58,14 +53,6 @@ def packed_gptq(twins):
 )
 def test_a_packed_checkpoint_equals_its_unpacked_twin(twins, drive, prompts, name, packer):
     check_twins(*twins(name, packer), drive, prompts)
-
-
-@pytest.mark.parametrize(
-    ("name", "packer"), [("qwen3_5", Packer()), ("qwen3_5_moe", Packer("gptq", 32, bits=8))]
-)
-def test_the_text_of_a_published_hybrid_equals_its_twin(tmp_path, drive, prompts, name, packer):
-    write_published(tmp_path / "model", name)
-    check_twins(*write_twins(tmp_path / "model", tmp_path, packer), drive, prompts)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,6 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.engine.conftest import write_model
-from tests.engine.test_hybrid_loading import write_published
 from tests.model.packers import CompressedPacker, Fp8Packer
 from tests.model.twins import change, change_tensors, check_twins, load, logits_of, write_twins
 from workers.checkpoint.checkpoint import Checkpoint
@@ -48,20 +47,6 @@ def packed(twins):
 @pytest.mark.parametrize("packer", PACKERS.values(), ids=PACKERS)
 def test_a_packed_checkpoint_equals_its_unpacked_twin(twins, drive, prompts, packer):
     check_twins(*twins("qwen2", packer), drive, prompts)
-
-
-@pytest.mark.parametrize(
-    "format_name", ["int8 by channel", "fp8 by block", "int4 with zero points"]
-)
-@pytest.mark.parametrize("name", ["qwen3_moe", "qwen2_moe", "qwen3_next", "qwen3_5", "qwen3_5_moe"])
-def test_experts_and_hybrids_equal_their_twins(twins, drive, prompts, name, format_name):
-    check_twins(*twins(name, PACKERS[format_name]), drive, prompts)
-
-
-def test_the_text_of_a_published_hybrid_equals_its_twin(tmp_path, drive, prompts):
-    write_published(tmp_path / "model", "qwen3_5_moe")
-    packed, plain = write_twins(tmp_path / "model", tmp_path, CompressedPacker(group_size=16))
-    check_twins(packed, plain, drive, prompts)
 
 
 @pytest.mark.parametrize("packer", PACKERS.values(), ids=PACKERS)
