@@ -160,11 +160,9 @@ def make_plan(settings: Settings, weights: Weights, of: ModelConfig, room: Room)
 
 
 def _weight_bytes(settings: Settings, weights: Weights, item: int, *, has_kernels: bool) -> int:
-    """Return what loaded weights take, about: kernels leave linears of 4 bits as they are on disk,
-    of which those of experts are an exception; fp8 halves what is plain.
-    """
-    if has_kernels and any(packing.has_kernels for packing in weights.packed.values()):
-        return weights.disk_bytes
+    """Return what loaded weights take, about: fp8 halves what is plain."""
+    if has_kernels and weights.packed:
+        return weights.kept_bytes(item)
     if settings.quantization == "fp8" and not weights.packed:
         return weights.num_parameters * item // 2
     return weights.num_parameters * item

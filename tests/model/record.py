@@ -28,7 +28,7 @@ COLUMNS = {
 CELLS = {
     "as it is": ("as it is", "原样"),
     "unpacked": ("unpacked", "解包"),
-    "kept by kernels": ("4 bits in kernels", "内核中保持 4 位"),
+    "kept by kernels": ("as packed in kernels", "内核中不解包"),
 }
 
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.engine.conftest import HYBRIDS, MODELS
 from tests.engine.test_hybrid_loading import PUBLISHED, write_published
@@ -11,6 +12,7 @@ from tests.model.packers import CompressedPacker, Fp8Packer, Packer
 from tests.model.twins import check_twins, load, logits_of, write_twins
 from workers.checkpoint.architectures import ARCHITECTURES
 from workers.checkpoint.checkpoint import Checkpoint
+from workers.model.layout.block_fp8_weight import BlockFp8Weight
 from workers.model.layout.int4_weight import Int4Weight
 
 PACKERS = {
@@ -74,6 +76,24 @@ def test_kernels_multiply_by_linears_of_4_bits(
     assert isinstance(kept.model.layers[0].self_attn.q_proj.weight, Int4Weight)
     found, expected = logits_of(kept, prompt), logits_of(load(plain), prompt)
     assert float((found - expected).norm() / expected.norm()) < 1e-5
+    check_record(packed, "kept by kernels")
+
+
+@pytest.mark.parametrize("name", [name for name in MODELS if name not in HYBRIDS])
+def test_kernels_multiply_by_fp8_of_blocks_of_128(source_of, tmp_path, prompts, check_record, name):
+    """Weights are the very numbers; activations are rounded, to 3 bits of a mantissa."""
+    pytest.importorskip("triton", reason="kernels need the package triton")
+    packed, plain = write_twins(source_of(name), tmp_path, Fp8Packer())
+    prompt = prompts(1, longest=24)[0]
+    kept, other = load(packed, keep_packed=True), load(plain)
+    linears = [part for part in kept.model.named_modules() if hasattr(part[1], "out_features")]
+    blocks = {name: part.weight for name, part in linears if "proj" in name}
+    assert len(blocks) >= 8
+    for module, weight in blocks.items():
+        assert isinstance(weight, BlockFp8Weight)
+        assert torch.equal(weight.unpack(torch.float32), other.model.get_submodule(module).weight)
+    found, expected = logits_of(kept, prompt), logits_of(other, prompt)
+    assert 1e-3 < float((found - expected).norm() / expected.norm()) < 0.2
     check_record(packed, "kept by kernels")
 
 

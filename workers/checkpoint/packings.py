@@ -15,6 +15,8 @@ FLOATS = ("F16", "BF16", "F32")
 WORD_BITS = 32
 
 PATTERN = "re:"
+# Of outputs and inputs, in workers/model/layout/block_fp8_weight.py.
+_KERNEL_BLOCK = (128, 128)
 _EMBEDDING_MODULE = EMBEDDING.removesuffix(".weight")
 
 
@@ -128,7 +130,7 @@ class ScaledPacking:
 
     @property
     def has_kernels(self) -> bool:
-        return False
+        return (self.dtype, self.block) == ("F8_E4M3", _KERNEL_BLOCK)
 
     def parts(self, shape: Shape) -> dict[str, Part]:
         rows, columns = grid = self.grid(shape)

@@ -70,6 +70,19 @@ class Weights:
         """Return how many numbers the loaded model has once all are unpacked."""
         return sum(map(math.prod, self.shapes.values()))
 
+    def kept_bytes(self, item_bytes: int) -> int:
+        """Return what is held where kernels take linears of layers as they are, and all others
+        have so many bytes a number.
+        """
+        total = self.num_parameters * item_bytes
+        for module in self.decoder_linears:
+            packing, shape = self.packed.get(module), self.shapes[f"{module}.weight"]
+            if packing is not None and packing.has_kernels:
+                names = [f"{module}.{part}" for part in packing.parts(shape)]
+                parts = [self.tensors[name] for name in names if name in self.tensors]
+                total += sum(part.num_bytes for part in parts) - math.prod(shape) * item_bytes
+        return total
+
     @property
     def dtypes(self) -> str:
         return ", ".join(sorted({tensor.dtype for tensor in self.tensors.values()}))

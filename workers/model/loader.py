@@ -83,9 +83,9 @@ def load_weights(
 ) -> PreTrainedModel:
     """Return the transformers model with its weights on `device`, or spread over several GPUs.
 
-    With `keep_packed`, packed linears of the decoder layers hold an Int4Weight, but not where one
-    GPU cannot hold the model. With `as_fp8`, plain ones hold an Fp8Weight. Both are for
-    `linear.merge` to take.
+    With `keep_packed`, packed linears of the decoder layers hold an Int4Weight or a BlockFp8Weight,
+    but not where one GPU cannot hold the model. With `as_fp8`, plain ones hold an Fp8Weight. These
+    are for `linear.merge` to take.
     """
     checkpoint.check("fp8" if as_fp8 else "auto")
     _note_unused(checkpoint)

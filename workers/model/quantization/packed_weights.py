@@ -19,6 +19,7 @@ from torch import Tensor
 from workers.checkpoint.checkpoint import Checkpoint
 from workers.checkpoint.packings import Packing, ScaledPacking, WordPacking
 from workers.errors import ModelError
+from workers.model.layout.block_fp8_weight import BlockFp8Weight
 from workers.model.layout.int4_weight import Int4Weight
 from workers.model.quantization import packed_words, scaled_numbers
 
@@ -46,14 +47,18 @@ class PackedWeight:
         with self._naming_the_part():
             return self._unpack(self._read())[index]
 
-    def repack(self) -> Int4Weight | Tensor:
-        """Return the weight in 4 bits for kernels, whole where they could not read it."""
+    def keep(self) -> Int4Weight | BlockFp8Weight | Tensor:
+        """Return the weight in as many bits for kernels, whole where they could not read it."""
         with self._naming_the_part():
             packed = self._read()
-            kept = None
-            if isinstance(self.packing, WordPacking):
-                kept = packed_words.repack(self.packing, packed)
+            kept = self._repack(packed)
             return self._unpack(packed) if kept is None else kept
+
+    def _repack(self, packed: dict[str, Tensor]) -> Int4Weight | BlockFp8Weight | None:
+        if isinstance(self.packing, ScaledPacking):
+            return scaled_numbers.repack(self.packing, packed)
+        assert isinstance(self.packing, WordPacking)
+        return packed_words.repack(self.packing, packed)
 
     def _unpack(self, packed: dict[str, Tensor]) -> Tensor:
         if isinstance(self.packing, ScaledPacking):
