@@ -94,7 +94,7 @@ def find_room(settings: Settings, num_bytes: int) -> Room:
 
 def check_memory(settings: Settings, weights: Weights, of: ModelConfig) -> Iterator[Check]:
     """Say what fits where; the first failure is the last check."""
-    room = find_room(settings, _weight_bytes(settings, weights, 2, is_gpu=True))
+    room = find_room(settings, _weight_bytes(settings, weights, 2, has_kernels=True))
     if settings.device == "cuda" and not room.is_gpu:
         yield failure(
             "memory", "device = 'cuda'", "no GPU is visible", "use --device cpu, or mend the driver"
@@ -138,7 +138,9 @@ def make_plan(settings: Settings, weights: Weights, of: ModelConfig, room: Room)
         2 * of.num_key_value_heads * of.head_dim * item * of.num_attention_layers * block_size
     )
     wanted = settings.max_model_len or of.context_length
-    weight_bytes = _weight_bytes(settings, weights, item, is_gpu=room.is_gpu)
+    is_hybrid = of.num_attention_layers < of.num_hidden_layers
+    has_kernels = room.is_gpu and settings.attention_backend != "torch" and not is_hybrid
+    weight_bytes = _weight_bytes(settings, weights, item, has_kernels=has_kernels)
     workspace = (
         (CUDA_BASE_BYTES if room.is_gpu else CPU_BASE_BYTES)
         + budget * (4 * of.hidden_size + 3 * of.intermediate_size) * item
@@ -157,13 +159,11 @@ def make_plan(settings: Settings, weights: Weights, of: ModelConfig, room: Room)
     return MemoryPlan(weight_bytes, workspace, block_bytes, block_size, num_blocks, wanted)
 
 
-def _weight_bytes(settings: Settings, weights: Weights, item: int, *, is_gpu: bool) -> int:
-    """Return what loaded weights take, about: kernels leave packed linears as they are on disk, of
-    which those of experts are an exception; fp8 halves what is not.
-    """
-    if is_gpu and weights.packed and settings.attention_backend != "torch":
-        return weights.disk_bytes
-    if settings.quantization == "fp8":
+def _weight_bytes(settings: Settings, weights: Weights, item: int, *, has_kernels: bool) -> int:
+    """Return what loaded weights take, about: fp8 halves what is plain."""
+    if has_kernels and weights.packed:
+        return weights.kept_bytes(item)
+    if settings.quantization == "fp8" and not weights.packed:
         return weights.num_parameters * item // 2
     return weights.num_parameters * item
 

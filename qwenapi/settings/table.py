@@ -168,7 +168,7 @@ class Settings:
         "auto",
         "how weights are packed; auto: as config.json says; fp8: plain ones are rounded to 8 bits",
         scope="model",
-        choices=("auto", "none", "awq", "gptq", "fp8"),
+        choices=("auto", "none", "awq", "gptq", "fp8", "compressed-tensors"),
     )
     attention_backend: str = _row(
         "auto",

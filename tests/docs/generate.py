@@ -3,6 +3,7 @@
     docs/settings.md       the table of settings
     docs/architecture.md   the tree of files, each with the first sentence of its docstring
     docs/clients.md        what each client was seen to do, in both languages
+    docs/models.md         which formats of weights each architecture was loaded from, in both
 
 Each stands between two comments of its page. A folder's sentence is its package's. Knows pages and
 docstrings; refuses to know any module by name.
@@ -16,6 +17,7 @@ from typing import Any
 
 from qwenapi.settings.table import table
 from tests.clients import record
+from tests.model import record as formats
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("qwenapi", "workers")
@@ -85,6 +87,8 @@ GENERATED: Mapping[str, tuple[str, Callable[[], str]]] = {
     "docs/architecture.md": ("tree", tree),
     "docs/clients.md": ("clients", record.table),
     "docs/zh/clients.md": ("clients", record.table_zh),
+    "docs/models.md": ("formats", formats.table),
+    "docs/zh/models.md": ("formats", formats.table_zh),
 }
 
 

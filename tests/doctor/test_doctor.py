@@ -3,6 +3,7 @@ T39, each made from a whole model.
 """
 
 import json
+import math
 import os
 import resource
 import shutil
@@ -25,6 +26,8 @@ from qwenapi.settings.table import Settings, etc_dir
 from tests.checkpoint.folders import LFS_POINTER
 from workers.checkpoint.checkpoint import Checkpoint
 from workers.checkpoint.model_config import ModelConfig
+from workers.checkpoint.packings import WordPacking
+from workers.checkpoint.safetensors_header import StoredTensor
 from workers.checkpoint.weights import Weights
 from workers.errors import ConfigError
 
@@ -204,7 +207,7 @@ def another_architecture(folder: Path) -> str:
 
 
 def another_packing(folder: Path) -> str:
-    change(folder / "config.json", quantization_config={"quant_method": "fp8"})
+    change(folder / "config.json", quantization_config={"quant_method": "bitsandbytes"})
     return "config.json"
 
 
@@ -383,7 +386,14 @@ def test_a_gpu_is_filled_but_for_its_reserve(monkeypatch):
 def test_packed_weights_stay_packed_on_a_gpu_and_fp8_halves_plain_ones():
     weights, dimensions = demo()
     gpu, machine_memory = Room("GPU", True, GIB, GIB), Room("memory", False, GIB, GIB)
-    packed = replace(weights, packed=("model.layers.0.mlp.up_proj",))
+    name = "model.layers.0.mlp.up_proj"
+    shape = weights.shapes[f"{name}.weight"]
+    parts = WordPacking("awq", 32).parts(shape)
+    tensors = {
+        f"{name}.{part}": StoredTensor(part, Path("x"), said.dtypes[0], said.shape)
+        for part, said in parts.items()
+    }
+    packed = replace(weights, packed={name: WordPacking("awq", 32)}, tensors=tensors)
     settings = replace(Settings(), dtype="bfloat16")
 
     def num_bytes(weights: Weights, room: Room, **changes: str) -> int:
@@ -392,7 +402,9 @@ def test_packed_weights_stay_packed_on_a_gpu_and_fp8_halves_plain_ones():
     plain = 2 * weights.num_parameters
     assert num_bytes(weights, gpu) == num_bytes(weights, machine_memory) == plain
     assert num_bytes(weights, gpu, quantization="fp8") == plain // 2
-    assert num_bytes(packed, gpu) == packed.disk_bytes != plain
+    # 4 bits a number; for 32 of them a scale of 16 and a zero point of 4.
+    kept = plain - (16 - 4 - 20 / 32) / 8 * math.prod(shape)
+    assert num_bytes(packed, gpu) == kept
     unpacked = 2 * packed.num_parameters
     assert num_bytes(packed, machine_memory) == unpacked
     assert num_bytes(packed, gpu, attention_backend="torch") == unpacked

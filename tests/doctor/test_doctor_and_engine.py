@@ -96,7 +96,7 @@ CASES = {
     "dynamic rope": ("qwen3", config(rope_scaling={"type": "dynamic", "factor": 2.0})),
     "rope without a factor": ("qwen3", config(rope_scaling={"rope_type": "linear"})),
     "rope by layer": ("qwen3", config(rope_parameters={"full_attention": {"rope_type": "yarn"}})),
-    "GPTQ of 8 bits": ("qwen3", config(quantization_config={"quant_method": "gptq", "bits": 8})),
+    "GPTQ of 3 bits": ("qwen3", config(quantization_config={"quant_method": "gptq", "bits": 3})),
     "a packed norm": ("qwen3", packed_norm),
     "an unknown model_type": ("qwen3", config(model_type="qwen9")),
     "another model_type": ("qwen3", config(model_type="qwen2")),

@@ -3,9 +3,7 @@ unpacked is refused by name.
 """
 
 import json
-import shutil
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from unittest.mock import patch
 
 import numpy as np
@@ -17,48 +15,12 @@ from safetensors.torch import load_file, save_file
 
 from tests.engine.conftest import write_model
 from tests.model.packers import PLAIN_ORDER, Packer, pack
+from tests.model.twins import change, change_tensors, check_twins, load, logits_of
 from workers.checkpoint.checkpoint import Checkpoint
-from workers.checkpoint.quantization import Int4Quantization
+from workers.checkpoint.packings import WordPacking
 from workers.errors import ModelError
-from workers.model.attention.attention import AttentionPlan, PrefillSpan
-from workers.model.decoder import CacheShape, Decoder
 from workers.model.layout.int4_weight import Int4Weight
-from workers.model.loader import load_config, load_weights
-from workers.model.quantization import awq_gptq
-
-NOT_PACKED = ("embed_tokens.weight", "lm_head.weight", "mlp.gate.weight")
-
-
-@pytest.fixture
-def model_of(model_of):
-    """Let `drive` take the directory of a model too."""
-    return lambda name: (name, None) if isinstance(name, Path) else model_of(name)
-
-
-@pytest.fixture
-def twins(model_of, tmp_path):
-    """Return a function that writes a packed checkpoint and its unpacked twin."""
-
-    def twins(name: str, packer: Packer) -> tuple[Path, Path]:
-        rng = np.random.default_rng(4)
-        packed, plain = tmp_path / "packed", tmp_path / "plain"
-        for path in (packed, plain):
-            shutil.copytree(model_of(name)[0], path)
-        whole = load_file(plain / "model.safetensors")
-        parts = {}
-        for key, tensor in list(whole.items()):
-            if tensor.dim() != 2 or key.endswith(NOT_PACKED):
-                parts[key] = tensor
-                continue
-            tensors, exact = packer.linear(tensor.numpy(), rng)
-            whole[key] = torch.from_numpy(np.ascontiguousarray(exact))
-            parts |= {f"{key.removesuffix('weight')}{k}": v for k, v in tensors.items()}
-        save_file(whole, plain / "model.safetensors")
-        save_file(parts, packed / "model.safetensors")
-        change(packed, quantization_config=packer.config | packer.more)
-        return packed, plain
-
-    return twins
+from workers.model.quantization import packed_words
 
 
 @pytest.fixture
@@ -69,41 +31,6 @@ def packed(twins):
 @pytest.fixture
 def packed_gptq(twins):
     return twins("qwen3", Packer("gptq", desc_act=True))[0]
-
-
-def change(path, **changes):
-    file = path / "config.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
-
-
-def change_tensors(path, **changes):
-    """Replace tensors by name, dots written as two underscores; None takes one away."""
-    file = path / "model.safetensors"
-    tensors = load_file(file)
-    for name, new in changes.items():
-        name = name.replace("__", ".")
-        old = tensors.pop(name, None)
-        if new is not None:
-            tensors[name] = new(old).contiguous() if callable(new) else new
-    save_file(tensors, file)
-
-
-def load(path, dtype=torch.float32, progress=lambda stage, fraction: None, **more):
-    checkpoint = Checkpoint.at(path)
-    config = load_config(checkpoint)
-    return load_weights(checkpoint, config, dtype, torch.device("cpu"), progress, **more)
-
-
-def logits_of(model, token_ids):
-    """Return the logits of all tokens of one prompt, computed by a Decoder, which takes the model
-    apart.
-    """
-    decoder, num_tokens = Decoder(model), len(token_ids)
-    decoder.allocate_cache(CacheShape.of(model.config, torch.float32), 2, num_tokens)
-    positions = torch.arange(num_tokens)
-    slots = positions + num_tokens
-    plan = AttentionPlan(slots, (), (PrefillSpan(0, num_tokens, slots[:0], num_tokens),))
-    return decoder.forward(torch.tensor(token_ids), positions, plan, positions)
 
 
 @pytest.mark.parametrize(
@@ -118,27 +45,14 @@ def logits_of(model, token_ids):
         ("qwen3_moe", Packer("gptq", sym=True, more={"dynamic": {"-:.*mlp.gate$": {}}})),
         ("qwen2", Packer("gptq", version="gptq_v2", desc_act=True)),
         ("qwen3", Packer("gptq", -1, version="gptq_v2")),
+        ("qwen3", Packer("gptq", 32, bits=8, sym=True)),
+        ("qwen3_5_moe", Packer("gptq", more={"dynamic": {"-:.*shared_expert.*": {}}})),
         ("qwen3_moe", Packer("gptq", version="gptq_v2", desc_act=True, sym=True)),
     ],
     ids=lambda value: value if isinstance(value, str) else f"{value.method}-{value.version}",
 )
 def test_a_packed_checkpoint_equals_its_unpacked_twin(twins, drive, prompts, name, packer):
-    packed, plain = twins(name, packer)
-    for dtype in (torch.bfloat16, torch.float32):
-        one, other = load(packed, dtype), load(plain, dtype)
-        theirs = other.state_dict()
-        assert one.state_dict().keys() == theirs.keys()
-        for key, tensor in one.state_dict().items():
-            assert tensor.dtype == dtype and torch.equal(tensor, theirs[key]), key
-    ids = torch.tensor(prompts(1))
-    assert torch.equal(one(ids).logits, other(ids).logits)
-    answers = []
-    for path in (packed, plain):
-        driver = drive(path, threads=1)
-        for key, prompt in enumerate(prompts(3)):
-            driver.add(key, prompt)
-        answers.append([driver.run().tokens(key) for key in range(3)])
-    assert answers[0] == answers[1] and all(len(answer) == 16 for answer in answers[0])
+    check_twins(*twins(name, packer), drive, prompts)
 
 
 @dataclass(frozen=True)
@@ -253,11 +167,6 @@ AWQ, GPTQ = Packer().config, Packer("gptq").config
 @pytest.mark.parametrize(
     ("said", "words"),
     [
-        ({"quant_method": "fp8", "weight_block_size": [128, 128]}, "quant_method is 'fp8'"),
-        ({"quant_method": "bitsandbytes", "load_in_4bit": True}, "quant_method is 'bitsandbytes'"),
-        ({"quant_method": "compressed-tensors"}, "quant_method is 'compressed-tensors'"),
-        ({}, "quant_method is None"),
-        ([], r"quant_method is \[\]"),
         (AWQ | {"bits": 8}, "bits is 8"),
         (AWQ | {"bits": True}, "bits is True"),
         (AWQ | {"version": "gemv"}, "version is 'gemv'"),
@@ -265,12 +174,13 @@ AWQ, GPTQ = Packer().config, Packer("gptq").config
         (AWQ | {"group_size": 0}, "group_size must be"),
         (AWQ | {"group_size": "128"}, "group_size must be"),
         (GPTQ | {"bits": 3}, "bits is 3"),
+        (GPTQ | {"bits": 8.0}, "bits is 8.0"),
         (GPTQ | {"checkpoint_format": "marlin"}, "checkpoint_format is 'marlin'"),
         (GPTQ | {"is_marlin_format": True}, "is_marlin_format is True"),
         (GPTQ | {"pack_dtype": "int16"}, "pack_dtype is 'int16'"),
         (GPTQ | {"desc_act": "yes"}, "desc_act is 'yes'"),
-        (GPTQ | {"dynamic": {"+:.*down.*": {"bits": 8}}}, "dynamic has"),
-        (GPTQ | {"dynamic": 7}, "dynamic has 7"),
+        (GPTQ | {"dynamic": {"+:.*down.*": {"bits": 8}}}, "dynamic is"),
+        (GPTQ | {"dynamic": 7}, "dynamic is 7"),
     ],
 )
 def test_other_quantizations_are_refused(packed, said, words):
@@ -339,24 +249,26 @@ def test_whatever_is_packed_comes_out_again(data):
         data.draw(st.booleans()),
     )
     reorder = packer.method == "gptq" and data.draw(st.booleans())
-    packer = Packer(packer.method, packer.group_size, packer.version, packer.sym, reorder)
+    bits = data.draw(st.sampled_from((4, 8))) if packer.method == "gptq" else 4
+    packer = replace(packer, desc_act=reorder, bits=bits)
     rng = np.random.default_rng(data.draw(st.integers(0, 1 << 32)))
     shape = [8 * data.draw(st.integers(1, 12)) for _ in range(2)]
     tensors, exact = packer.linear(rng.normal(size=shape), rng)
-    how = Int4Quantization(
+    how = WordPacking(
         packer.method,
         packer.group_size,
         packer.desc_act,
         packer.method == "gptq" and packer.version == "gptq",
+        packer.bits,
     )
     assert {k: tuple(v.shape) for k, v in tensors.items()} == {
         name: part.shape for name, part in how.parts((shape[0], shape[1])).items()
     }
-    with patch.object(awq_gptq, "_SLAB", data.draw(st.sampled_from((1, 1000, 1 << 20)))):
-        found = awq_gptq.unpack(how, tensors, torch.float32)
-        kept = awq_gptq.repack(how, tensors)
+    with patch.object(packed_words, "_SLAB", data.draw(st.sampled_from((1, 1000, 1 << 20)))):
+        found = packed_words.unpack(how, tensors, torch.float32)
+        kept = packed_words.repack(how, tensors)
     assert np.array_equal(found.numpy(), exact)
-    is_keepable = packer.group_size in (-1, 128) or packer.group_size >= shape[1]
+    is_keepable = bits == 4 and (packer.group_size in (-1, 128) or packer.group_size >= shape[1])
     assert (kept is not None) == is_keepable
     assert kept is None or np.array_equal(kept.unpack(torch.float32).numpy(), exact)
 
@@ -370,6 +282,6 @@ def test_a_v1_zero_point_of_zero_gives_its_neighbour_back_what_it_borrowed():
         "qzeros": torch.from_numpy(np.array([[word]], np.uint32).view(np.int32)),
         "scales": torch.ones(1, 8, dtype=torch.float16),
     }
-    how = Int4Quantization("gptq", 8, zeros_less_one=True)
-    weight = awq_gptq.unpack(how, tensors, torch.float32)
+    how = WordPacking("gptq", 8, zeros_less_one=True)
+    weight = packed_words.unpack(how, tensors, torch.float32)
     assert np.array_equal(weight.numpy(), -zeros.T.repeat(8, 1))

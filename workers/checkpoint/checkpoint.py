@@ -15,7 +15,8 @@ from workers.checkpoint.architectures import Architecture, architecture_name, ar
 from workers.checkpoint.files import read_bytes, read_json
 from workers.checkpoint.folder import find_folder
 from workers.checkpoint.model_config import ModelConfig, flatten
-from workers.checkpoint.quantization import Quantization, read_quantization
+from workers.checkpoint.packings import Quantization
+from workers.checkpoint.quantization import read_quantization
 from workers.checkpoint.safetensors_header import header_bytes
 from workers.checkpoint.weights import Weights, find_files, read_weights
 from workers.errors import ConfigError, ModelError
@@ -46,19 +47,22 @@ class Checkpoint:
     def check(self, quantization: str = "auto") -> None:
         """Raise ModelError or ConfigError if the folder cannot be served as a setting asks."""
         self.check_quantization(quantization)
-        if quantization == "fp8":
+        if self.is_rounded(quantization):
             self._check_rounding()
         _ = self.weights, self.eos_token_ids, self.sampling_defaults  # reading is what refuses
 
     def check_quantization(self, asked: str) -> None:
         """Raise ModelError of a statement about the weights that config.json contradicts."""
         method = self.quantization.method if self.quantization else "none"
-        is_rounded = (asked, method) == ("fp8", "none")
-        if asked not in ("auto", method) and not is_rounded:
+        if asked not in ("auto", method) and not self.is_rounded(asked):
             raise ModelError(
                 f"{self.config_file}: --quantization {asked}, but the weights are packed as"
                 f" {method!r}; leave the flag out"
             )
+
+    def is_rounded(self, asked: str) -> bool:
+        """Return whether plain weights become FP8; those of an FP8 checkpoint are so already."""
+        return asked == "fp8" and self.quantization is None
 
     @property
     def config_file(self) -> Path:

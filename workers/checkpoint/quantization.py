@@ -1,144 +1,126 @@
-"""Quantization: how linears are packed, and which tensors take the place of one.
+"""Quantization: what config.json says of packed weights, by the rows of METHODS.
 
-Knows names, shapes and types of the parts. Refuses to know how they are unpacked, and every packing
-without a row in METHODS.
+A linear is packed where its files have the parts of a packing, and plain elsewhere: so lists of
+modules that are left out (`modules_to_not_convert`, GPTQModel's `-:`) are not needed here. Refuses,
+by its name, every packing without a row.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any
 
-from workers.checkpoint.architectures import Shape
-from workers.errors import ModelError
+from workers.checkpoint.compressed_tensors import METHOD, read_compressed_tensors
+from workers.checkpoint.files import read_json
+from workers.checkpoint.packing_fields import PackingFields
+from workers.checkpoint.packings import Packing, Quantization, Rule, ScaledPacking, WordPacking
 
-FLOATS = ("F16", "BF16", "F32")
-NUMBERS_A_WORD = 8  # of 4 bits in an int32
-
-_SUPPORTED = "only AWQ (gemm) and GPTQ of 4 bits are loaded; use such a checkpoint or plain weights"
-
-
-class Part(NamedTuple):
-    """A tensor of a packed linear."""
-
-    shape: Shape
-    dtypes: tuple[str, ...]
-    is_required: bool = True
-
-
-class Quantization(Protocol):
-    """A packing. A linear is packed where the part named `marker` is there, plain elsewhere."""
-
-    @property
-    def method(self) -> str: ...
-
-    @property
-    def marker(self) -> str: ...
-
-    def parts(self, shape: Shape) -> Mapping[str, Part]:
-        """Return the tensors of a linear [out, in], by the last part of their names; raise
-        ValueError of a shape that cannot be packed so.
-        """
-
-
-@dataclass(frozen=True)
-class Int4Quantization:
-    """AWQ (gemm) or GPTQ. `group_size` -1 means one group for all inputs.
-
-    `zeros_less_one`: zero points are stored minus one, in all GPTQ files but those of format
-    `gptq_v2`.
-    """
-
-    method: Literal["awq", "gptq"]
-    group_size: int
-    is_reordered: bool = False
-    zeros_less_one: bool = False
-
-    @property
-    def marker(self) -> str:
-        return "qweight"
-
-    def parts(self, shape: Shape) -> dict[str, Part]:
-        num_outputs, num_inputs = shape
-        if num_outputs % NUMBERS_A_WORD or num_inputs % NUMBERS_A_WORD:
-            raise ValueError("cannot be packed by eights")
-        num_groups = -(-num_inputs // self.inputs_a_group(num_inputs))
-        by_outputs = num_outputs // NUMBERS_A_WORD
-        parts = {
-            "qweight": Part((num_inputs, by_outputs), ("I32",)),
-            "qzeros": Part((num_groups, by_outputs), ("I32",)),
-            "scales": Part((num_groups, num_outputs), FLOATS),
-        }
-        if self.method == "gptq":
-            parts["qweight"] = Part((num_inputs // NUMBERS_A_WORD, num_outputs), ("I32",))
-            parts["g_idx"] = Part((num_inputs,), ("I32",), self.is_reordered)
-        return parts
-
-    def inputs_a_group(self, num_inputs: int) -> int:
-        return num_inputs if self.group_size < 0 else self.group_size
+# What people know other packings by, and which numbers they are.
+_MLX = "MLX, for Apple's chips"
+_MODELOPT = "NVIDIA ModelOpt"
+_OTHERS: Mapping[str, str] = {
+    "aqlm": "AQLM, codebooks",
+    "auto-round": "AutoRound, whose exports as auto_gptq, auto_awq or llm_compressor are others",
+    "bitnet": "BitNet, ternary numbers",
+    "bitsandbytes": "bitsandbytes, NF4 or int8",
+    "eetq": "EETQ, int8",
+    "exl2": "ExLlamaV2",
+    "exl3": "ExLlamaV3",
+    "fbgemm_fp8": "FBGEMM's FP8",
+    "gguf": "GGUF, for llama.cpp",
+    "higgs": "HIGGS, codebooks",
+    "hqq": "HQQ",
+    "modelopt": _MODELOPT,
+    "modelopt_fp4": _MODELOPT,
+    "modelopt_mixed": _MODELOPT,
+    "mxfp4": "floats of 4 bits with an exponent for 32 of them",
+    "mxfp8": "floats of 8 bits with an exponent for 32 of them",
+    "nvfp4": "floats of 4 bits with an FP8 scale for 16 of them",
+    "quanto": "Quanto",
+    "quark": "AMD Quark",
+    "spqr": "SpQR",
+    "torchao": "torchao",
+    "vptq": "VPTQ, codebooks",
+}
 
 
 def read_quantization(raw: Mapping[str, Any], file: Path) -> Quantization | None:
     """Return what config.json says, None of plain weights; raise ModelError if not loadable."""
     fields = raw.get("quantization_config")
     if fields is None:
+        _refuse_what_stands_elsewhere(raw, file)
         return None
-    said = _PackingFields(file, fields)
-    return METHODS[str(said.one_of("quant_method", *METHODS))](said)
+    said = PackingFields(file, {}, "").inner("quantization_config", fields)
+    method = said.one_of("quant_method", *METHODS, known={**_OTHERS, **_more_of(said)})
+    return METHODS[method](said)
 
 
-def _read_awq(said: "_PackingFields") -> Quantization:
+def _more_of(said: PackingFields) -> dict[str, str]:
+    """Return what other fields tell of a packing that is not loaded, by its method."""
+    method, algorithm = said.get("quant_method"), said.get("quant_algo")
+    if method is None and said.get("bits") and said.get("group_size"):
+        return {"None": _MLX}
+    return {str(method): f"{_MODELOPT}, {algorithm}"} if algorithm else {}
+
+
+def _refuse_what_stands_elsewhere(raw: Mapping[str, Any], file: Path) -> None:
+    """Refuse packings whose makers say so in another place than quantization_config."""
+    if raw.get("quantization"):
+        raise PackingFields(file, raw, "").not_loaded("quantization", raw["quantization"], _MLX)
+    beside = file.with_name("hf_quant_config.json")
+    said = read_json(beside, optional=True).get("quantization") or {}
+    if isinstance(said, dict) and said.get("quant_algo"):
+        fields = PackingFields(beside, said, "quantization")
+        raise fields.not_loaded("quant_algo", said["quant_algo"], _MODELOPT)
+
+
+def _read_awq(said: PackingFields) -> Quantization:
     said.one_of("bits", 4)
     said.one_of("version", "gemm", "GEMM")
     said.one_of("zero_point", True, otherwise=True)
-    return Int4Quantization("awq", said.group_size())
+    return _of_all("awq", WordPacking("awq", said.size("group_size")))
 
 
-def _read_gptq(said: "_PackingFields") -> Quantization:
-    said.one_of("bits", 4)
+def _read_gptq(said: PackingFields) -> Quantization:
+    bits = said.one_of("bits", 4, 8)
     said.one_of("pack_dtype", "int32", otherwise="int32")
     said.one_of("is_marlin_format", False, None, otherwise=False)
-    said.refuse_overrides()
+    _refuse_overrides(said)
     form = said.one_of("checkpoint_format", "gptq", "gptq_v2", otherwise="gptq")
     is_reordered = said.one_of("desc_act", True, False, otherwise=False)
-    return Int4Quantization("gptq", said.group_size(), bool(is_reordered), form == "gptq")
+    size = said.size("group_size")
+    return _of_all("gptq", WordPacking("gptq", size, is_reordered, form == "gptq", bits))
 
 
-METHODS: Mapping[str, Callable[["_PackingFields"], Quantization]] = {
+def _read_fp8(said: PackingFields) -> Quantization:
+    """Read DeepSeek's format, in which Qwen publishes; without blocks, vLLM's and AutoFP8's."""
+    said.one_of("fmt", "e4m3", otherwise="e4m3")
+    said.one_of("activation_scheme", "dynamic", "static", otherwise="dynamic")
+    if said.get("weight_block_size") is not None:
+        block = said.block("weight_block_size")
+        return _of_all("fp8", ScaledPacking("F8_E4M3", "weight_scale_inv", block))
+    one = (-1, -1)
+    return _of_all(
+        "fp8",
+        ScaledPacking("F8_E4M3", "weight_scale_inv", one),
+        ScaledPacking("F8_E4M3", "weight_scale", one),
+    )
+
+
+METHODS: Mapping[str, Callable[[PackingFields], Quantization]] = {
     "awq": _read_awq,
     "gptq": _read_gptq,
+    "fp8": _read_fp8,
+    METHOD: read_compressed_tensors,
 }
 
 
-@dataclass(frozen=True)
-class _PackingFields:
-    """The quantization_config of a file, whose fields are checked as they are read."""
+def _of_all(method: str, *packings: Packing) -> Quantization:
+    return Quantization(method, tuple(map(Rule, packings)))
 
-    file: Path
-    fields: Any
 
-    def one_of(self, name: str, *values: object, otherwise: object = None) -> object:
-        """Return a field that must have one of these values; `otherwise` stands for none."""
-        value = self.fields.get(name, otherwise) if isinstance(self.fields, dict) else self.fields
-        # True == 1 in Python, not in JSON.
-        if any(type(value) is type(known) and value == known for known in values):
-            return value
-        raise ModelError(f"{self.file}: quantization_config.{name} is {value!r}: {_SUPPORTED}")
-
-    def group_size(self) -> int:
-        value = self.fields.get("group_size")
-        if type(value) is int and (value == -1 or value > 0):
-            return value
-        raise ModelError(
-            f"{self.file}: quantization_config.group_size must be -1 or positive, not {value!r};"
-            " take the file of the published model"
-        )
-
-    def refuse_overrides(self) -> None:
-        """Refuse GPTQModel's other bits and sizes for some modules; `-:` leaves modules out."""
-        dynamic = self.fields.get("dynamic") or {}
-        for pattern in dynamic if isinstance(dynamic, dict) else [dynamic]:
-            if not str(pattern).startswith("-:"):
-                raise ModelError(
-                    f"{self.file}: quantization_config.dynamic has {pattern!r}: {_SUPPORTED}"
-                )
+def _refuse_overrides(said: PackingFields) -> None:
+    """Refuse GPTQModel's other bits and sizes for some modules; `-:` leaves modules out."""
+    dynamic = said.get("dynamic") or {}
+    for pattern in dynamic if isinstance(dynamic, dict) else [dynamic]:
+        if not str(pattern).startswith("-:"):
+            raise said.not_loaded("dynamic", pattern)

@@ -4,6 +4,8 @@ Knows how a damaged file, or another in its place, is told. Refuses to know what
 """
 
 import json
+import math
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +27,12 @@ class StoredTensor:
     file: Path
     dtype: str
     shape: tuple[int, ...]
+
+    @property
+    def num_bytes(self) -> int:
+        """Return its size; the first number in the name of a type is its bits."""
+        bits = re.search(r"\d+", self.dtype)
+        return math.prod(self.shape) * (int(bits[0]) // 8 if bits else 1)
 
 
 def read_header(file: Path) -> dict[str, StoredTensor]:

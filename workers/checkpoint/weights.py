@@ -7,14 +7,20 @@ what nobody reads would make the answer another than its maker meant.
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from workers.checkpoint.architectures import EMBEDDING, HEAD, Architecture, Shape
 from workers.checkpoint.files import read_json
 from workers.checkpoint.model_config import ModelConfig
-from workers.checkpoint.quantization import FLOATS, Quantization
+from workers.checkpoint.packings import (
+    FLOATS,
+    Packing,
+    Quantization,
+    Rule,
+    ScaledPacking,
+)
 from workers.checkpoint.safetensors_header import StoredTensor, not_zero, read_header
 from workers.errors import ModelError
 
@@ -27,8 +33,16 @@ _LEFT_OUT = re.compile(
     r"^(mtp|(model\.)?(visual|vision_tower|vision_model|audio_tower))\.|\.rotary_emb\.inv_freq$"
 )
 _LORA = re.compile(r"\b(lora_[AB]|lora_embedding_[AB]|lora_magnitude_vector|base_layer)\b")
-_FUSED_EXPERTS = ".experts.gate_up_proj"
-_PACKED_PARTS = ("qweight", "weight_packed", "weight_scale", "weight_scale_inv")
+_FUSED_EXPERTS = re.compile(r"model\.layers\.\d+\.mlp\.experts\.gate_up_proj$")
+_PACKED_PARTS = (
+    *("qweight", "qzeros", "scales"),
+    *("weight_packed", "weight_scale", "weight_scale_inv"),
+)
+# Of numbers that are not weights: what was measured of activations and caches, which stay as wide
+# here as the model computes.
+_STATIC_SCALES = re.compile(
+    r"\.(activation_scale|(input|output)_(scale|zero_point)|([qkv]|kv|prob)_scale|[kv]_zero_point)$"
+)
 
 Stored = dict[str, StoredTensor]
 
@@ -37,13 +51,15 @@ Stored = dict[str, StoredTensor]
 class Weights:
     """The tensors that a model is made of, by their names in memory.
 
-    `shapes` are those of the unpacked model, `packed` the modules whose weights are packed.
+    `shapes` are those of the unpacked model, `packed` how a module's weight is packed, if it is.
+    `unused` are scales of activations and caches.
     """
 
     tensors: Mapping[str, StoredTensor]
     shapes: Mapping[str, Shape]
-    packed: tuple[str, ...]
+    packed: Mapping[str, Packing]
     files: tuple[Path, ...]
+    unused: tuple[str, ...] = ()
 
     @property
     def disk_bytes(self) -> int:
@@ -53,6 +69,19 @@ class Weights:
     def num_parameters(self) -> int:
         """Return how many numbers the loaded model has once all are unpacked."""
         return sum(map(math.prod, self.shapes.values()))
+
+    def kept_bytes(self, item_bytes: int) -> int:
+        """Return what is held where kernels take linears of layers as they are, and all others
+        have so many bytes a number.
+        """
+        total = self.num_parameters * item_bytes
+        for module in self.decoder_linears:
+            packing, shape = self.packed.get(module), self.shapes[f"{module}.weight"]
+            if packing is not None and packing.has_kernels:
+                names = [f"{module}.{part}" for part in packing.parts(shape)]
+                parts = [self.tensors[name] for name in names if name in self.tensors]
+                total += sum(part.num_bytes for part in parts) - math.prod(shape) * item_bytes
+        return total
 
     @property
     def dtypes(self) -> str:
@@ -89,7 +118,10 @@ def find_files(directory: Path) -> tuple[Path, ...]:
 
 
 def read_weights(
-    directory: Path, architecture: Architecture, config: ModelConfig, packing: Quantization | None
+    directory: Path,
+    architecture: Architecture,
+    config: ModelConfig,
+    quantization: Quantization | None,
 ) -> Weights:
     """Return what the headers say; raise ModelError naming the file and tensor that is wrong."""
     files = find_files(directory)
@@ -98,23 +130,26 @@ def read_weights(
     _refuse_lora(stored)
     tensors: Stored = {}
     shapes: dict[str, Shape] = {}
-    packed: list[str] = []
-    has_fused_experts = any(name.endswith(_FUSED_EXPERTS) for name in stored)
+    packed: dict[str, Packing] = {}
+    has_fused_experts = any(_FUSED_EXPERTS.match(name) for name in stored)
     for name, shape in architecture.shapes(config, has_fused_experts=has_fused_experts):
         module = name.removesuffix(".weight")
-        if packing is not None and f"{module}.{packing.marker}" in stored:
+        packing = _packing_of(module, stored, quantization)
+        if packing is not None:
             tensors.update(_take_parts(module, shape, packing, stored))
-            packed.append(module)
+            packed[module] = packing
         elif name in stored:
+            _refuse_lonely(stored[name], module, quantization)
             tensors[name] = _checked(stored.pop(name), shape, FLOATS)
         elif _has_twin(name, config, stored.keys() | tensors.keys()):
             continue
         else:
-            raise ModelError(f"{place}: {_why_missing(name, stored, packing)}")
+            raise ModelError(f"{place}: {_why_missing(name, stored, quantization)}")
         shapes[name] = shape
     _take_empty_biases(packed, stored)
+    unused = _take_static_scales(stored) if packed else ()
     _refuse_unknown(stored)
-    return Weights(tensors, shapes, tuple(packed), files)
+    return Weights(tensors, shapes, packed, files, unused)
 
 
 def _weight_map(index: Path) -> dict[str, str]:
@@ -179,8 +214,19 @@ def _refuse_lora(stored: Stored) -> None:
             )
 
 
+def _packing_of(module: str, stored: Stored, quantization: Quantization | None) -> Packing | None:
+    """Return how a linear is packed, by the rule that means it most closely; None if it is not."""
+    found: list[tuple[int, Rule]] = []
+    for rule in quantization.rules if quantization else ():
+        suffix = f".{rule.packing.marker}"
+        marker = stored.get(module + suffix)
+        rank = rule.rank(module, marker.name.removesuffix(suffix)) if marker else None
+        found += [] if rank is None else [(rank, rule)]
+    return min(found, key=lambda pair: pair[0])[1].packing if found else None
+
+
 def _take_parts(
-    module: str, shape: Shape, packing: Quantization, stored: Stored
+    module: str, shape: Shape, packing: Packing, stored: Stored
 ) -> Iterator[tuple[str, StoredTensor]]:
     """Take the tensors of one packed linear [out, in] out of `stored`."""
     marker = stored[f"{module}.{packing.marker}"]
@@ -204,7 +250,7 @@ def _take_parts(
     for name, part in parts.items():
         tensor = stored.pop(f"{module}.{name}", None)
         if tensor is not None:
-            yield f"{module}.{name}", _checked(tensor, part.shape, part.dtypes)
+            yield f"{module}.{name}", _checked(tensor, part.shape, part.dtypes, part.same_shapes)
         elif part.is_required:
             raise ModelError(
                 f"{marker.file}: {module}.{name} is missing beside {packing.marker}; complete the"
@@ -212,14 +258,18 @@ def _take_parts(
             )
 
 
-def _checked(tensor: StoredTensor, shape: Shape, dtypes: tuple[str, ...]) -> StoredTensor:
+def _checked(
+    tensor: StoredTensor,
+    shape: Shape,
+    dtypes: tuple[str, ...],
+    same_shapes: tuple[Shape, ...] = (),
+) -> StoredTensor:
     if tensor.dtype not in dtypes:
         raise ModelError(
             f"{tensor.file}: {tensor.name} is of type {tensor.dtype}, by config.json it is"
-            f" {' or '.join(dtypes)}; take both from the same model, of plain weights or AWQ or"
-            " GPTQ of 4 bits"
+            f" {' or '.join(dtypes)}; take both from the same model"
         )
-    if tensor.shape != shape:
+    if tensor.shape not in (shape, *same_shapes):
         raise ModelError(
             f"{tensor.file}: {tensor.name} has the shape {list(tensor.shape)}, config.json makes it"
             f" {list(shape)}; take both from the same model"
@@ -233,16 +283,33 @@ def _has_twin(name: str, config: ModelConfig, names: set[str]) -> bool:
     return config.tie_word_embeddings and twins.get(name) in names
 
 
-def _why_missing(name: str, stored: Stored, packing: Quantization | None) -> str:
-    module = name.removesuffix(".weight")
-    for part in _PACKED_PARTS:
-        if packing is None and f"{module}.{part}" in stored:
-            return (
-                f"{module}.{part} is of packed weights, but config.json has no quantization_config;"
-                " take config.json of the same model"
+def _refuse_lonely(tensor: StoredTensor, module: str, quantization: Quantization | None) -> None:
+    """Refuse a weight of 8 bits whose scales are not there, as that which is missing."""
+    for rule in quantization.rules if quantization else ():
+        packing = rule.packing
+        if isinstance(packing, ScaledPacking) and tensor.dtype == packing.dtype:
+            raise ModelError(
+                f"{tensor.file}: {module}.{packing.scale} is missing beside a weight of type"
+                f" {tensor.dtype}; complete the download"
             )
-    if packing is not None and any(f"{module}.{part}" in stored for part in ("qzeros", "scales")):
-        name = f"{module}.{packing.marker}"
+
+
+def _why_missing(name: str, stored: Stored, quantization: Quantization | None) -> str:
+    module = name.removesuffix(".weight")
+    part = next((part for part in _PACKED_PARTS if f"{module}.{part}" in stored), None)
+    if part and quantization is None:
+        return (
+            f"{module}.{part} is of packed weights, but config.json has no quantization_config;"
+            " take config.json of the same model"
+        )
+    for rule in quantization.rules if part and quantization else ():
+        marker = f"{module}.{rule.packing.marker}"
+        if marker in stored:
+            return (
+                f"{marker} is there, but quantization_config leaves {module} plain; take both from"
+                " the same model"
+            )
+        name = marker
     if name == HEAD:
         return (
             f"{name} is missing, and config.json does not tie it to the embeddings: an embedding"
@@ -257,7 +324,7 @@ def _why_missing(name: str, stored: Stored, packing: Quantization | None) -> str
     return f"{name} is missing, which config.json asks for; complete the download"
 
 
-def _take_empty_biases(packed: list[str], stored: Stored) -> None:
+def _take_empty_biases(packed: Iterable[str], stored: Stored) -> None:
     """Take out the biases of zeros that AutoGPTQ gives to every linear; the model has none."""
     names = [f"{module}.bias" for module in packed]
     biases = [stored.pop(name) for name in names if name in stored]
@@ -266,6 +333,14 @@ def _take_empty_biases(packed: list[str], stored: Stored) -> None:
             f"{bias.file}: {bias.name} is not zero, but the model has no such bias; take"
             " config.json and weights from the same model"
         )
+
+
+def _take_static_scales(stored: Stored) -> tuple[str, ...]:
+    """Take out the scales that were measured of activations and caches, and return their names."""
+    names = tuple(name for name in stored if _STATIC_SCALES.search(name))
+    for name in names:
+        del stored[name]
+    return names
 
 
 def _refuse_unknown(stored: Stored) -> None:

@@ -58,7 +58,8 @@ def start(config: EngineConfig, progress: Progress) -> tuple[ModelCard, ModelRun
     checkpoint = Checkpoint.at(config.model)
     checkpoint.check_quantization(config.quantization)
     model_config = load_config(checkpoint)
-    for_kernels = _uses_kernels(config, device, is_hybrid=is_hybrid(model_config))
+    as_fp8 = checkpoint.is_rounded(config.quantization)
+    for_kernels = _uses_kernels(config, device, is_hybrid=is_hybrid(model_config), as_fp8=as_fp8)
     if config.deterministic and device.type != "cpu" and not for_kernels:
         raise ConfigError(
             f"--deterministic on {device} is computed by kernels: leave --attention-backend out,"
@@ -67,7 +68,6 @@ def start(config: EngineConfig, progress: Progress) -> tuple[ModelCard, ModelRun
     shape = CacheShape.of(model_config, dtype, for_kernels=for_kernels)
     torch.set_num_threads(config.threads or physical_cores())
     _keep_freed_memory()
-    as_fp8 = config.quantization == "fp8"
     if as_fp8:
         fp8.check(device, dtype)
     model = load_weights(
@@ -80,13 +80,15 @@ def start(config: EngineConfig, progress: Progress) -> tuple[ModelCard, ModelRun
     return _card(checkpoint, dtype, device, limits), runner
 
 
-def _uses_kernels(config: EngineConfig, device: torch.device, *, is_hybrid: bool) -> bool:
+def _uses_kernels(
+    config: EngineConfig, device: torch.device, *, is_hybrid: bool, as_fp8: bool
+) -> bool:
     """Return whether attention is the kernels'; refuse what a hybrid model cannot have yet."""
     if not is_hybrid:
         return uses_kernels(config.attention_backend, device)
     if config.attention_backend == "triton":
         raise ConfigError("attention_backend = 'triton' is not for hybrid models; leave it out")
-    if config.quantization == "fp8":
+    if as_fp8:
         raise ConfigError("quantization = 'fp8' is not for hybrid models; leave it out")
     if device.type == "cuda" and config.deterministic:
         raise ConfigError("--deterministic is for hybrid models on a CPU only; leave it out")

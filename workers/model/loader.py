@@ -83,11 +83,12 @@ def load_weights(
 ) -> PreTrainedModel:
     """Return the transformers model with its weights on `device`, or spread over several GPUs.
 
-    With `keep_packed`, packed linears of the decoder layers hold an Int4Weight, but not where one
-    GPU cannot hold the model. With `as_fp8`, plain ones hold an Fp8Weight. Both are for
-    `linear.merge` to take.
+    With `keep_packed`, packed linears of the decoder layers hold an Int4Weight or a BlockFp8Weight,
+    but not where one GPU cannot hold the model. With `as_fp8`, plain ones hold an Fp8Weight. These
+    are for `linear.merge` to take.
     """
     checkpoint.check("fp8" if as_fp8 else "auto")
+    _note_unused(checkpoint)
     source = open_source(checkpoint, config, dtype, device, keep_packed=keep_packed, as_fp8=as_fp8)
     try:
         with _reporting(progress), source as opened:
@@ -106,6 +107,18 @@ def load_weights(
     _refuse_partial(model, loaded[1], checkpoint)
     model.eval().requires_grad_(False)
     return model
+
+
+def _note_unused(checkpoint: Checkpoint) -> None:
+    unused = checkpoint.weights.unused
+    if unused:
+        _logger.info(
+            "%s: %d scales of activations and cache, as %s, are not used: both keep the dtype of"
+            " the model",
+            checkpoint.directory,
+            len(unused),
+            unused[0],
+        )
 
 
 def _refuse_partial(model: PreTrainedModel, info: Any, checkpoint: Checkpoint) -> None:

@@ -52,8 +52,10 @@ def open_source(
     """Return the source of a checkpoint's weights; its files are open in the context."""
     if as_fp8:
         return _open_for_fp8(checkpoint, config, dtype, device)
-    is_packed = bool(checkpoint.weights.packed)
-    if is_packed and keep_packed and _device_map(_file_bytes(checkpoint), device) != "auto":
+    weights = checkpoint.weights
+    has_kernels = any(packing.has_kernels for packing in weights.packed.values())
+    kept_bytes = weights.kept_bytes(dtype.itemsize)
+    if has_kernels and keep_packed and _device_map(kept_bytes, device) != "auto":
         return _open_packed(checkpoint, config, dtype, device)
     return _open_whole(checkpoint, config, dtype, device)
 
@@ -93,10 +95,10 @@ def _open_packed(
     checkpoint: Checkpoint, config: PretrainedConfig, dtype: torch.dtype, device: torch.device
 ) -> Iterator[Source]:
     """Yield the source of packed weights, of which linears of decoder layers stay packed."""
-    device_map = _device_map(_file_bytes(checkpoint), device)
+    device_map = _device_map(checkpoint.weights.kept_bytes(dtype.itemsize), device)
     with open_weights(checkpoint, dtype, _place(device_map)) as state:
         packed = take_packed(state, checkpoint.weights.decoder_linears)
-        others = {name: weight.repack for name, weight in packed.items()}
+        others = {name: weight.keep for name, weight in packed.items()}
         model_class = _without_weights(_model_class(config), others)
         yield Source(model_class, _arguments(device_map, state), others)
 

@@ -13,13 +13,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from workers.model.layout import int4_weight
+from workers.model.layout import block_fp8_weight, int4_weight
+from workers.model.layout.block_fp8_weight import BlockFp8Weight
 from workers.model.layout.int4_weight import Int4Weight
 from workers.model.linear import batch_invariant
 from workers.model.quantization import fp8
 from workers.model.quantization.fp8 import Fp8Weight
 
-Weight = Tensor | Int4Weight | Fp8Weight
+Weight = Tensor | Int4Weight | Fp8Weight | BlockFp8Weight
 Product = Callable[[Tensor], Tensor]
 
 
@@ -67,6 +68,7 @@ def _concatenate(weights: Sequence[Weight]) -> Weight | None:
     """Return one weight with the outputs of all, None where they are no more alike than that."""
     packed = [weight for weight in weights if isinstance(weight, Int4Weight)]
     eights = [weight for weight in weights if isinstance(weight, Fp8Weight)]
+    blocks = [weight for weight in weights if isinstance(weight, BlockFp8Weight)]
     plain = [weight for weight in weights if isinstance(weight, Tensor)]
     if len(weights) == 1:
         return weights[0]
@@ -74,12 +76,14 @@ def _concatenate(weights: Sequence[Weight]) -> Weight | None:
         return int4_weight.concatenate(packed)
     if len(eights) == len(weights):
         return fp8.concatenate(eights)
+    if len(blocks) == len(weights):
+        return block_fp8_weight.concatenate(blocks)
     return torch.cat(plain) if len(plain) == len(weights) else None
 
 
 def _choose_product(weight: Weight, bias: Tensor | None, is_batch_invariant: bool) -> Product:
     """Return what multiplies by a weight; Triton is imported for packed ones, not before."""
-    if isinstance(weight, Int4Weight):
+    if isinstance(weight, Int4Weight | BlockFp8Weight):
         return _product_by_kernel(weight, bias, is_batch_invariant)
     if not is_batch_invariant:
         return _choose_fastest(weight, bias)
@@ -97,11 +101,15 @@ def _choose_fastest(weight: Tensor | Fp8Weight, bias: Tensor | None) -> Product:
     return partial(F.linear, weight=weight, bias=bias)
 
 
-def _product_by_kernel(weight: Int4Weight, bias: Tensor | None, is_invariant: bool) -> Product:
-    from workers.model.kernels import int4
+def _product_by_kernel(
+    weight: Int4Weight | BlockFp8Weight, bias: Tensor | None, is_invariant: bool
+) -> Product:
+    from workers.model.kernels import block_fp8, int4
 
     def multiply(x: Tensor) -> Tensor:
         with torch.cuda.device_of(x):
+            if isinstance(weight, BlockFp8Weight):
+                return block_fp8.multiply(x, weight, bias, is_batch_invariant=is_invariant)
             return int4.multiply(x, weight, bias, is_batch_invariant=is_invariant)
 
     return multiply

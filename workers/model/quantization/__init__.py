@@ -1,1 +1,1 @@
-"""Weights of fewer bits: FP8, AWQ and GPTQ checkpoints, how they are read and held."""
+"""Weights of fewer bits: FP8, AWQ, GPTQ and compressed-tensors, how they are read and held."""

@@ -17,10 +17,11 @@ from safetensors import safe_open
 from torch import Tensor
 
 from workers.checkpoint.checkpoint import Checkpoint
-from workers.checkpoint.quantization import Int4Quantization
+from workers.checkpoint.packings import Packing, ScaledPacking, WordPacking
 from workers.errors import ModelError
+from workers.model.layout.block_fp8_weight import BlockFp8Weight
 from workers.model.layout.int4_weight import Int4Weight
-from workers.model.quantization.awq_gptq import repack, unpack
+from workers.model.quantization import packed_words, scaled_numbers
 
 State = dict[str, Any]
 
@@ -37,31 +38,43 @@ class OpenTensor(NamedTuple):
 class PackedWeight:
     """A linear's weight [out, in]. Reading it as transformers reads a stored one unpacks it."""
 
-    quantization: Int4Quantization
+    packing: Packing
     parts: dict[str, OpenTensor]
     dtype: torch.dtype
     device: torch.device
 
     def __getitem__(self, index: Any) -> Tensor:
-        with self._naming_g_idx():
-            return unpack(self.quantization, self._read(), self.dtype)[index]
+        with self._naming_the_part():
+            return self._unpack(self._read())[index]
 
-    def repack(self) -> Int4Weight | Tensor:
-        """Return the weight in 4 bits for kernels, whole where they could not read it."""
-        with self._naming_g_idx():
+    def keep(self) -> Int4Weight | BlockFp8Weight | Tensor:
+        """Return the weight in as many bits for kernels, whole where they could not read it."""
+        with self._naming_the_part():
             packed = self._read()
-            repacked = repack(self.quantization, packed)
-            return unpack(self.quantization, packed, self.dtype) if repacked is None else repacked
+            kept = self._repack(packed)
+            return self._unpack(packed) if kept is None else kept
+
+    def _repack(self, packed: dict[str, Tensor]) -> Int4Weight | BlockFp8Weight | None:
+        if isinstance(self.packing, ScaledPacking):
+            return scaled_numbers.repack(self.packing, packed)
+        assert isinstance(self.packing, WordPacking)
+        return packed_words.repack(self.packing, packed)
+
+    def _unpack(self, packed: dict[str, Tensor]) -> Tensor:
+        if isinstance(self.packing, ScaledPacking):
+            return scaled_numbers.unpack(self.packing, packed, self.dtype)
+        assert isinstance(self.packing, WordPacking)
+        return packed_words.unpack(self.packing, packed, self.dtype)
 
     def _read(self) -> dict[str, Tensor]:
         return {part: opened.data[...].to(self.device) for part, opened in self.parts.items()}
 
     @contextmanager
-    def _naming_g_idx(self) -> Iterator[None]:
+    def _naming_the_part(self) -> Iterator[None]:
         try:
             yield
-        except ValueError as error:
-            opened = self.parts["g_idx"]
+        except packed_words.WrongPart as error:
+            opened = self.parts.get(error.part) or self.parts[f"weight_{error.part}"]
             raise ModelError(
                 f"{opened.file}: {opened.name}: {error}; take the file of the published model"
             ) from error
@@ -75,7 +88,7 @@ def open_weights(
 
     The files stay open until the context ends. Linears are unpacked on `device`.
     """
-    weights, quantization = checkpoint.weights, checkpoint.quantization
+    weights = checkpoint.weights
     with ExitStack() as files:
         opened = {
             file: files.enter_context(safe_open(file, framework="pt")) for file in weights.files
@@ -85,11 +98,11 @@ def open_weights(
             for name, tensor in weights.tensors.items()
         }
         state: State = {}
-        for module, shape in ((m, weights.shapes[f"{m}.weight"]) for m in weights.packed):
-            assert isinstance(quantization, Int4Quantization)
-            names = {part: f"{module}.{part}" for part in quantization.parts(shape)}
+        for module, packing in weights.packed.items():
+            shape = weights.shapes[f"{module}.weight"]
+            names = {part: f"{module}.{part}" for part in packing.parts(shape)}
             parts = {part: found.pop(name) for part, name in names.items() if name in found}
-            state[f"{module}.weight"] = PackedWeight(quantization, parts, dtype, device)
+            state[f"{module}.weight"] = PackedWeight(packing, parts, dtype, device)
         state |= {name: tensor.data for name, tensor in found.items()}
         yield state
 
@@ -100,7 +113,11 @@ def take_packed(state: State, linears: tuple[str, ...]) -> dict[str, PackedWeigh
     Those are of linears in decoder layers: experts are stacked, the head is read by others.
     """
     taken = {name: state.get(f"{name}.weight") for name in linears}
-    packed = {name: weight for name, weight in taken.items() if isinstance(weight, PackedWeight)}
+    packed = {
+        name: weight
+        for name, weight in taken.items()
+        if isinstance(weight, PackedWeight) and weight.packing.has_kernels
+    }
     for name in packed:
         del state[f"{name}.weight"]
     return packed
