@@ -12,6 +12,7 @@ class Delta:
     """What is new in one choice; `finish_reason` is set on its last delta.
 
     `num_tokens` counts those of the text, and `token_ids` has the one that stopped it besides.
+    `stop` is the stop string that ended the choice, if one did.
     """
 
     index: int
@@ -20,6 +21,7 @@ class Delta:
     finish_reason: str | None = None
     num_tokens: int = 0
     token_ids: tuple[int, ...] = ()
+    stop: str | None = None
 
 
 def gather(batches: Iterable[Sequence[Delta]]) -> list[Delta]:

@@ -229,5 +229,5 @@ class GenerationStream:
             self._num_open -= not self._is_open(generation)
         if text or logprobs or reason or (ids and self._by_token):
             token_ids = ids + stop_ids
-            deltas.append(Delta(index, text, logprobs, reason, len(ids), token_ids))
+            deltas.append(Delta(index, text, logprobs, reason, len(ids), token_ids, stream.stop))
         return deltas
