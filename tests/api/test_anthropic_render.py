@@ -1,4 +1,4 @@
-"""Messages from outputs of models: streamed, whole, and as Anthropic's client puts a stream together."""
+"""Messages from outputs of models: streamed, whole, and as a client puts a stream together."""
 
 import json
 import random
@@ -11,7 +11,7 @@ import pytest
 from qwenapi.api.anthropic import render
 from qwenapi.text.output.events import CallFinished, CallStarted, Reasoning, Text, join_events
 from qwenapi.text.output.output_parser import OutputParser
-from tests.text.output.outputs import FORMATS, TOOLS, composed, cut, hermes, refused
+from tests.text.output.outputs import FORMATS, composed, cut, hermes, refused
 
 DELTAS = {
     "text": {"text_delta": "text"},
