@@ -6,7 +6,8 @@ import orjson
 import pytest
 
 from qwenapi.api.anthropic.schemas import CountTokensSchema, MessagesSchema
-from qwenapi.http.schemas import ignored_fields, load_request
+from qwenapi.errors import BadRequest
+from qwenapi.http.schemas import ignored_fields, load_request, refuse_unknown
 from qwenapi.keys import KeyRing
 from tests.api import claude_code
 from tests.api.claude_code import text
@@ -132,7 +133,7 @@ def test_a_request_of_claude_code_is_read_whole():
     assert load_request(MessagesSchema(), claude_code.request("other")) == ask
     assert list(ignored_fields(MessagesSchema(), body)) == [
         "metadata.user_id",
-        "system[0]",
+        "system[0].x-anthropic-billing-header",
         "system[1].cache_control",
         "system[2].cache_control",
         "context_management",
@@ -149,6 +150,14 @@ def test_tokens_are_counted_of_the_same_body_or_of_less():
     counted = load_request(CountTokensSchema(), body)
     assert (counted.messages, counted.tools) == (whole.messages, whole.tools)
     assert load_request(CountTokensSchema(), {"model": "x", "messages": [HELLO]}).messages
+
+
+@pytest.mark.parametrize("schema", [MessagesSchema(), CountTokensSchema()])
+def test_nothing_claude_code_sends_is_refused_where_unknown_fields_are(schema):
+    body = claude_code.request()
+    refuse_unknown(schema, body)
+    with pytest.raises(BadRequest, match="'whatever' is not a field of this request"):
+        refuse_unknown(schema, body | {"whatever": 1})
 
 
 def content(*blocks, role="user"):

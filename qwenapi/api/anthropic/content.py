@@ -29,7 +29,7 @@ _BLOCKS_OF = {
 }
 # Claude Code's first system block is for Anthropic's accounting. It differs in every request, and
 # so would keep the whole prompt out of the prefix cache.
-_BILLING = "x-anthropic-billing-header:"
+_BILLING = "x-anthropic-billing-header"
 
 _TEXT = {"type": "string"}
 _TEXT_BLOCK = {
@@ -48,7 +48,7 @@ class System(Composite):
         """Yield the keys of blocks that no template is given, and blocks that are not for one."""
         for i, block in enumerate(value if isinstance(value, list) else ()):
             if _is_billing(block):
-                yield (i,)
+                yield i, _BILLING
             else:
                 yield from ((i, *path) for path in _unknown_keys(block))
 
@@ -111,7 +111,7 @@ class Turns(Composite):
 
 def _is_billing(block: Any) -> bool:
     text = block.get("text") if isinstance(block, dict) else None
-    return isinstance(text, str) and text.startswith(_BILLING) and "\n" not in text.strip()
+    return isinstance(text, str) and text.startswith(f"{_BILLING}:") and "\n" not in text.strip()
 
 
 def _unknown_keys(block: Any) -> Iterator[Path]:

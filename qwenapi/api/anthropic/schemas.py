@@ -146,11 +146,12 @@ class CountTokensSchema(RequestSchema):
     }
     without_effect = frozenset(
         """
-        user_id cache_control citations caller data service_tier inference_geo speed effort
-        context_management diagnostics betas defer_loading allowed_callers input_examples
-        eager_input_streaming
+        x-anthropic-billing-header user_id cache_control citations caller data service_tier
+        inference_geo speed effort context_management diagnostics betas defer_loading
+        allowed_callers input_examples eager_input_streaming
+        max_tokens metadata stop_sequences stream temperature top_k top_p
         """.split()
-    )
+    )  # the last line of those that count in a message's own schema
 
     model = StrictString(256, required=True)
     system = System()
