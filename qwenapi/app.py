@@ -8,7 +8,7 @@ from flask import Blueprint, Flask, Response, g, request
 from werkzeug.exceptions import HTTPException
 
 from qwenapi import openapi, web
-from qwenapi.api import coder, generate, openai, ops
+from qwenapi.api import anthropic, coder, generate, openai, ops
 from qwenapi.engines.mailbox import Cancelled
 from qwenapi.errors import (
     DIALECTS,
@@ -38,6 +38,7 @@ INTERFACES: dict[Interface, Blueprint] = {
     "openai": openai.blueprint,
     "coder": coder.blueprint,
     "generate": generate.blueprint,
+    "anthropic": anthropic.blueprint,
 }
 QUIET = (ops.blueprint.name, openapi.blueprint.name, web.blueprint.name)
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")

@@ -33,6 +33,17 @@ FASTAPI_KINDS = {
     "value": "value_error",
 }
 
+# Anthropic's code for a service that has too much to do, and its types of errors by their status.
+OVERLOADED = 529
+ANTHROPIC_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    OVERLOADED: "overloaded_error",
+}
+
 
 class ApiError(Exception):
     """Base of every refusal and failure a caller sees. `retry_after` is in seconds."""
@@ -85,8 +96,8 @@ class BadRequest(ApiError):
 
 
 class ContextLengthExceeded(BadRequest):
-    """A prompt that leaves no room for an answer; `openai_message`: in the words that OpenAI's
-    clients search for.
+    """A prompt that leaves no room for an answer; `openai_message` and `anthropic_message`: in the
+    words that their clients search for.
     """
 
     code = "context_length_exceeded"
@@ -96,8 +107,11 @@ class ContextLengthExceeded(BadRequest):
         remedy = "Shorten it so that at least one token is left for the answer."
         ours = f"The model's context is {context} tokens, the prompt has {prompt}. {remedy}"
         super().__init__(ours if context else None)
-        self.openai_message = self.message
+        self.openai_message = self.anthropic_message = self.message
         if context:
+            self.anthropic_message = (
+                f"prompt is too long: {prompt} tokens > {context - 1} maximum. {remedy}"
+            )
             self.openai_message = (
                 f"This model's maximum context length is {context} tokens. However, your prompt has"
                 f" {prompt} tokens. {remedy}"
@@ -325,6 +339,18 @@ def render_flat(error: ApiError, wording: Wording) -> RenderedError:
     return RenderedError(wording.status(error), body, error.headers)
 
 
+def render_anthropic(error: ApiError, wording: Wording) -> RenderedError:
+    """Render an error as Anthropic does; a full queue is 529 there."""
+    is_full = isinstance(error, QueueFull | QueueTimeout)
+    status = OVERLOADED if is_full else wording.status(error)
+    kind = ANTHROPIC_TYPES.get(status, "invalid_request_error" if status < 500 else "api_error")
+    message = wording.message(error)
+    if isinstance(error, ContextLengthExceeded):
+        message = error.anthropic_message
+    body = {"type": "error", "error": {"type": kind, "message": message}}
+    return RenderedError(status, body | {"request_id": wording.request_id}, error.headers)
+
+
 def _location(param: str | None) -> list[str | int]:
     """Return ["messages", 0, "content"] of `messages[0].content`."""
     parts = re.findall(r"[^.\[\]]+", param or "")
@@ -335,4 +361,5 @@ DIALECTS: Mapping[str, Dialect] = {
     "openai": render_openai,
     "fastapi": render_fastapi,
     "flat": render_flat,
+    "anthropic": render_anthropic,
 }

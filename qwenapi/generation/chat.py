@@ -14,6 +14,7 @@ from qwenapi.errors import BadRequest, ToolsUnsupported
 from qwenapi.generation.answer_format import AnswerFormat, grammar_for
 from qwenapi.generation.prompt import beside_others
 from qwenapi.generation.tools import Tool, ToolChoice, schemas_of, shapes_of
+from qwenapi.settings.table import Settings
 from qwenapi.text.errors import TemplateError
 from qwenapi.text.grammars import forced_calls, triggered_calls
 from qwenapi.text.output.call_format import CallFormat, Tools, choose_format
@@ -30,11 +31,22 @@ CALL_FORMATS: dict[str, CallFormat] = {"hermes": "hermes", "qwen3_coder": "xml",
 
 @dataclass(frozen=True, kw_only=True)
 class ChatOptions:
-    """What the settings say: which parsers, and whether strict templates are humoured."""
+    """What the settings say: which parsers, whether strict templates are humoured, and so on."""
 
     tool_call_parser: str = "auto"
     splits_reasoning: bool = True
     repairs: bool = True
+    allows_auto_choice: bool = True
+
+    @classmethod
+    def of(cls, settings: Settings) -> "ChatOptions":
+        """Return the options that a profile's settings hold."""
+        return cls(
+            tool_call_parser=settings.tool_call_parser,
+            splits_reasoning=settings.reasoning_parser != "none",
+            repairs=settings.template_repair,
+            allows_auto_choice=settings.enable_auto_tool_choice,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +89,11 @@ def prepare_chat(tokenizer: Tokenizer, chat: ChatPrompt, options: ChatOptions) -
     if options.tool_call_parser != "auto":
         call_format = CALL_FORMATS.get(options.tool_call_parser)
     allowed = chat.tool_choice.allowed(chat.tools)
+    if chat.tool_choice.mode == "auto" and chat.tools and not options.allows_auto_choice:
+        raise BadRequest(
+            "tool_choice 'auto' is switched off on this server (--no-enable-auto-tool-choice).",
+            param="tool_choice",
+        )
     if allowed and (call_format is None or "tools" not in source):
         raise ToolsUnsupported(param="tools")
     prompt = beside_others(

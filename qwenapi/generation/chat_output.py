@@ -12,13 +12,16 @@ from workers.wire.protocol import TokenLogprob
 
 @dataclass(frozen=True)
 class ChatDelta:
-    """What is new in one choice; `finish_reason` is set on its last delta."""
+    """What is new in one choice; `finish_reason` is set on its last delta, and `stop` is the stop
+    string that ended it, if one did.
+    """
 
     index: int
     events: tuple[Event, ...]
     logprobs: tuple[TokenLogprob, ...] = ()
     finish_reason: str | None = None
     token_ids: tuple[int, ...] = ()
+    stop: str | None = None
 
 
 class ChatOutput:
@@ -52,7 +55,8 @@ class ChatOutput:
             events += parser.finish(is_cut=reason == "length")
             if reason == "stop" and parser.num_calls:
                 reason = "tool_calls"
-        return ChatDelta(delta.index, tuple(events), delta.logprobs, reason, delta.token_ids)
+        events_ = tuple(events)
+        return ChatDelta(delta.index, events_, delta.logprobs, reason, delta.token_ids, delta.stop)
 
 
 def without_reasoning(events: Iterable[Event]) -> list[Event]:

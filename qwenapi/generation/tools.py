@@ -1,11 +1,17 @@
 """Tools a caller offers, and which of them the model may or must call."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from qwenapi.text.grammars import ToolShape
 from qwenapi.text.output.call_format import Tools
+
+MAX_TOOLS = 512
+MAX_TOOL_BYTES = 256 * 1024  # of one tool's schema
+# None of what the markup of a call is written in.
+TOOL_NAME = re.compile(r"[^\s<>\"'=&\\]{1,128}")
 
 ToolMode = Literal["auto", "none", "required"]
 
@@ -32,6 +38,14 @@ class ToolChoice:
         if self.mode == "none":
             return []
         return [tool for tool in tools if not self.names or tool.name in self.names]
+
+    def fault(self, tools: Sequence[Tool]) -> str:
+        """Return what is wrong with this choice among these tools, nothing if it can be made."""
+        known = {tool.name for tool in tools}
+        if unknown := next((name for name in self.names if name not in known), None):
+            return f"names {unknown!r}, which is none of 'tools'"
+        is_empty = self.mode == "required" and not tools
+        return "asks for a call, but there are no 'tools'" if is_empty else ""
 
 
 def schemas_of(tools: Sequence[Tool]) -> Tools:

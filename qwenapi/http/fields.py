@@ -5,7 +5,7 @@ A number in quotes is a string, `true` is no number.
 
 from abc import abstractmethod
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NoReturn
 
 from marshmallow import ValidationError, fields, validate
 
@@ -105,6 +105,14 @@ class Neutral:
 
     def accepts(self, value: Any) -> bool:
         return any(_is_same(value, known) for known in self._values)
+
+
+def refuse(path: Path, claim: str) -> NoReturn:
+    """Raise marshmallow's error of a value inside a field."""
+    errors: Any = [claim]
+    for key in reversed(path):
+        errors = {key: errors}
+    raise ValidationError(errors)
 
 
 def _is_same(value: Any, known: Any) -> bool:

@@ -2,12 +2,14 @@
 
     here                      Content-Type; X-Ignored's text, which app.py sends
     http/sse.py               Cache-Control, X-Accel-Buffering of streams
-    generation/sampling.py    X-Clamped's text, which api/openai/ and api/generate/ send
+    generation/sampling.py    X-Clamped's text, which request_context/respond.py
+                              and api/generate/ send
     api/ops/views.py          Cache-Control, Retry-After, Vary; Location of `/`
     errors.py                 Retry-After, retry-after-ms, WWW-Authenticate of refusals
     keys/rate_limit.py        x-should-retry of refusals; x-ratelimit-*, which
                               request_context/auth.py puts on every answer to a key with limits
     request_context/cors.py   Access-Control-*, Vary
+    api/anthropic/views.py    request-id
     app.py                    X-Request-Id, X-Ignored; Allow of refused methods
     web/, openapi/views.py    Content-Security-Policy, X-Content-Type-Options, Referrer-Policy,
                               Cache-Control, ETag of web pages; Location of their folders

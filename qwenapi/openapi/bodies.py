@@ -57,6 +57,15 @@ _COMPLETION_LOGPROBS = _object(
         "text_offset": _list(WHOLE),
     }
 )
+_BLOCK: JsonSchema = {
+    "anyOf": [
+        _object({"type": {"const": "text"}, "text": TEXT}),
+        _object({"type": {"const": "thinking"}, "thinking": TEXT, "signature": TEXT}),
+        _object(
+            {"type": {"const": "tool_use"}, "id": TEXT, "name": TEXT, "input": {"type": "object"}}
+        ),
+    ]
+}
 _FINISH = {"enum": ["stop", "length"]}
 _FIGURES: JsonSchema = {"type": "object", "additionalProperties": {"type": ["number", "string"]}}
 
@@ -126,6 +135,28 @@ BODIES: dict[str, JsonSchema] = {
         }
     ),
     "ModelList": _object({"object": {"const": "list"}, "data": _list(_ref("Model"))}),
+    "Message": _object(
+        {
+            "id": TEXT,
+            "type": {"const": "message"},
+            "role": {"const": "assistant"},
+            "model": TEXT,
+            "content": _list(_BLOCK),
+            "stop_reason": {"enum": ["end_turn", "max_tokens", "stop_sequence", "tool_use"]},
+            "stop_sequence": _or_null(TEXT),
+            "usage": _object(
+                {
+                    "input_tokens": WHOLE,
+                    "cache_creation_input_tokens": WHOLE,
+                    "cache_read_input_tokens": WHOLE,
+                    "output_tokens": WHOLE,
+                    "output_tokens_details": _object({"thinking_tokens": WHOLE}),
+                },
+                "output_tokens_details",
+            ),
+        }
+    ),
+    "TokenCount": _object({"input_tokens": WHOLE}),
     "GeneratedTexts": _object({"generated_texts": _list(TEXT), "parameters": {"type": "object"}}),
     "GeneratedCode": _object({"status": {"const": "success"}, "result": TEXT}),
     "Conversation": _object(
@@ -194,5 +225,17 @@ BODIES: dict[str, JsonSchema] = {
         "queue_size",
         "max_queue_size",
     ),
+    "AnthropicError": _object(
+        {
+            "type": {"const": "error"},
+            "error": _object({"type": TEXT, "message": TEXT}),
+            "request_id": TEXT,
+        }
+    ),
 }
-ERROR_BODIES = {"openai": "OpenAIError", "fastapi": "FastAPIError", "flat": "FlatError"}
+ERROR_BODIES = {
+    "openai": "OpenAIError",
+    "fastapi": "FastAPIError",
+    "flat": "FlatError",
+    "anthropic": "AnthropicError",
+}

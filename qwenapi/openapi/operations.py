@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from marshmallow import Schema
 
+from qwenapi.api.anthropic.schemas import CountTokensSchema, MessagesSchema
 from qwenapi.api.coder.schemas import CodeSchema
 from qwenapi.api.generate.schemas import GenerateSchema
 from qwenapi.api.openai.schemas import ChatSchema, CompletionSchema
@@ -47,6 +48,19 @@ OPERATIONS: dict[str, Operation] = {
     ),
     "GET /v1/models": Operation(tag="openai", body="ModelList", errors=(503,)),
     "GET /v1/models/{model}": Operation(tag="openai", body="Model", errors=(404, 503)),
+    "POST /v1/messages": Operation(
+        tag="anthropic",
+        schema=MessagesSchema,
+        body="Message",
+        also=EVENTS,
+        errors=(*_GENERATES, 404, 529),
+    ),
+    "POST /v1/messages/count_tokens": Operation(
+        tag="anthropic",
+        schema=CountTokensSchema,
+        body="TokenCount",
+        errors=(*_TAKES_A_BODY, 404, 429, 503),
+    ),
     "POST /generate": Operation(
         tag="generate", schema=GenerateSchema, body="GeneratedTexts", errors=_GENERATES
     ),

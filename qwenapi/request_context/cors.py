@@ -12,7 +12,7 @@ from qwenapi.request_context.services import services
 
 EXPOSED = ", ".join(
     """
-    X-Request-Id X-Clamped X-Ignored Retry-After retry-after-ms x-should-retry
+    X-Request-Id request-id X-Clamped X-Ignored Retry-After retry-after-ms x-should-retry
     x-ratelimit-limit-requests x-ratelimit-remaining-requests x-ratelimit-reset-requests
     x-ratelimit-limit-tokens x-ratelimit-remaining-tokens x-ratelimit-reset-tokens
     """.split()

@@ -10,12 +10,13 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
 
 from qwenapi.errors import ModelNotFound, Wording
+from qwenapi.settings.model_aliases import ModelAliases
 from qwenapi.settings.queue_limits import QueueLimits
 from qwenapi.settings.table import Settings
 from workers.errors import ConfigError
 
-Interface = Literal["openai", "coder", "generate"]
-DialectName = Literal["openai", "fastapi", "flat"]
+Interface = Literal["openai", "coder", "generate", "anthropic"]
+DialectName = Literal["openai", "fastapi", "flat", "anthropic"]
 HealthBody = Literal["plain", "healthy", "gpu"]
 MetricsBody = Literal["text", "json"]
 UnknownFields = Literal["ignore", "refuse"]
@@ -126,6 +127,8 @@ class Profiles:
     def __init__(self, profiles: Sequence[Profile]) -> None:
         self._all = tuple(profiles)
         self._openai = tuple(p for p in profiles if p.interface == "openai")
+        settings = self._all[-1].settings
+        self._aliases = ModelAliases.of(settings.model_alias, settings.served_names)
 
     def __iter__(self) -> Iterator[Profile]:
         return iter(self._all)
@@ -156,16 +159,24 @@ class Profiles:
     @property
     def model_names(self) -> tuple[str, ...]:
         """Return the names OpenAI's callers may use: the served one first, then the aliases."""
-        return tuple(dict.fromkeys(name for p in reversed(self._openai) for name in p.names))
+        names = [name for p in reversed(self._openai) for name in p.names]
+        return tuple(dict.fromkeys([*names, *self._aliases.names]))
 
     def names_for(self, models: Sequence[str]) -> tuple[str, ...]:
         """Return the names a key may use that is for these models; none: all there are."""
-        return tuple(name for name in self.model_names if not models or name in models)
+        return tuple(name for name in self.model_names if self._is_among(name, models))
 
     def check_model(self, profile: Profile, models: Sequence[str]) -> None:
         """Raise ModelNotFound if none of a profile's names is among a key's models."""
         if models and not any(name in models for name in profile.names):
             raise ModelNotFound(profile.canonical, self.names_for(models))
+
+    def check_name(self, profile: Profile, name: str, models: Sequence[str]) -> None:
+        """Raise ModelNotFound if a profile is not called so, or not for a key of these models."""
+        if self._aliases.target(name) in profile.names and self._is_among(name, models):
+            return
+        names = (*profile.names, *self._aliases.names)
+        raise ModelNotFound(name, [one for one in names if self._is_among(one, models)])
 
     def for_model(self, name: str | None, models: Sequence[str] = ()) -> Profile:
         """Return the profile that serves a name; None is for the first that asks for none. What
@@ -176,9 +187,13 @@ class Profiles:
             self.check_model(candidates[0], models)
             return candidates[0]
         for profile in self._openai:
-            if name in profile.names and (not models or name in models):
+            if self._aliases.target(name) in profile.names and self._is_among(name, models):
                 return profile
         raise ModelNotFound(name, self.names_for(models))
+
+    def _is_among(self, name: str, models: Sequence[str]) -> bool:
+        """Return whether a key of these models, none meaning all, is for a name or alias."""
+        return not models or name in models or self._aliases.target(name) in models
 
 
 def _checked(place: str, key: str, default: Any, value: Any) -> Any:

@@ -92,6 +92,7 @@ class Settings:
     served_model_name: tuple[str, ...] = _row(
         (), "names callers may use, the answered one first; none: the directory's", scope="http"
     )
+    model_alias: tuple[str, ...] = _row((), "more names, NAME=SERVED; * is anything", scope="http")
     host: str = _row("127.0.0.1", "address to listen on", scope="http")
     port: int = _row(8000, "port; 0: any free one", scope="http", minimum=0, maximum=65535)
     uds: str = _row("", "Unix socket to listen on instead of host and port", scope="http")

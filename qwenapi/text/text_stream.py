@@ -35,6 +35,11 @@ class TextStream:
         self._matcher = StopMatcher(stops or StopAutomaton(()), includes_stop=includes_stop)
         self._num_unchecked = min_tokens
 
+    @property
+    def stop(self) -> str | None:
+        """Return the stop string that has ended the choice, None while there is none."""
+        return self._matcher.matched
+
     def push(self, ids: Sequence[int]) -> TextDelta:
         """Return the text these ids release. After a stop it is empty."""
         unchecked, checked = ids[: self._num_unchecked], ids[self._num_unchecked :]

@@ -7,6 +7,7 @@ from qwenapi.errors import (
     ModelNotFound,
     QueueFull,
     Wording,
+    render_anthropic,
     render_openai,
 )
 
@@ -154,3 +155,34 @@ def test_a_profile_may_tell_a_malformed_body_from_a_wrong_value(kind: str, statu
     assert render_openai(BadRequest("x", kind=kind), GUIDE).status == status
     assert render_openai(BadRequest("x", kind=kind), R1).status == 400
     assert render_openai(errors.ContextLengthExceeded(), GUIDE).status == 400
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "kind"),
+    [
+        (BadRequest("No."), 400, "invalid_request_error"),
+        (errors.Unauthorized(), 401, "authentication_error"),
+        (errors.Forbidden("inference"), 403, "permission_error"),
+        (ModelNotFound("x", ["y"]), 404, "not_found_error"),
+        (errors.MethodNotAllowed(), 405, "invalid_request_error"),
+        (errors.PayloadTooLarge(), 413, "request_too_large"),
+        (errors.RateLimited(), 429, "rate_limit_error"),
+        (errors.EngineFailed(), 500, "api_error"),
+        (errors.EngineUnavailable(), 503, "api_error"),
+        (errors.QueueTimeout(), 529, "overloaded_error"),
+        (QueueFull(10, 10, 2), 529, "overloaded_error"),
+    ],
+)
+def test_anthropics_form_has_its_statuses_and_types(error, status, kind) -> None:
+    rendered = render_anthropic(error, R1)
+    assert rendered.status == status and rendered.headers == error.headers
+    message = rendered.body["error"].pop("message")
+    assert message.startswith(error.message.rstrip("."))
+    assert rendered.body == {"type": "error", "error": {"type": kind}, "request_id": "r1"}
+
+
+def test_a_prompt_that_is_too_long_is_told_in_the_words_anthropics_clients_search_for() -> None:
+    body = render_anthropic(errors.ContextLengthExceeded(100, 120), R1).body
+    assert body["error"]["message"].startswith("prompt is too long: 120 tokens > 99 maximum.")
+    unknown = render_anthropic(errors.ContextLengthExceeded(), R1).body
+    assert unknown["error"]["message"] == errors.ContextLengthExceeded.sentence

@@ -38,6 +38,10 @@ CLIENTS = {
     "openai-agents": Client("openai-agents", "openai_agents.py"),
     "instructor": Client("instructor", "instructor_client.py", "instructor"),
     "litellm": Client("litellm `openai/` `hosted_vllm/`", "litellm_completion.py"),
+    "anthropic": Client("anthropic", "anthropic_sdk.py", "anthropic"),
+    "langchain-anthropic": Client(
+        "LangChain `ChatAnthropic`", "langchain_anthropic_chat.py", "anthropic"
+    ),
     "qwen-agent": Client("Qwen-Agent", "qwen_agent_assistant.py"),
     "ai-sdk": Client("Vercel AI SDK", "ai_sdk.mjs", "npm"),
     "qwen-code": Client("Qwen Code", "qwen_code.mjs", "npm"),
@@ -73,6 +77,8 @@ def run(name: str, url: str, folder: Path, cache: pytest.Cache, **more: str) -> 
         "HOME": str(folder),
         "OPENAI_BASE_URL": f"{url}/v1",
         "OPENAI_API_KEY": "any",
+        "ANTHROPIC_BASE_URL": url,
+        "ANTHROPIC_API_KEY": "any",
         "HTTP_PROXY": NOWHERE,
         "HTTPS_PROXY": NOWHERE,
         "NO_PROXY": "127.0.0.1",

@@ -19,7 +19,8 @@ MODEL_CLIENTS = [name for name in CLIENTS if name != "qwen-code"]
 def demo(tmp_path_factory):
     """Return a server on the demo model; threads that wait leave the cores to the clients."""
     folder = tmp_path_factory.mktemp("clients")
-    yield from serve(RunningServer(folder / "run", environ={"OMP_WAIT_POLICY": "PASSIVE"}))
+    environ = {"OMP_WAIT_POLICY": "PASSIVE"}
+    yield from serve(RunningServer(folder / "run", "--profile", "all", environ=environ))
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from qwenapi.request_context.services import Services
 from qwenapi.settings.profile import Profiles
 from qwenapi.settings.sources import load, load_profiles
 
-PROFILES = ("openai", "coder", "qwen2", "guide", "browser", "news", "all")
+PROFILES = ("openai", "anthropic", "coder", "qwen2", "guide", "browser", "news", "all")
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 PUBLIC = ("/livez", "/readyz", "/health", "/", "/version", "/openapi.json", "/ui", "/docs")
 STATIC = "dummy-key"

@@ -340,7 +340,9 @@ def test_a_run_dir_behind_a_link_or_under_a_file_is_refused(tmp_path):
 
 def test_the_profile_all_lists_every_document_the_general_one_last():
     profiles = sources.load_profiles(load(), {}, {})
-    assert [p.name for p in profiles] == ["news", "guide", "browser", "coder", "qwen2", "openai"]
+    assert [p.name for p in profiles] == [
+        *("news", "guide", "browser", "coder", "qwen2", "anthropic", "openai")
+    ]
     by_name = {profile.name: profile for profile in profiles}
     news, coder = by_name["news"], by_name["coder"]
     assert (news.limits.max_running, news.limits.max_waiting) == (3, 10)

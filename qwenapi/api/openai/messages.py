@@ -5,13 +5,13 @@ parts. Keys that ask for nothing are left out.
 """
 
 from collections.abc import Iterator, Mapping
-from typing import Any, NoReturn
+from typing import Any
 
 import orjson
 from marshmallow import ValidationError
 
 from qwenapi.api.openai.foreign_fields import MESSAGE_UNSUPPORTED
-from qwenapi.http.fields import Composite, Path
+from qwenapi.http.fields import Composite, Path, refuse
 
 MAX_MESSAGES = 1024
 MAX_PARTS = 256
@@ -185,11 +185,3 @@ def _call(path: tuple[str | int, ...], call: Any) -> dict[str, Any]:
     known = {"name": function["name"], "arguments": arguments or "{}"}
     id_ = call.get("id")
     return {"type": "function", "function": known} | ({"id": id_} if isinstance(id_, str) else {})
-
-
-def refuse(path: tuple[str | int, ...], claim: str) -> NoReturn:
-    """Raise marshmallow's error of a value inside a field."""
-    errors: Any = [claim]
-    for key in reversed(path):
-        errors = {key: errors}
-    raise ValidationError(errors)

@@ -9,10 +9,10 @@ from typing import Any
 import orjson
 from marshmallow import ValidationError, fields
 
-from qwenapi.generation.answer_format import AnswerFormat, StructuralTag
+from qwenapi.generation.answer_format import AnswerFormat, StructuralTag, schema_grammar, sized
 from qwenapi.text.errors import GrammarShapeError
 from qwenapi.text.grammars import JSON_OBJECT, structural_tag
-from workers.wire.grammar import MAX_GRAMMAR_BYTES, Grammar
+from workers.wire.grammar import Grammar
 
 _SCHEMA = {"type": ["object", "string", "boolean"]}
 # vLLM's older names, one field each.
@@ -127,7 +127,10 @@ def grammar_of(form: str, content: Any) -> AnswerFormat | None:
 def _schema(schema: Any) -> Grammar:
     if not isinstance(schema, dict | bool):
         raise ValidationError("must be a JSON Schema, which is an object")
-    return _sized(Grammar(kind="json_schema", text=orjson.dumps(schema).decode()))
+    try:
+        return schema_grammar(schema)
+    except GrammarShapeError as error:
+        raise ValidationError(str(error)) from error
 
 
 def _decoded(value: Any) -> Any:
@@ -150,6 +153,7 @@ def _tagged(value: Any) -> StructuralTag:
 
 
 def _sized(grammar: Grammar) -> Grammar:
-    if len(grammar.text.encode("utf-8", "surrogatepass")) > MAX_GRAMMAR_BYTES:
-        raise ValidationError(f"must take at most {MAX_GRAMMAR_BYTES} bytes")
-    return grammar
+    try:
+        return sized(grammar)
+    except GrammarShapeError as error:
+        raise ValidationError(str(error)) from error

@@ -1,17 +1,12 @@
 """The fields `tools` and `tool_choice`, and the values they become."""
 
-import re
 from typing import Any
 
 import orjson
 from marshmallow import ValidationError, fields
 
-from qwenapi.api.openai.messages import refuse
-from qwenapi.generation.tools import Tool, ToolChoice
-
-MAX_TOOLS = 512
-MAX_TOOL_BYTES = 256 * 1024  # of one tool's schema
-_NAME = re.compile(r"[^\s<>\"'=&\\]{1,128}")
+from qwenapi.generation.tools import MAX_TOOL_BYTES, MAX_TOOLS, TOOL_NAME, Tool, ToolChoice
+from qwenapi.http.fields import refuse
 
 
 class Tools(fields.Field[tuple[Tool, ...]]):
@@ -27,7 +22,7 @@ class Tools(fields.Field[tuple[Tool, ...]]):
                 "function": {
                     "type": "object",
                     "properties": {
-                        "name": {"type": "string", "pattern": f"^{_NAME.pattern}$"},
+                        "name": {"type": "string", "pattern": f"^{TOOL_NAME.pattern}$"},
                         "description": {"type": ["string", "null"]},
                         "parameters": {"type": ["object", "null"]},
                         "strict": {"type": ["boolean", "null"]},
@@ -58,7 +53,7 @@ def _tool(i: int, tool: Any) -> Tool:
     if not isinstance(function, dict):
         refuse((i, "function"), "must be an object with a name")
     name = function.get("name")
-    if not isinstance(name, str) or not _NAME.fullmatch(name):
+    if not isinstance(name, str) or not TOOL_NAME.fullmatch(name):
         refuse((i, "function", "name"), "must be 1 to 128 characters, none of <>\"'=&\\ or a blank")
     parameters = function.get("parameters")
     if parameters is not None and not isinstance(parameters, dict):
@@ -112,8 +107,5 @@ class ToolChoiceField(fields.Field[ToolChoice]):
 
 def check_choice(tools: tuple[Tool, ...], choice: ToolChoice) -> None:
     """Refuse a choice of tools that are not there."""
-    known = {tool.name for tool in tools}
-    if unknown := next((name for name in choice.names if name not in known), None):
-        raise ValidationError(f"names {unknown!r}, which is none of 'tools'", "tool_choice")
-    if choice.mode == "required" and not tools:
-        raise ValidationError("asks for a call, but there are no 'tools'", "tool_choice")
+    if fault := choice.fault(tools):
+        raise ValidationError(fault, "tool_choice")

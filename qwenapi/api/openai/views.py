@@ -2,7 +2,6 @@
 
 import dataclasses
 import re
-from collections.abc import Callable
 from typing import Any, cast
 
 from flask import Blueprint, Response, g
@@ -21,6 +20,7 @@ from qwenapi.api.openai.writer import ChatWriter, Writer
 from qwenapi.errors import BadRequest, EngineUnavailable, ModelNotFound
 from qwenapi.generation.answer_format import grammar_for
 from qwenapi.generation.chat import ChatOptions, ChatPrompt, prepare_chat
+<<<<<<< HEAD
 from qwenapi.generation.prompt import (
     bad_word_ids,
     beside_others,
@@ -35,8 +35,11 @@ from qwenapi.generation.sampling import (
     check_token_ids,
     clamped_header,
 )
+=======
+from qwenapi.generation.prompt import bad_word_ids, beside_others, cut_prompt
+from qwenapi.generation.sampling import SamplingRequest, check_token_ids
+>>>>>>> doors
 from qwenapi.generation.stream import GenerationStream
-from qwenapi.http import sse
 from qwenapi.http.body import accepts
 from qwenapi.http.responses import json_response
 from qwenapi.request_context.current_request import (
@@ -45,9 +48,9 @@ from qwenapi.request_context.current_request import (
     current_profile,
     generation_request,
     load_body,
-    new_stream,
     use_profile,
 )
+from qwenapi.request_context.respond import respond
 from qwenapi.request_context.services import served_model, services
 from qwenapi.settings.profile import Profile
 from qwenapi.text.tokenizer import Tokenizer
@@ -78,12 +81,7 @@ def chat_completions(ask: ChatRequest) -> Response:
     card, tokenizer = served_model()
     profile = current_profile()
     settings = profile.settings
-    options = ChatOptions(
-        tool_call_parser=settings.tool_call_parser,
-        splits_reasoning=settings.reasoning_parser != "none",
-        repairs=settings.template_repair,
-    )
-    chat = prepare_chat(tokenizer, _chat_prompt(ask, profile), options)
+    chat = prepare_chat(tokenizer, _chat_prompt(ask, profile), ChatOptions.of(settings))
     wanted, cut = generation_request(
         ask,
         [_cut(chat.ids, ask, card)],
@@ -106,17 +104,10 @@ def chat_completions(ask: ChatRequest) -> Response:
             shows_reasoning=ask.include_reasoning,
         )
 
-    return _respond(ask, (wanted, cut), tokenizer, write)
+    return respond(wanted, tokenizer, write, streams=ask.stream, cut=g.clamped | cut)
 
 
 def _chat_prompt(ask: ChatRequest, profile: Profile) -> ChatPrompt:
-    """Return what to ask of the template; raise BadRequest for a choice the settings exclude."""
-    is_free = ask.tool_choice.mode == "auto" and ask.tools
-    if is_free and not profile.settings.enable_auto_tool_choice:
-        raise BadRequest(
-            "tool_choice 'auto' is switched off on this server (--no-enable-auto-tool-choice).",
-            param="tool_choice",
-        )
     thinking = profile.thinking if ask.enable_thinking is None else ask.enable_thinking
     return ChatPrompt(
         messages=ask.messages,
@@ -154,7 +145,7 @@ def completions(ask: CompletionRequest) -> Response:
     def write(stream: GenerationStream) -> Writer:
         return CompletionWriter(stream, ask, profile, tokenizer, wanted)
 
-    return _respond(ask, (wanted, cut), tokenizer, write)
+    return respond(wanted, tokenizer, write, streams=ask.stream, cut=g.clamped | cut)
 
 
 @blueprint.get("/v1/models")
@@ -215,28 +206,3 @@ def _to_engine(ask: CompletionRequest, tokenizer: Tokenizer) -> CompletionReques
 
 def _cut(ids: list[int], ask: SamplingRequest, card: ModelCard) -> list[int]:
     return cut_prompt(ids, ask.truncate_prompt_tokens, ask.max_tokens, card.max_model_len)
-
-
-def _respond(
-    ask: SamplingRequest,
-    asked: tuple[GenerationRequest, Clamped],
-    tokenizer: Tokenizer,
-    write: Callable[[GenerationStream], Writer],
-) -> Response:
-    wanted, cut = asked
-    stream = new_stream(tokenizer)
-    try:
-        stream.ask(wanted)
-        writer = write(stream)
-        if ask.stream:
-            response = sse.stream(writer.events(current_profile().wording(g.request_id)))
-            response.call_on_close(stream.close)
-        else:
-            response = json_response(writer.body())
-    except BaseException as error:
-        stream.close(error)
-        raise
-    if not ask.stream:
-        stream.close()
-    response.headers.update(clamped_header(g.clamped | cut))
-    return response

@@ -11,11 +11,20 @@ from typing import Any, ClassVar, TypeVar
 
 from qwenapi import __version__
 from qwenapi.api.openai import render
+<<<<<<< HEAD
 from qwenapi.api.openai.logprobs import chat_logprobs, prompt_logprobs
 from qwenapi.engines.mailbox import Cancelled
 from qwenapi.errors import DIALECTS, ApiError, Wording
 from qwenapi.generation.chat import PreparedChat
 from qwenapi.generation.chat_output import ChatDelta, ChatOutput, without_reasoning
+=======
+from qwenapi.api.openai.logprobs import TextOffsets, chat_logprobs, completion_logprobs
+from qwenapi.errors import DIALECTS, ApiError, Wording
+from qwenapi.generation.chat import PreparedChat
+from qwenapi.generation.chat_output import ChatDelta, ChatOutput, without_reasoning
+from qwenapi.generation.delta import Delta, gather
+from qwenapi.generation.pieces import sent_pieces
+>>>>>>> doors
 from qwenapi.generation.request import GenerationRequest
 from qwenapi.generation.sampling import SamplingRequest
 from qwenapi.generation.stream import GenerationStream
@@ -25,9 +34,6 @@ from qwenapi.text.tokenizer import Tokenizer
 from workers.wire.protocol import TokenLogprob
 
 T = TypeVar("T")
-
-# A little less than the engines' client waits before it asks for a sign of life.
-BEAT_SECONDS = 10.0
 
 
 class Writer(ABC):
@@ -78,22 +84,14 @@ class Writer(ABC):
             chunks.show_usage(self.usage())
         # An empty piece still sends the headers: the request is accepted, and its status is final.
         yield b"".join(map(partial(self.opening, chunks), range(self._num_choices)))
-        said_at = time.monotonic()
-        try:
-            for piece in self.pieces(chunks):
-                # What may yet become markup is held back; that alone is no reason for a beat.
-                if piece or time.monotonic() - said_at >= BEAT_SECONDS:
-                    said_at = time.monotonic()
-                    yield piece or chunks.heartbeat()
-        except Cancelled:
-            return
-        except ApiError as error:
-            rendered = DIALECTS[self._profile.dialect](error, wording)
-            yield render.error_event(rendered.body)
-            return
-        except Exception:
-            self._stream.fail("internal_error")  # or closing would call it the caller's doing
-            raise
+
+        def failed(error: ApiError) -> bytes:
+            return render.error_event(DIALECTS[self._profile.dialect](error, wording).body)
+
+        pieces = chain(self.pieces(chunks), self._ending(chunks))
+        yield from sent_pieces(self._stream, pieces, beat=chunks.heartbeat, failed=failed)
+
+    def _ending(self, chunks: Any) -> Iterator[bytes]:
         yield (chunks.usage(self.usage()) if self._ask.include_usage else b"") + render.DONE
 
     def opening(self, chunks: Any, index: int) -> bytes:

@@ -1,7 +1,8 @@
 """Proofs: what a program shows its client to do, told to the test as one line of JSON.
 
 For programs that run where only their client is installed; knows the standard library alone. The
-server's address and key are in OPENAI_BASE_URL and OPENAI_API_KEY, as most clients want them.
+server's address and key are in OPENAI_BASE_URL and OPENAI_API_KEY, or ANTHROPIC_…, as
+clients want them.
 """
 
 import importlib.metadata
