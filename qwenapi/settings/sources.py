@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from qwenapi.settings.profile import Profile
-from qwenapi.settings.table import Setting, Settings, etc_dir, table
+from qwenapi.settings.setting import Setting
+from qwenapi.settings.table import Settings, etc_dir, table
 from workers.errors import ConfigError
 
 INTERNAL_VARIABLES = ("QWENAPI_DOCUMENTS", "QWENAPI_FAULT", "QWENAPI_TEST")
