@@ -14,7 +14,8 @@ from pathlib import Path
 
 from qwenapi.settings.setting import Setting, kind_of
 from qwenapi.settings.setting import row as _row
-from workers.checkpoint.folder import is_hub_name, model_name
+from workers.checkpoint.folder import model_name
+from workers.checkpoint.hub_name import HubName
 from workers.config import EngineConfig
 
 DEMO_MODEL_NAME = "qwen-demo"
@@ -24,9 +25,17 @@ DEMO_MODEL_NAME = "qwen-demo"
 class Settings:
     """The settings of one start. Field `limits_x` is key `x` of table `[limits]`."""
 
-    model: str = _row("", "directory of the model; empty: the embedded demo model")
+    model: str = _row("", "directory of the model, or its name on a hub; empty: the demo model")
+    model_source: str = _row(
+        "huggingface",
+        "hub that a model is fetched from which is no directory here",
+        scope="model",
+        choices=("huggingface", "modelscope"),
+    )
     served_model_name: tuple[str, ...] = _row(
-        (), "names callers may use, the answered one first; none: the directory's", scope="http"
+        (),
+        "names callers may use, the answered one first; none: directory's or hub's",
+        scope="http",
     )
     host: str = _row("127.0.0.1", "address to listen on", scope="http")
     port: int = _row(8000, "port; 0: any free one", scope="http", minimum=0, maximum=65535)
@@ -293,20 +302,21 @@ class Settings:
 
     @property
     def model_name(self) -> str:
-        """Return the name of the model's directory, or of the embedded demo."""
+        """Return the short name of the model, its directory's or a hub's; or the demo's."""
         return model_name(os.path.expanduser(self.model)) if self.model else DEMO_MODEL_NAME
 
     @property
     def served_names(self) -> tuple[str, ...]:
         """Return the names callers may use for the model, the canonical one first."""
-        return self.served_model_name or (self.model_name,)
+        name = HubName.of(self.model)
+        return self.served_model_name or (name.repo if name else self.model_name,)
 
     def engine_config(self) -> EngineConfig:
         """Return what each engine needs; with no model named, the demo that is shipped."""
         names = {wanted.name for wanted in fields(EngineConfig)}
         given = {name: value for name, value in asdict(self).items() if name in names}
         chosen = os.path.expanduser(self.model) if self.model else etc_dir() / "models" / "demo"
-        given["model"] = self.model if is_hub_name(self.model) else os.path.abspath(chosen)
+        given["model"] = self.model if HubName.of(self.model) else os.path.abspath(chosen)
         return EngineConfig(**given, max_waiting=self.limits_max_waiting)
 
 
