@@ -13,7 +13,8 @@ from workers.errors import WorkerError
 
 def main() -> int:
     try:
-        settings = replace(Settings(), model=sys.argv[1])
+        model, source = [*sys.argv[1:], "huggingface"][:2]
+        settings = replace(Settings(), model=model, model_source=source)
         print(with_local_model(settings, lambda line: print(line, file=sys.stderr)).model)
     except WorkerError as error:
         print(error, file=sys.stderr)

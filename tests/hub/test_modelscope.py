@@ -4,14 +4,21 @@ With the library installed, a hub on loopback gives a model.
 """
 
 import importlib.util
+import os
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from qwenapi.hub.fetch import with_local_model
 from qwenapi.settings import sources
-from qwenapi.settings.table import Settings
-from workers.errors import ConfigError
+from qwenapi.settings.table import Settings, etc_dir
+from tests.checkpoint.folders import write_folder
+from tests.hub.modelscope_server import REPO, modelscope_server
+from workers.checkpoint.checkpoint import Checkpoint
+from workers.errors import ConfigError, ExitCode
 
 HAS_LIBRARY = importlib.util.find_spec("modelscope") is not None
 ASKED = replace(Settings(), model="org/tiny", model_source="modelscope")
@@ -47,3 +54,34 @@ def test_a_variable_that_is_neither_is_refused():
 def test_a_directory_needs_no_library(tmp_path):
     asked = replace(ASKED, model=str(tmp_path))
     assert with_local_model(asked, print) == asked
+
+
+@pytest.mark.skipif(not HAS_LIBRARY, reason="pip install modelscope")
+def test_a_model_is_fetched_checked_and_found_again(tmp_path):
+    source = write_folder(tmp_path / "source")
+    (source / "modeling_tiny.py").write_text("raise SystemExit")
+
+    def fetch(endpoint: str, model: str = REPO) -> "subprocess.CompletedProcess[str]":
+        return subprocess.run(
+            [sys.executable, "-m", "tests.hub.fetch_once", model, "modelscope"],
+            env=os.environ
+            | {"MODELSCOPE_ENDPOINT": endpoint, "MODELSCOPE_CACHE": str(tmp_path / "cache")},
+            cwd=etc_dir().parent,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+
+    with modelscope_server(source) as (endpoint, fetched):
+        done = fetch(endpoint)
+        assert done.returncode == 0, done.stderr
+        folder = Path(done.stdout.strip().splitlines()[-1])
+        Checkpoint.at(folder).check()
+        assert "model.safetensors" in fetched and "modeling_tiny.py" not in fetched
+        none = fetch(endpoint, "org/none")
+        assert none.returncode == ExitCode.CONFIG
+        assert "org/none: ModelScope refuses" in none.stderr.splitlines()[-1]
+    again = fetch(endpoint)
+    assert again.returncode == 0, again.stderr
+    assert Path(again.stdout.strip().splitlines()[-1]) == folder
+    assert f"{REPO}: ModelScope cannot be reached; the cached copy is served" in again.stderr
