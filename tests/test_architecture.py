@@ -29,7 +29,7 @@ ROOMS: dict[str, str] = {
     "workers.logs": "",
     "workers.fairness": "",
     "workers.parent_death": "",
-    "workers.checkpoint": "workers.errors",
+    "workers.checkpoint": "workers.errors workers.config",
     "workers.wire": "workers.errors",
     "workers.grammar": "workers.wire",
     "workers.engine_core": "workers.wire workers.grammar",

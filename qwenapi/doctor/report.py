@@ -56,7 +56,7 @@ def check_model(settings: Settings, *, with_memory: bool = True) -> Iterator[Che
         if local is None:
             yield not_fetched(settings)
             return
-        checkpoint = Checkpoint.at(local.engine_config().model)
+        checkpoint = Checkpoint.of(local.engine_config())
         yield check_config(checkpoint)
         if not settings.stub:
             yield check_weights(checkpoint, settings.quantization)

@@ -5,6 +5,7 @@ name wins.
 """
 
 from dataclasses import replace
+from pathlib import Path
 
 from qwenapi.hub.hub import Hub, Say
 from qwenapi.settings.table import Settings
@@ -17,8 +18,11 @@ def with_local_model(settings: Settings, say: Say) -> Settings:
     name = HubName.of(settings.model)
     if name is None:
         return settings
-    folder = _hub(settings).fetch(name, Checkpoint.at, say)
-    return replace(settings, model=str(folder))
+
+    def read(folder: Path) -> Checkpoint:
+        return Checkpoint.of(replace(settings, model=str(folder)).engine_config())
+
+    return replace(settings, model=str(_hub(settings).fetch(name, read, say)))
 
 
 def with_cached_model(settings: Settings) -> Settings | None:

@@ -70,6 +70,12 @@ class Settings:
     max_model_len: int = _row(
         0, "most tokens of prompt and answer; 0: as the model says", scope="model", minimum=0
     )
+    rope_scaling: str = _row(
+        "",
+        "how positions are stretched, in the place of config.json's rope_scaling; JSON",
+        scope="model",
+    )
+    hf_overrides: str = _row("", "fields in the place of config.json's; JSON", scope="model")
     max_num_seqs: int = _row(
         256, "most sequences in one engine step", scope="model", minimum=1, maximum=4096
     )

@@ -5,19 +5,27 @@ one. Refuses to know how weights become a model.
 """
 
 import hashlib
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from workers.checkpoint.architectures import Architecture, architecture_name, architecture_of
+from workers.checkpoint.architectures import (
+    ARCHITECTURES,
+    Architecture,
+    architecture_name,
+    architecture_of,
+)
 from workers.checkpoint.files import read_bytes, read_json
 from workers.checkpoint.folder import find_folder
 from workers.checkpoint.model_config import ModelConfig, flatten
+from workers.checkpoint.overrides import Overrides
 from workers.checkpoint.quantization import Quantization, read_quantization
 from workers.checkpoint.safetensors_header import header_bytes
 from workers.checkpoint.weights import Weights, find_files, read_weights
+from workers.config import EngineConfig
 from workers.errors import ConfigError, ModelError
 
 # The sampling fields of generation_config.json, and the values they may have.
@@ -38,10 +46,19 @@ class Checkpoint:
     """An existing model folder; each property raises ModelError naming the file that is wrong."""
 
     directory: Path
+    overrides: Overrides = field(default_factory=Overrides)
 
     @classmethod
     def at(cls, path: str | Path) -> "Checkpoint":
+        """Return what lies in a folder, as it is."""
         return cls(find_folder(path))
+
+    @classmethod
+    def of(cls, config: EngineConfig) -> "Checkpoint":
+        """Return what an engine is to serve: a folder, and what is laid over its files."""
+        return cls(
+            find_folder(config.model), Overrides.parse(config.rope_scaling, config.hf_overrides)
+        )
 
     def check(self, quantization: str = "auto") -> None:
         """Raise ModelError or ConfigError if the folder cannot be served as a setting asks."""
@@ -66,8 +83,10 @@ class Checkpoint:
 
     @cached_property
     def raw_config(self) -> dict[str, Any]:
-        """Return config.json as it is; `config` is what a model is computed from."""
-        return read_json(self.config_file)
+        """Return config.json with its overrides; `config` is what a model is computed from."""
+        known = {name for row in ARCHITECTURES.values() for name in row.fields}
+        self.overrides.check_names(known)
+        return self.overrides.apply(read_json(self.config_file))
 
     @property
     def architecture(self) -> str:
@@ -80,12 +99,12 @@ class Checkpoint:
 
     @cached_property
     def config(self) -> ModelConfig:
-        return self._architecture.read_config(self.raw_config, self.config_file)
+        return self._architecture.read_config(self.raw_config, self._place)
 
     @cached_property
     def quantization(self) -> Quantization | None:
-        flat = flatten(self.raw_config, self.config_file)
-        return read_quantization(flat, self.config_file)
+        flat = flatten(self.raw_config, self._place)
+        return read_quantization(flat, self._place)
 
     @cached_property
     def weights(self) -> Weights:
@@ -147,6 +166,8 @@ class Checkpoint:
         header.
         """
         digest = hashlib.sha256(read_bytes(self.config_file))
+        if self.overrides.fields:
+            digest.update(json.dumps(self.overrides.fields, sort_keys=True).encode())
         for file in find_files(self.directory):
             digest.update(f"{file.name} {file.stat().st_size}".encode())
             digest.update(header_bytes(file))
@@ -154,7 +175,13 @@ class Checkpoint:
 
     @property
     def _architecture(self) -> Architecture:
-        return architecture_of(self.raw_config, self.config_file)
+        return architecture_of(self.raw_config, self._place)
+
+    @property
+    def _place(self) -> Path:
+        """What a message names where a field of config.json is wrong."""
+        changed = " as --hf-overrides and --rope-scaling change it" if self.overrides.fields else ""
+        return Path(f"{self.config_file}{changed}")
 
     def _check_rounding(self) -> None:
         """Refuse plain weights that the product of 8 bits cannot take."""

@@ -188,7 +188,7 @@ def _logprobs(token: int, position: int, num_top: int | None) -> tuple[TokenLogp
 
 
 def _card(config: EngineConfig) -> ModelCard:
-    checkpoint = Checkpoint.at(config.model)
+    checkpoint = Checkpoint.of(config)
     return ModelCard(
         model_dir=str(checkpoint.directory),
         model_hash="stub-" + checkpoint.tokenizer_sha256,
