@@ -123,7 +123,9 @@ BODIES: dict[str, JsonSchema] = {
             "root": TEXT,
             "parent": {"type": "null"},
             "max_model_len": WHOLE,
-        }
+            "default_sampling_params": {"type": "object"},
+        },
+        "default_sampling_params",
     ),
     "ModelList": _object({"object": {"const": "list"}, "data": _list(_ref("Model"))}),
     "GeneratedTexts": _object({"generated_texts": _list(TEXT), "parameters": {"type": "object"}}),

@@ -39,7 +39,9 @@ def load(
     laid_over = _from_file(Path(config), refused=("config",)) if config else {}
     profile = (laid_over | near).get("profile", Settings.profile)
     base = _from_file(profile_path(profile), refused=("config", "profile"))
-    return Settings(**(base | laid_over | near))
+    settings = Settings(**(base | laid_over | near))
+    _ = settings.sampling_overrides  # reading is what refuses
+    return settings
 
 
 def load_profiles(

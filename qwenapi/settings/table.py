@@ -16,7 +16,10 @@ from qwenapi.settings.setting import Setting, kind_of
 from qwenapi.settings.setting import row as _row
 from workers.checkpoint.folder import model_name
 from workers.checkpoint.hub_name import HubName
+from workers.checkpoint.overrides import json_object
+from workers.checkpoint.sampling_defaults import SAMPLING_DEFAULTS, sampling_defaults
 from workers.config import EngineConfig
+from workers.errors import ConfigError
 
 DEMO_MODEL_NAME = "qwen-demo"
 
@@ -264,9 +267,11 @@ class Settings:
     )
     generation_config: str = _row(
         "auto",
-        "whose sampling defaults hold; auto: generation_config.json's; vllm: neutral ones",
-        scope="http",
-        choices=("auto", "vllm"),
+        "whose sampling defaults hold; auto: generation_config.json's; vllm: neutral ones; or a"
+        " directory with another generation_config.json",
+    )
+    override_generation_config: str = _row(
+        "", "sampling defaults in the place of generation_config.json's; JSON", scope="http"
     )
     alerts_error_rate: float = _row(
         0.05,
@@ -317,12 +322,26 @@ class Settings:
         name = HubName.of(self.model)
         return self.served_model_name or (name.repo if name else self.model_name,)
 
+    @property
+    def sampling_overrides(self) -> dict[str, float]:
+        """Return the sampling defaults that are set here; raise ConfigError of a wrong one."""
+        name = "override_generation_config"
+        said = json_object(name, self.override_generation_config)
+        for key in said.keys() - {*SAMPLING_DEFAULTS, "do_sample"}:
+            raise ConfigError(
+                f"{name}: {key!r} is no sampling field; there are {', '.join(SAMPLING_DEFAULTS)}"
+            )
+        return sampling_defaults(said, name, "mend the setting")
+
     def engine_config(self) -> EngineConfig:
         """Return what each engine needs; with no model named, the demo that is shipped."""
         names = {wanted.name for wanted in fields(EngineConfig)}
         given = {name: value for name, value in asdict(self).items() if name in names}
         chosen = os.path.expanduser(self.model) if self.model else etc_dir() / "models" / "demo"
         given["model"] = self.model if HubName.of(self.model) else os.path.abspath(chosen)
+        if self.generation_config not in ("auto", "vllm"):
+            folder = os.path.expanduser(self.generation_config)
+            given["generation_config"] = os.path.abspath(folder)
         return EngineConfig(**given, max_waiting=self.limits_max_waiting)
 
 

@@ -26,6 +26,8 @@ from qwenapi.generation.sampling import (
     SamplingRequest,
     check_token_ids,
     clamped_header,
+    defaults_in_force,
+    defaults_of,
 )
 from qwenapi.generation.stream import GenerationStream
 from qwenapi.http import sse
@@ -160,8 +162,17 @@ def model(model: str) -> Response:
     cards = _model_cards()
     for name, found in cards.items():
         if _plain(name) == _plain(model):
-            return json_response(found)
+            return json_response(found | _defaults_in_force(name))
     raise ModelNotFound(model, tuple(cards))
+
+
+def _defaults_in_force(name: str) -> dict[str, Any]:
+    """Return the sampling defaults of a name, for profiles whose document prints no body of it."""
+    card, profile = services().engine.card, services().profiles.for_model(name)
+    if card is None or not profile.as_openai:
+        return {}
+    defaults = defaults_of(profile.settings, profile.chat_max_tokens)
+    return {"default_sampling_params": defaults_in_force(card, defaults)}
 
 
 def _model_cards() -> dict[str, dict[str, Any]]:
