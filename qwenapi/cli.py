@@ -7,6 +7,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,7 +26,7 @@ from qwenapi.settings.flags import FlagParser, add_flags
 from qwenapi.settings.run_dir import make_run_dir, model_run_dir, run_dir
 from qwenapi.settings.sources import load
 from qwenapi.settings.table import Settings, table
-from workers.errors import ExitCode, WorkerError
+from workers.errors import ConfigError, ExitCode, WorkerError
 
 if TYPE_CHECKING:
     from qwenapi.serving.listener import HttpListener
@@ -61,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def serve(parsed: argparse.Namespace) -> int:
     """Run both halves on this machine."""
-    settings = load(vars(parsed))
+    settings = _with_local_model(load(vars(parsed)))
     _refuse_unfit(settings)
     folder = _own(run_dir(settings, "serve"))
     http = _http_half(parsed, folder, lambda _: folder)
@@ -86,9 +87,10 @@ def http(parsed: argparse.Namespace) -> int:
 
 def model(parsed: argparse.Namespace) -> int:
     """Run the model half."""
-    settings = load(vars(parsed))
+    asked = load(vars(parsed))
+    settings = _with_local_model(asked)
     _refuse_unfit(settings)
-    folder = _own(run_dir(settings, "model"))
+    folder = _own(run_dir(asked, "model"))
     half = _model_half(parsed, settings, folder)
     return _supervise(settings, folder, [half.children], {"model": half.reloader(0)})
 
@@ -97,7 +99,14 @@ def check(parsed: argparse.Namespace) -> int:
     """Validate settings and start nothing."""
     startup_config = StartupConfig.read(vars(parsed))
     if parsed.startup_config == "model":
-        _refuse_unfit(startup_config.settings, is_running=True)
+        from qwenapi.hub.fetch import with_cached_model
+
+        settings = with_cached_model(startup_config.settings)
+        if settings is None:
+            model = startup_config.settings.model
+            raise ConfigError(f"{model}: not fetched yet, which only a restart does")
+        startup_config = replace(startup_config, settings=settings)
+        _refuse_unfit(settings, is_running=True)
     if parsed.startup_config:
         sys.stdout.buffer.write(startup_config.to_json())
     else:
@@ -159,6 +168,13 @@ def _parser() -> argparse.ArgumentParser:
     add_ask_arguments(add("ask", ask, ask.__doc__ or ""))
     add_bench_arguments(add("bench", run_bench, BENCH))
     return parser
+
+
+def _with_local_model(settings: Settings) -> Settings:
+    """Fetch the model first if it is a hub's."""
+    from qwenapi.hub.fetch import with_local_model
+
+    return with_local_model(settings, lambda line: print(f"qwenapi: {line}", file=sys.stderr))
 
 
 def _refuse_unfit(settings: Settings, *, is_running: bool = False) -> None:

@@ -29,7 +29,7 @@ ROOMS: dict[str, str] = {
     "workers.logs": "",
     "workers.fairness": "",
     "workers.parent_death": "",
-    "workers.checkpoint": "workers.errors",
+    "workers.checkpoint": "workers.errors workers.config",
     "workers.wire": "workers.errors",
     "workers.grammar": "workers.wire",
     "workers.engine_core": "workers.wire workers.grammar",
@@ -83,18 +83,20 @@ ROOMS: dict[str, str] = {
     "qwenapi.app": """
         qwenapi.errors qwenapi.settings qwenapi.http qwenapi.web qwenapi.observability
         qwenapi.engines qwenapi.request_context qwenapi.api qwenapi.openapi""",
+    "qwenapi.hub": "qwenapi.settings workers.errors workers.checkpoint",
     "qwenapi.doctor": """
-        qwenapi.settings qwenapi.text qwenapi.observability qwenapi.metrics qwenapi.generation
-        workers.errors workers.checkpoint workers.wire""",
+        qwenapi.settings qwenapi.hub qwenapi.text qwenapi.observability qwenapi.metrics
+        qwenapi.generation workers.errors workers.checkpoint workers.wire""",
     "qwenapi.serving": """
         qwenapi.settings qwenapi.greenlets qwenapi.observability qwenapi.keys qwenapi.metrics
         qwenapi.engines qwenapi.conversations qwenapi.generation qwenapi.request_context qwenapi.app
         workers.errors workers.cpu_cores workers.parent_death workers.wire workers.worker
         workers.supervisor""",
     "qwenapi.commands": """
-        qwenapi.settings qwenapi.metrics workers.errors workers.wire workers.worker""",
+        qwenapi.settings qwenapi.hub qwenapi.metrics workers.errors workers.wire
+        workers.worker""",
     "qwenapi.cli": """
-        qwenapi.settings qwenapi.keys qwenapi.doctor qwenapi.serving qwenapi.commands
+        qwenapi.settings qwenapi.keys qwenapi.hub qwenapi.doctor qwenapi.serving qwenapi.commands
         workers.errors workers.logs workers.wire workers.supervisor""",
     "qwenapi.__main__": "qwenapi.cli",
 }

@@ -13,11 +13,15 @@ class EngineConfig:
     `model` is a directory of safetensors, config.json and tokenizer.json. Zeros mean "choose":
     max_model_len from the model's config, max_num_batched_tokens 8192 on CUDA and 512 on CPU,
     block_size 64 and 32, num_blocks from free memory, threads from the physical cores.
-    `step_timeout` is in seconds. `replica` is which of several engines this is, each on the next
-    GPU; -1 is the only one.
+    `step_timeout` is in seconds. `rope_scaling` and `hf_overrides` are JSON objects as text;
+    `generation_config` is auto, vllm or a directory. `replica` is which of several engines this is,
+    each on the next GPU; -1 is the only one.
     """
 
     model: str
+    rope_scaling: str = ""
+    hf_overrides: str = ""
+    generation_config: str = "auto"
     dtype: str = "auto"
     device: str = "auto"
     replica: int = -1

@@ -12,6 +12,7 @@ import json
 import platform
 import random
 import statistics
+import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -235,10 +236,12 @@ def _measure_server(given: dict[str, Any]) -> int:
 def _measure_engine(given: dict[str, Any]) -> int:
     from rich.console import Console
 
+    from qwenapi.hub.fetch import with_local_model
     from workers.worker import bench
 
     names = given.keys() & {"model", *_engine_settings()}
-    config = load_settings({name: given[name] for name in names}).engine_config()
+    asked = load_settings({name: given[name] for name in names})
+    config = with_local_model(asked, lambda line: print(line, file=sys.stderr)).engine_config()
     if config.stub:
         raise ConfigError("stub is set, and --engine measures a real engine: unset it")
     engine = bench.load(config, lambda what, fraction: None)

@@ -200,7 +200,8 @@ def _check_length(settings: Settings, plan: MemoryPlan, of: ModelConfig) -> Iter
             "context",
             f"max_model_len = {settings.max_model_len}",
             f"the model ends at {of.context_length}",
-            f"lower it to {of.context_length}",
+            f"lower it to {of.context_length}, or stretch its positions:"
+            f" {_stretching(settings.max_model_len, of)}",
         )
     elif plan.num_tokens <= 0 or settings.max_model_len > plan.num_tokens:
         yield failure(
@@ -225,6 +226,16 @@ def _check_length(settings: Settings, plan: MemoryPlan, of: ModelConfig) -> Iter
             f" sequences of {plan.wanted_len}, or {streams} of"
             f" {min(USUAL_STREAM, plan.wanted_len)}; {settings.max_num_seqs} run at once",
         )
+
+
+def _stretching(wanted: int, of: ModelConfig) -> str:
+    """Return the flag by which sequences of the wanted length fit, as Qwen's cards write it."""
+    original = of.rope.original_length
+    factor = float(-(-wanted // original))
+    return (
+        f'--rope-scaling \'{{"rope_type": "yarn", "factor": {factor},'
+        f' "original_max_position_embeddings": {original}}}\''
+    )
 
 
 def _dtype(settings: Settings, room: Room) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 from qwenapi.doctor.check import Check, gib, ok, warning
 from qwenapi.generation.tokenizers import load_tokenizer
+from qwenapi.settings.table import Settings
 from qwenapi.text.errors import TemplateError
 from qwenapi.text.tokenizer import Tokenizer
 from workers.checkpoint.checkpoint import Checkpoint
@@ -15,6 +16,15 @@ from workers.checkpoint.files import refuse_other_kind
 from workers.errors import ModelError
 
 PROBE = [{"role": "user", "content": "?"}]
+
+
+def not_fetched(settings: Settings) -> Check:
+    return warning(
+        "model",
+        f"{settings.model} is not fetched yet",
+        "it is no directory here, and not in the hub's cache",
+        "start it, which fetches it first; then this command tells more",
+    )
 
 
 def check_config(checkpoint: Checkpoint) -> Check:

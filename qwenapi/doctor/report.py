@@ -9,7 +9,8 @@ from itertools import chain
 from qwenapi.doctor.check import Check, Outcome, failure, refused
 from qwenapi.doctor.machine import check_machine
 from qwenapi.doctor.memory import check_memory, find_room
-from qwenapi.doctor.model import check_config, check_tokenizer, check_weights
+from qwenapi.doctor.model import check_config, check_tokenizer, check_weights, not_fetched
+from qwenapi.hub.fetch import with_cached_model
 from qwenapi.settings.sources import load, load_profiles
 from qwenapi.settings.table import Settings
 from workers.checkpoint.checkpoint import Checkpoint
@@ -51,7 +52,11 @@ def _is_cpu(settings: Settings) -> bool:
 def check_model(settings: Settings, *, with_memory: bool = True) -> Iterator[Check]:
     """Look at the model's files, then whether they fit; the first failure is the last check."""
     try:
-        checkpoint = Checkpoint.at(settings.engine_config().model)
+        local = with_cached_model(settings)
+        if local is None:
+            yield not_fetched(settings)
+            return
+        checkpoint = Checkpoint.of(local.engine_config())
         yield check_config(checkpoint)
         if not settings.stub:
             yield check_weights(checkpoint, settings.quantization)

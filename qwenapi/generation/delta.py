@@ -11,13 +11,9 @@ from workers.wire.protocol import TokenLogprob
 class Delta:
     """What is new in one choice; `finish_reason` is set on its last delta.
 
-<<<<<<< HEAD
     `num_tokens` counts those of the text. `token_ids` has the one that stopped it besides, and
-    `stop_logprobs` its log-probability.
-=======
-    `num_tokens` counts those of the text, and `token_ids` has the one that stopped it besides.
-    `stop` is the stop string that ended the choice, if one did.
->>>>>>> doors
+    `stop_logprobs` its log-probability. `stop` is the stop string that ended the choice, if one
+    did.
     """
 
     index: int
@@ -26,11 +22,8 @@ class Delta:
     finish_reason: str | None = None
     num_tokens: int = 0
     token_ids: tuple[int, ...] = ()
-<<<<<<< HEAD
     stop_logprobs: tuple[TokenLogprob, ...] = ()
-=======
     stop: str | None = None
->>>>>>> doors
 
 
 def gather(batches: Iterable[Sequence[Delta]]) -> list[Delta]:

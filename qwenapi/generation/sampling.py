@@ -1,13 +1,14 @@
 """Sampling parameters: the request's, else the profile's, else the model's; checked.
 
-Pure. A field's value is the request's, else the profile's, else generation_config.json's, else
-neutral. Lengths the model cannot give are cut and reported; a prompt that does not fit, or an id
-outside the vocabulary, is refused. A model card is what an engine says of its model at its hello.
+Pure. A field's value is the request's, else the profile's, else --override-generation-config's,
+else generation_config.json's, else neutral. Lengths the model cannot give are cut and reported; a
+prompt that does not fit, or an id outside the vocabulary, is refused. A model card is what an
+engine says of its model at its hello.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, TypedDict
+from typing import NamedTuple, TypedDict, cast
 
 from qwenapi.errors import BadRequest, ContextLengthExceeded
 from qwenapi.settings.table import Settings
@@ -58,23 +59,30 @@ class SamplingRequest:
 @dataclass(frozen=True, kw_only=True)
 class RequestDefaults:
     """What a profile fills in where a request is silent; `max_tokens` at most the room left, None:
-    that. `has_model_defaults`: what is None is generation_config.json's to say.
+    the model's, or that. `has_model_defaults`: what is None is generation_config.json's to say, but
+    for `overrides`, which go before it.
     """
 
     max_tokens: int | None = None
     has_model_defaults: bool = True
+    overrides: Mapping[str, float] = field(default_factory=dict)
     temperature: float | None = None
     top_p: float | None = None
     top_k: int | None = None
     min_p: float | None = None
     repetition_penalty: float | None = None
 
+    def of_model(self, card: ModelCard) -> Mapping[str, float]:
+        """Return what holds where neither a request nor the profile says anything."""
+        return {**(card.generation_config if self.has_model_defaults else {}), **self.overrides}
+
 
 def defaults_of(settings: Settings, max_tokens: int = 0) -> RequestDefaults:
     """Return a profile's defaults; `max_tokens` where its settings have none, 0: the room left."""
     return RequestDefaults(
         max_tokens=settings.defaults_max_tokens or max_tokens or None,
-        has_model_defaults=settings.generation_config == "auto",
+        has_model_defaults=settings.generation_config != "vllm",
+        overrides=settings.sampling_overrides,
         temperature=settings.defaults_temperature,
         top_p=settings.defaults_top_p,
         top_k=settings.defaults_top_k,
@@ -111,7 +119,9 @@ def engine_params(
 
     `new_seed` gives a signed 64-bit integer; `bad_words` are the request's, in tokens.
     """
-    max_tokens, min_tokens, clamped = _lengths(request, _room(prompt_tokens, card), defaults)
+    max_tokens, min_tokens, clamped = _lengths(
+        request, _room(prompt_tokens, card), _default_max_tokens(card, defaults)
+    )
     _check_against(card, request)
     params = SamplingParams(
         max_tokens=max_tokens,
@@ -129,6 +139,15 @@ def engine_params(
         bad_words=bad_words,
     )
     return EngineParams(params, clamped)
+
+
+def defaults_in_force(card: ModelCard, defaults: RequestDefaults) -> dict[str, float]:
+    """Return what fills in a request that says nothing, in the engine's terms; `max_tokens` only
+    where it is not the room left.
+    """
+    found = cast("dict[str, float]", dict(_filter(SamplingRequest(), card, defaults)))
+    max_tokens = _default_max_tokens(card, defaults)
+    return found if max_tokens is None else found | {"max_tokens": max_tokens}
 
 
 def check_token_ids(ids: Sequence[int], vocab_size: int, param: str) -> None:
@@ -157,9 +176,9 @@ def _room(prompt_tokens: int, card: ModelCard) -> int:
 
 
 def _lengths(
-    request: SamplingRequest, room: int, defaults: RequestDefaults
+    request: SamplingRequest, room: int, default: int | None
 ) -> tuple[int, int, dict[str, int | float]]:
-    wanted = defaults.max_tokens if request.max_tokens is None else request.max_tokens
+    wanted = default if request.max_tokens is None else request.max_tokens
     max_tokens = room if wanted is None else min(wanted, room)
     min_tokens = min(request.min_tokens, max_tokens)
     clamped: dict[str, int | float] = {}
@@ -168,6 +187,11 @@ def _lengths(
     if min_tokens < request.min_tokens:
         clamped["min_tokens"] = min_tokens
     return max_tokens, min_tokens, clamped
+
+
+def _default_max_tokens(card: ModelCard, defaults: RequestDefaults) -> int | None:
+    models = defaults.of_model(card).get("max_new_tokens")
+    return defaults.max_tokens or (None if models is None else int(models))
 
 
 def _check_against(card: ModelCard, request: SamplingRequest) -> None:
@@ -188,8 +212,7 @@ def _check_against(card: ModelCard, request: SamplingRequest) -> None:
 
 def _filter(request: SamplingRequest, card: ModelCard, defaults: RequestDefaults) -> _Filter:
     """Return fields with defaults in the engine's terms: top_k 0 is off, top_p 0 the best token."""
-
-    models = card.generation_config if defaults.has_model_defaults else {}
+    models = defaults.of_model(card)
 
     def first(name: str, neutral: float) -> float:
         ranked = getattr(request, name), getattr(defaults, name), models.get(name)

@@ -235,10 +235,6 @@ class GenerationStream:
             self._num_open -= not self._is_open(generation)
         if text or logprobs or reason or (ids and self._by_token):
             token_ids = ids + stop_ids
-<<<<<<< HEAD
-            delta = Delta(index, text, logprobs, reason, len(ids), token_ids, stop_logprobs)
-            deltas.append(delta)
-=======
-            deltas.append(Delta(index, text, logprobs, reason, len(ids), token_ids, stream.stop))
->>>>>>> doors
+            ended_by = (stop_logprobs, stream.stop)
+            deltas.append(Delta(index, text, logprobs, reason, len(ids), token_ids, *ended_by))
         return deltas

@@ -132,7 +132,9 @@ BODIES: dict[str, JsonSchema] = {
             "root": TEXT,
             "parent": {"type": "null"},
             "max_model_len": WHOLE,
-        }
+            "default_sampling_params": {"type": "object"},
+        },
+        "default_sampling_params",
     ),
     "ModelList": _object({"object": {"const": "list"}, "data": _list(_ref("Model"))}),
     "Message": _object(

@@ -7,8 +7,9 @@ import argparse
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
+from qwenapi.settings.setting import Scope, Setting
 from qwenapi.settings.sources import closest
-from qwenapi.settings.table import Scope, Setting, table
+from qwenapi.settings.table import table
 from qwenapi.settings.vllm_flags import add_vllm_flags
 
 _SCOPES: dict[str, tuple[Scope, ...]] = {

@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from qwenapi.settings.profile import Profile
-from qwenapi.settings.table import Setting, Settings, etc_dir, table
+from qwenapi.settings.setting import Setting
+from qwenapi.settings.table import Settings, etc_dir, table
 from workers.errors import ConfigError
 
 INTERNAL_VARIABLES = ("QWENAPI_DOCUMENTS", "QWENAPI_FAULT", "QWENAPI_TEST")
+_VLLMS_HUB = "VLLM_USE_MODELSCOPE"
 # How alike a word must be to be proposed in an unknown one's place.
 MIN_LIKENESS = 0.75
 _SWITCH = {"1": True, "true": True, "yes": True, "on": True}
@@ -37,7 +39,9 @@ def load(
     laid_over = _from_file(Path(config), refused=("config",)) if config else {}
     profile = (laid_over | near).get("profile", Settings.profile)
     base = _from_file(profile_path(profile), refused=("config", "profile"))
-    return Settings(**(base | laid_over | near))
+    settings = Settings(**(base | laid_over | near))
+    _ = settings.sampling_overrides  # reading is what refuses
+    return settings
 
 
 def load_profiles(
@@ -96,7 +100,7 @@ def _from_flags(flags: Mapping[str, Any]) -> dict[str, Any]:
 
 def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
     rows = {row.variable: row for row in table().values()}
-    values = {}
+    values = _from_vllms_variable(environ)
     for variable, raw in environ.items():
         if not variable.startswith("QWENAPI_") or variable.startswith(INTERNAL_VARIABLES):
             continue
@@ -106,6 +110,14 @@ def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
             row = rows[variable]
             values[row.name] = _value(row, raw, f"{variable}={raw}", is_text=True)
     return values
+
+
+def _from_vllms_variable(environ: Mapping[str, str]) -> dict[str, Any]:
+    """Return what vLLM's own variable for a hub says; QWENAPI_MODEL_SOURCE goes before it."""
+    raw = environ.get(_VLLMS_HUB, "")
+    if raw and raw.lower() not in _SWITCH:
+        raise ConfigError(f"{_VLLMS_HUB}={raw}: must be true or false")
+    return {"model_source": "modelscope"} if raw and _SWITCH[raw.lower()] else {}
 
 
 def _from_file(path: Path, refused: tuple[str, ...]) -> dict[str, Any]:

@@ -7,90 +7,38 @@ values come from (sources.py) and what they do.
 
 import os
 import sys
-import types
 import typing
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, fields
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
 
-from workers.checkpoint.folder import is_hub_name, model_name
+from qwenapi.settings.setting import Setting, kind_of
+from qwenapi.settings.setting import row as _row
+from workers.checkpoint.folder import model_name
+from workers.checkpoint.hub_name import HubName
+from workers.checkpoint.overrides import json_object
+from workers.checkpoint.sampling_defaults import SAMPLING_DEFAULTS, sampling_defaults
 from workers.config import EngineConfig
-
-Scope = Literal["model", "http", "both"]
-Kind = Literal["text", "texts", "whole number", "number", "switch"]
+from workers.errors import ConfigError
 
 DEMO_MODEL_NAME = "qwen-demo"
-SECTIONS = ("auth", "limits", "log", "defaults", "alerts")
-_KINDS: dict[Any, Kind] = {
-    str: "text",
-    tuple[str, ...]: "texts",
-    int: "whole number",
-    float: "number",
-    bool: "switch",
-}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Setting:
-    """One row of the table."""
-
-    name: str
-    kind: Kind
-    default: Any
-    help: str
-    scope: Scope
-    choices: tuple[str, ...]
-    synonyms: Mapping[str, str]
-    minimum: float | None
-    maximum: float | None
-    hidden: bool
-
-    @property
-    def key(self) -> str:
-        """Return the name in a TOML file, dots standing for tables."""
-        section, _, rest = self.name.partition("_")
-        return f"{section}.{rest}" if section in SECTIONS else self.name
-
-    @property
-    def flag(self) -> str:
-        """Return the flag's name, vLLM's wherever vLLM has one."""
-        name = self.name.removeprefix("limits_")
-        if self.name.startswith("defaults_"):
-            name = "default_" + name.removeprefix("defaults_")
-        return "--" + name.replace("_", "-")
-
-    @property
-    def variable(self) -> str:
-        """Return the name of the environment variable."""
-        return "QWENAPI_" + self.name.upper()
-
-
-def _row(
-    default: Any,
-    help: str,
-    *,
-    scope: Scope = "both",
-    choices: tuple[str, ...] = (),
-    synonyms: Mapping[str, str] | None = None,
-    minimum: float | None = None,
-    maximum: float | None = None,
-    hidden: bool = False,
-    secret: bool = False,
-) -> Any:
-    facts = {"help": help, "scope": scope, "choices": choices, "hidden": hidden}
-    metadata = {**facts, "minimum": minimum, "maximum": maximum, "synonyms": synonyms or {}}
-    return field(default=default, repr=not secret, metadata=metadata)
 
 
 @dataclass(frozen=True)
 class Settings:
     """The settings of one start. Field `limits_x` is key `x` of table `[limits]`."""
 
-    model: str = _row("", "directory of the model; empty: the embedded demo model")
+    model: str = _row("", "directory of the model, or its name on a hub; empty: the demo model")
+    model_source: str = _row(
+        "huggingface",
+        "hub that a model is fetched from which is no directory here",
+        scope="model",
+        choices=("huggingface", "modelscope"),
+    )
     served_model_name: tuple[str, ...] = _row(
-        (), "names callers may use, the answered one first; none: the directory's", scope="http"
+        (),
+        "names callers may use, the answered one first; none: directory's or hub's",
+        scope="http",
     )
     model_alias: tuple[str, ...] = _row((), "more names, NAME=SERVED; * is anything", scope="http")
     host: str = _row("127.0.0.1", "address to listen on", scope="http")
@@ -126,6 +74,12 @@ class Settings:
     max_model_len: int = _row(
         0, "most tokens of prompt and answer; 0: as the model says", scope="model", minimum=0
     )
+    rope_scaling: str = _row(
+        "",
+        "how positions are stretched, in the place of config.json's rope_scaling; JSON",
+        scope="model",
+    )
+    hf_overrides: str = _row("", "fields in the place of config.json's; JSON", scope="model")
     max_num_seqs: int = _row(
         256, "most sequences in one engine step", scope="model", minimum=1, maximum=4096
     )
@@ -314,9 +268,11 @@ class Settings:
     )
     generation_config: str = _row(
         "auto",
-        "whose sampling defaults hold; auto: generation_config.json's; vllm: neutral ones",
-        scope="http",
-        choices=("auto", "vllm"),
+        "whose sampling defaults hold; auto: generation_config.json's; vllm: neutral ones; or a"
+        " directory with another generation_config.json",
+    )
+    override_generation_config: str = _row(
+        "", "sampling defaults in the place of generation_config.json's; JSON", scope="http"
     )
     alerts_error_rate: float = _row(
         0.05,
@@ -358,20 +314,35 @@ class Settings:
 
     @property
     def model_name(self) -> str:
-        """Return the name of the model's directory, or of the embedded demo."""
+        """Return the short name of the model, its directory's or a hub's; or the demo's."""
         return model_name(os.path.expanduser(self.model)) if self.model else DEMO_MODEL_NAME
 
     @property
     def served_names(self) -> tuple[str, ...]:
         """Return the names callers may use for the model, the canonical one first."""
-        return self.served_model_name or (self.model_name,)
+        name = HubName.of(self.model)
+        return self.served_model_name or (name.repo if name else self.model_name,)
+
+    @property
+    def sampling_overrides(self) -> dict[str, float]:
+        """Return the sampling defaults that are set here; raise ConfigError of a wrong one."""
+        name = "override_generation_config"
+        said = json_object(name, self.override_generation_config)
+        for key in said.keys() - {*SAMPLING_DEFAULTS, "do_sample"}:
+            raise ConfigError(
+                f"{name}: {key!r} is no sampling field; there are {', '.join(SAMPLING_DEFAULTS)}"
+            )
+        return sampling_defaults(said, name, "mend the setting")
 
     def engine_config(self) -> EngineConfig:
         """Return what each engine needs; with no model named, the demo that is shipped."""
         names = {wanted.name for wanted in fields(EngineConfig)}
         given = {name: value for name, value in asdict(self).items() if name in names}
         chosen = os.path.expanduser(self.model) if self.model else etc_dir() / "models" / "demo"
-        given["model"] = self.model if is_hub_name(self.model) else os.path.abspath(chosen)
+        given["model"] = self.model if HubName.of(self.model) else os.path.abspath(chosen)
+        if self.generation_config not in ("auto", "vllm"):
+            folder = os.path.expanduser(self.generation_config)
+            given["generation_config"] = os.path.abspath(folder)
         return EngineConfig(**given, max_waiting=self.limits_max_waiting)
 
 
@@ -387,13 +358,7 @@ def table() -> dict[str, Setting]:
     hints = typing.get_type_hints(Settings)
     return {
         row.name: Setting(
-            name=row.name, kind=_kind(hints[row.name]), default=row.default, **row.metadata
+            name=row.name, kind=kind_of(hints[row.name]), default=row.default, **row.metadata
         )
         for row in fields(Settings)
     }
-
-
-def _kind(hint: Any) -> Kind:
-    if isinstance(hint, types.UnionType):
-        (hint,) = (member for member in typing.get_args(hint) if member is not types.NoneType)
-    return _KINDS[hint]

@@ -51,6 +51,7 @@ VLLM_FLAGS = (
     VllmFlag("--scheduling-policy", "lower `priority` first, then by time", ("fcfs", "priority")),
     VllmFlag("--response-role", "answers are the assistant's", ("assistant",)),
     VllmFlag("--seed", "an answer without `seed` differs each time", ("0",)),
+    VllmFlag("--revision", "write it behind the name, --model ORG/NAME@REVISION", ()),
     VllmFlag("--chat-template", "the model's own chat template is used", ()),
     VllmFlag("--tokenizer", "the model's own tokenizer is used", ()),
     VllmFlag("--trust-remote-code", _NO_CODE, is_switch=True),

@@ -26,7 +26,26 @@ def test_each_listed_model_is_found_by_its_id(tmp_path):
     listed = client.get("/v1/models").get_json()["data"]
     assert len(listed) >= 4
     for card in listed:
-        assert client.get(f"/v1/models/{card['id']}").get_json() == card
+        found = client.get(f"/v1/models/{card['id']}").get_json()
+        assert found.items() >= card.items()
+        assert found.keys() - card.keys() <= {"default_sampling_params"}
+
+
+def test_one_model_says_which_sampling_defaults_are_in_force(tmp_path):
+    neutral = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0}
+    neutral |= {"repetition_penalty": 1.0}
+    card = client_of("openai", tmp_path).get("/v1/models/qwen-demo").get_json()
+    assert card["default_sampling_params"] == neutral
+    said = '{"temperature": 0.4, "max_new_tokens": 30}'
+    client = client_of("openai", tmp_path, override_generation_config=said, defaults_top_k=5)
+    card = client.get("/v1/models/qwen-demo").get_json()
+    ours = {"temperature": 0.4, "top_k": 5, "max_tokens": 30}
+    assert card["default_sampling_params"] == neutral | ours
+
+
+def test_a_documented_profile_prints_no_more_than_its_document(tmp_path):
+    card = client_of("browser", tmp_path).get("/v1/models/MyCoder").get_json()
+    assert "default_sampling_params" not in card
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,9 @@ VARIATIONS = [
     ("qwen3_moe", {"mlp_only_layers": [0]}),
     ("qwen3_moe", {"num_experts": None, "num_local_experts": 6}),
     ("qwen3_moe", {"use_sliding_window": False, "sliding_window": 4096}),
+    ("qwen3_moe", {"use_sliding_window": True, "sliding_window": 64}),
+    ("qwen2", {"use_sliding_window": True, "max_window_layers": 1}),
+    ("qwen3", {"use_sliding_window": True, "layer_types": ["sliding_attention"] * 2}),
 ]
 ROPES = [
     {},

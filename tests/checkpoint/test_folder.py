@@ -12,6 +12,7 @@ from qwenapi.doctor.report import refuse_unfit
 from qwenapi.settings.table import Settings
 from tests.checkpoint.folders import INDEX, SINGLE, write_folder
 from workers.checkpoint.checkpoint import Checkpoint
+from workers.checkpoint.hub_name import HubName
 from workers.errors import ConfigError, ModelError
 
 
@@ -26,11 +27,17 @@ def refusal(path: str | Path) -> str:
 
 
 @pytest.mark.parametrize("name", ["Qwen/Qwen3-0.6B", "Qwen/Qwen2.5-7B-Instruct-AWQ", "me/my_model"])
-def test_a_name_of_a_hub_is_told_to_be_downloaded(tmp_path, monkeypatch, name):
+@pytest.mark.parametrize("revision", ["", "v1.0", "refs/pr/3"])
+def test_a_name_of_a_hub_is_told_from_a_path(tmp_path, monkeypatch, name, revision):
     monkeypatch.chdir(tmp_path)
-    words = refusal(name)
-    assert words.startswith(f"{name}: no such folder, and models are not fetched from a hub")
-    assert f"hf download {name}" in words
+    asked = f"{name}@{revision}" if revision else name
+    assert HubName.of(asked) == HubName(name, revision)
+    with pytest.raises(ModelError, match="no such folder, and not fetched yet"):
+        Checkpoint.at(asked)
+    settings = replace(Settings(), model=asked)
+    assert settings.served_names == (name,)
+    assert settings.model_name == name.split("/")[1]
+    assert HubName.of(name + "/") is HubName.of("./" + name) is HubName.of(f"/{name}") is None
 
 
 def test_a_folder_of_a_hubs_name_wins(tmp_path, monkeypatch):
@@ -132,7 +139,7 @@ def test_a_model_has_the_name_of_its_folder(tmp_path, monkeypatch, model, cwd, e
     monkeypatch.chdir(tmp_path / cwd)
     settings = replace(Settings(), model=model)
     assert settings.model_name == expected
-    assert settings.served_names == (expected,)
+    assert settings.served_names == (model if model == "Qwen/Qwen3-0.6B" else expected,)
 
 
 def test_a_link_has_its_own_name(tmp_path):

@@ -7,6 +7,7 @@ import pytest
 
 from qwenapi.doctor.check import Outcome
 from qwenapi.doctor.model import check_tokenizer
+from qwenapi.settings.sources import load
 from tests.checkpoint.folders import change, write_folder
 from workers.checkpoint.checkpoint import Checkpoint
 from workers.errors import ModelError
@@ -103,7 +104,7 @@ def test_an_eos_that_is_no_token_is_named_with_its_file(folder, name, eos):
             {"temperature": 0.0, "repetition_penalty": 1.05},
         ),
         ({"top_k": -1, "top_p": 1}, {"top_k": 0.0, "top_p": 1.0}),
-        ({"temperature": None, "max_new_tokens": 5}, {}),
+        ({"temperature": None, "max_new_tokens": 5}, {"max_new_tokens": 5}),
     ],
 )
 def test_without_sampling_the_penalty_stays(folder, said, expected):
@@ -122,12 +123,41 @@ def test_without_sampling_the_penalty_stays(folder, said, expected):
         {"repetition_penalty": 0},
         {"repetition_penalty": float("nan")},
         {"temperature": float("inf")},
+        {"max_new_tokens": 0},
+        {"max_new_tokens": 20.5},
+        {"top_k": 1.5},
     ],
 )
 def test_a_default_that_is_no_number_in_its_bounds_is_named(folder, said):
     (folder / "generation_config.json").write_text(json.dumps(said))
     with pytest.raises(ModelError, match=rf"generation_config\.json: {next(iter(said))} is "):
         Checkpoint.at(folder).check()
+
+
+def test_a_length_is_a_default_too(folder):
+    (folder / "generation_config.json").write_text('{"max_new_tokens": 512, "do_sample": false}')
+    assert Checkpoint.at(folder).sampling_defaults == {"max_new_tokens": 512, "temperature": 0.0}
+
+
+def test_another_folders_file_counts_in_its_place(folder, tmp_path_factory):
+    other = tmp_path_factory.mktemp("other")
+    said = {"temperature": 0.2, "eos_token_id": [5, 6]}
+    (other / "generation_config.json").write_text(json.dumps(said))
+    change(folder / "generation_config.json", temperature=0.9)
+    settings = load({"model": str(folder), "generation_config": str(other)}, {})
+    checkpoint = Checkpoint.of(settings.engine_config())
+    assert checkpoint.sampling_defaults == {"temperature": 0.2}
+    assert checkpoint.eos_token_ids == (5, 6, END_OF_TEXT, IM_END)
+    (other / "generation_config.json").unlink()
+    with pytest.raises(ModelError, match=f"{other}/generation_config.json: No such file"):
+        Checkpoint.of(settings.engine_config()).check()
+
+
+@pytest.mark.parametrize("said", ["auto", "vllm"])
+def test_tokens_that_end_an_answer_are_the_models_whoever_samples(folder, said):
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [7, 8]}))
+    settings = load({"model": str(folder), "generation_config": said}, {})
+    assert Checkpoint.of(settings.engine_config()).eos_token_ids[:2] == (7, 8)
 
 
 def test_a_folder_needs_neither_of_the_optional_files(folder):

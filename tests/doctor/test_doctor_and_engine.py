@@ -82,6 +82,8 @@ CASES = {
     "null kv heads": ("qwen2", config(num_key_value_heads=2, head_dim=16)),
     "windows that are off": ("qwen3", config(use_sliding_window=False, sliding_window=64)),
     "windows beyond the layers": ("qwen2", config(use_sliding_window=True, max_window_layers=9)),
+    "windows": ("qwen3", config(use_sliding_window=True, sliding_window=64, max_window_layers=1)),
+    "windows of experts": ("qwen3_moe", config(use_sliding_window=True)),
     "yarn": ("qwen3", config(rope_scaling=YARN | {"attn_factor": 0.9, "finetuned": True})),
     "linear": ("qwen3", config(rope_scaling={"type": "linear", "factor": 2})),
     "all plain though packed": ("qwen3", config(quantization_config=AWQ)),
@@ -90,8 +92,10 @@ CASES = {
         config(id2label="x", pad_token_id=-7, use_cache="yes", initializer_range=None, auto_map={}),
     ),
     # What both refuse.
-    "windows": ("qwen3", config(use_sliding_window=True, sliding_window=64, max_window_layers=1)),
-    "windows of experts": ("qwen3_moe", config(use_sliding_window=True)),
+    "windows that are nothing": ("qwen3", config(use_sliding_window=True, sliding_window=0,
+        max_window_layers=1)),
+    "windows of some experts": ("qwen3_moe", config(use_sliding_window=True,
+        layer_types=["full_attention", "sliding_attention"])),
     "windows by layer": ("qwen2", config(layer_types=["full_attention", "sliding_attention"])),
     "dynamic rope": ("qwen3", config(rope_scaling={"type": "dynamic", "factor": 2.0})),
     "rope without a factor": ("qwen3", config(rope_scaling={"rope_type": "linear"})),
@@ -126,7 +130,7 @@ CASES = {
     "a penalty of 0": ("qwen3", lambda folder: (folder / "generation_config.json").write_text(
         '{"repetition_penalty": 0}')),
 }  # fmt: skip
-REFUSED_FROM = list(CASES).index("windows")
+REFUSED_FROM = list(CASES).index("windows that are nothing")
 MUST_REFUSE_WITHIN = 2.0
 
 

@@ -91,6 +91,28 @@ def test_tokens_equal_those_of_transformers(scaled, drive, prompts, name, kind, 
     comparison.report()
 
 
+OVERRIDES = {
+    "rope_scaling": ("yarn", YARN),
+    "hf_overrides": ("linear", {"rope_parameters": KINDS["linear"][0]}),
+    "hf_overrides of another theta": (
+        "other theta",
+        {"rope_parameters": YARN | {"rope_theta": 5e4}, "max_position_embeddings": 512},
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", OVERRIDES)
+def test_what_a_flag_says_of_rope_is_as_if_the_file_did(scaled, drive, prompts, model_of, kind):
+    label, said = OVERRIDES[kind]
+    rope = {"rope_theta": 1e4} | said.get("rope_parameters", said)
+    model = AutoModelForCausalLM.from_pretrained(scaled(label, "qwen3", rope), dtype=torch.float32)
+    comparison, asked = Comparison(model.eval()), prompts(3, longest=200)
+    driver = drive("qwen3", **{kind.partition(" ")[0]: json.dumps(said)})
+    for prompt, tokens in zip(asked, answers(driver, asked), strict=True):
+        comparison.check(prompt, tokens)
+    comparison.report()
+
+
 def test_the_factor_of_the_published_model_changes_tokens(scaled, drive, prompts):
     """Else the comparison above would prove nothing."""
     asked = prompts(3, longest=200)

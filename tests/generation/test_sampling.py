@@ -13,6 +13,7 @@ from qwenapi.generation.sampling import (
     engine_params,
 )
 from qwenapi.settings.sources import load
+from workers.errors import ConfigError
 from workers.wire.protocol import ModelCard, SamplingParams
 
 CARD = ModelCard(
@@ -86,6 +87,44 @@ def test_a_models_own_defaults_may_be_left_out() -> None:
     assert params.repetition_penalty == 1.0
     settings = load({"profile": "openai"}, {})
     assert ask(generation_config=TUNED, defaults=defaults_of(settings)).params.temperature == 0.6
+
+
+def test_a_setting_goes_before_the_models_own_defaults() -> None:
+    said = '{"temperature": 0.3, "top_k": -1, "max_new_tokens": 12}'
+    settings = load({"profile": "openai", "override_generation_config": said}, {})
+    params = ask(generation_config=TUNED, defaults=defaults_of(settings)).params
+    assert (params.temperature, params.top_p, params.top_k) == (0.3, 0.95, 0)
+    assert params.max_tokens == 12
+    without = {"profile": "openai", "generation_config": "vllm"}
+    settings = load(without | {"override_generation_config": said}, {})
+    params = ask(generation_config=TUNED, defaults=defaults_of(settings)).params
+    assert (params.temperature, params.top_p, params.repetition_penalty) == (0.3, 1.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        ("{", "not JSON"),
+        ("[]", "must be a JSON object"),
+        ('{"temprature": 1}', "'temprature' is no sampling field; there are temperature, top_p"),
+        ('{"top_p": 2}', "top_p is 2, not a number from 0 to 1; mend the setting"),
+        ('{"max_new_tokens": 1.5}', "max_new_tokens is 1.5, not a whole number from 1"),
+    ],
+)
+def test_defaults_that_are_set_wrongly_end_a_start(said: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        load({"profile": "openai", "override_generation_config": said}, {})
+
+
+def test_the_models_length_holds_where_nobody_says_another() -> None:
+    models = TUNED | {"max_new_tokens": 20.0}
+    assert ask(generation_config=models).params.max_tokens == 20
+    assert ask(generation_config=models, max_tokens=50).params.max_tokens == 50
+    profile = RequestDefaults(max_tokens=16)
+    assert ask(generation_config=models, defaults=profile).params.max_tokens == 16
+    assert ask(85, generation_config=models).params.max_tokens == 15
+    ignored = RequestDefaults(has_model_defaults=False)
+    assert ask(generation_config=models, defaults=ignored).params.max_tokens == 90
 
 
 def test_the_request_wins_over_the_profile_and_the_profile_over_the_model() -> None:

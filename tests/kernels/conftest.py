@@ -55,6 +55,7 @@ def make_case(
     padding: int = 0,
     dtype: torch.dtype = torch.float32,
     seed: int = 0,
+    window: int | None = None,
 ) -> Case:
     """Return a case with shuffled block tables and NaN wherever no token lies."""
     torch.manual_seed(seed)
@@ -78,7 +79,7 @@ def make_case(
         own = query[start : start + tokens].double()
         if tokens:
             whole = key.double().transpose(0, 1), value.double().transpose(0, 1)
-            expected.append(reference.attend_row(own, *whole))
+            expected.append(reference.attend_row(own, *whole, window))
     lengths = torch.tensor([length for _, length in rows])
     on_device = (t.to(DEVICE) for t in (query, keys, values))
     as_int32 = (t.int().to(DEVICE) for t in (starts, lengths, shuffled))

@@ -81,6 +81,25 @@ def test_heads_of_other_sizes_are_padded(head_dim, dtype, poisoned):
     case.check(attend(case, num_splits=2))
 
 
+@pytest.mark.parametrize("num_splits", [1, 4])
+@pytest.mark.parametrize("window", [1, 5, 16, 40, 64, 128, 1000])
+def test_a_window_hides_what_lies_before_it(window, num_splits, dtype, poisoned):
+    rows = [*MIXED, (30, 300), (1, 700)]
+    case = make_case(rows, dtype=dtype, window=window)
+    plan = case.plan(num_splits)
+    case.check(paged_attention.attend(case.query, case.keys, case.values, plan, window))
+    if dtype == torch.float32:
+        case.check(reference.attend(case.query, case.keys, case.values, plan, window))
+
+
+@pytest.mark.parametrize("window", [3, 64, 100])
+def test_single_rows_have_a_window_too(window, dtype, poisoned):
+    case = make_case([(1, 700), (1, 9), (1, 64), (0, 0), (1, 65)], dtype=dtype, window=window)
+    for num_splits in (1, 2, 8):
+        plan = case.plan(num_splits)
+        case.check(paged_attention.attend(case.query, case.keys, case.values, plan, window))
+
+
 def test_prompt_in_chunks_equals_the_prompt_at_once(dtype):
     whole = make_case([(100, 100)], dtype=dtype)
     parts = []

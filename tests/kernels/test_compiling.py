@@ -30,16 +30,16 @@ number, number32, integer = "*bf16", "*fp32", "*i32"
 types = {name: number for name in ("query", "keys", "values", "context", "key", "value")}
 types |= {name: number32 for name in ("part_context", "part_largest", "part_total")}
 types |= {name: integer for name in ("starts", "lengths", "tables", "slots")}
-CASES = ((1, 1, 64, False), (1, 8, 16, False), (9, 1, 64, False), (9, 1, 16, False),
-         (1, 1, 64, True), (9, 1, 16, True))
-for max_query, splits, block_size, is_batch_invariant in CASES:
+CASES = ((1, 1, 64, False, 0), (1, 8, 16, False, 0), (9, 1, 64, False, 0), (9, 1, 16, False, 0),
+         (1, 8, 64, False, 4096), (9, 1, 64, False, 4096), (1, 1, 64, True, 0), (9, 1, 16, True, 0))
+for max_query, splits, block_size, is_batch_invariant, window in CASES:
     tile = paged_attention.choose_tile(
         max_query, torch.bfloat16, is_batch_invariant=is_batch_invariant
     )
     constants = {
         "GROUP": 4, "HEAD_DIM": 128, "PADDED_DIM": 128, "BLOCK_SIZE": block_size,
         "NUM_QUERIES": tile.queries, "NUM_KEYS": tile.keys, "NUM_SPLITS": splits,
-        "IS_SINGLE": max_query == 1 and not is_batch_invariant,
+        "IS_SINGLE": max_query == 1 and not is_batch_invariant, "WINDOW": window,
     }
     options = {"num_warps": tile.num_warps, "num_stages": tile.num_stages}
     report(compile(paged_attention._attend_tiles, types, constants, **options))
@@ -58,8 +58,8 @@ compile(
 
 def test_kernels_compile_for_hopper(tmp_path):
     compiled = run(PROGRAM, tmp_path)
-    assert len(compiled) == 8
-    for one in compiled[4:]:  # the exact ones, whose tiles are as large as this instruction's
+    assert len(compiled) == 10
+    for one in compiled[6:]:  # the exact ones, whose tiles are as large as this instruction's
         assert one["group_products"] > 0
     for one in compiled:
         assert one["products"] > 0 and one["copies"] > 0  # matrix units, and copies ahead of them

@@ -70,9 +70,9 @@ def test_missing_weights_are_named(copy):
         ({"architectures": None}, "architecture"),
         ({"quantization_config": {"quant_method": "awq", "bits": 4}}, "quantization_config"),
         (
-            {"use_sliding_window": True, "sliding_window": 64, "max_window_layers": 0}
+            {"use_sliding_window": True, "sliding_window": -1, "max_window_layers": 0}
             | {"layer_types": None},
-            "use_sliding_window",
+            "sliding_window",
         ),
         ({"hidden_act": "gelu"}, "hidden_act"),
         (

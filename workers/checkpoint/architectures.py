@@ -13,6 +13,7 @@ from workers.checkpoint.model_config import (
     FIELDS,
     FULL_ATTENTION,
     LINEAR_ATTENTION,
+    SLIDING_ATTENTION,
     Field,
     ModelConfig,
     flag,
@@ -40,7 +41,7 @@ class Architecture:
     fields: Mapping[str, Field]
     attention: Callable[[ModelConfig, int], Tensors]
     feed_forward: Callable[[ModelConfig, int], Tensors]
-    layer_types: tuple[str, ...] = (FULL_ATTENTION,)
+    layer_types: tuple[str, ...] = (FULL_ATTENTION, SLIDING_ATTENTION)
     prefixes: tuple[str, ...] = ("model.", "")
     text_model_type: str = ""
 

@@ -5,44 +5,59 @@ one. Refuses to know how weights become a model.
 """
 
 import hashlib
-from collections.abc import Mapping
-from dataclasses import dataclass
+import json
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from workers.checkpoint.architectures import Architecture, architecture_name, architecture_of
+from workers.checkpoint.architectures import (
+    ARCHITECTURES,
+    Architecture,
+    architecture_name,
+    architecture_of,
+)
 from workers.checkpoint.files import read_bytes, read_json
 from workers.checkpoint.folder import find_folder
 from workers.checkpoint.model_config import ModelConfig, flatten
+from workers.checkpoint.overrides import Overrides
 from workers.checkpoint.packings import Quantization
 from workers.checkpoint.quantization import read_quantization
 from workers.checkpoint.safetensors_header import header_bytes
+from workers.checkpoint.sampling_defaults import sampling_defaults
 from workers.checkpoint.weights import Weights, find_files, read_weights
+from workers.config import EngineConfig
 from workers.errors import ConfigError, ModelError
 
-# The sampling fields of generation_config.json, and the values they may have.
-SAMPLING_DEFAULTS: Mapping[str, tuple[float, float]] = {
-    "temperature": (0, 100),
-    "top_p": (0, 1),
-    "top_k": (-1, 2**31 - 1),  # 0 and -1: no limit
-    "min_p": (0, 1),
-    "repetition_penalty": (1e-3, 1e3),
-}
 # Of what torch multiplies in 8 bits.
 _FP8_MULTIPLE = 16
-_OF_CHOICE = ("top_p", "top_k", "min_p")
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """An existing model folder; each property raises ModelError naming the file that is wrong."""
+    """An existing model folder; each property raises ModelError naming the file that is wrong.
+
+    `generation_folder` has the generation_config.json that counts, if it is not the model's own.
+    """
 
     directory: Path
+    overrides: Overrides = field(default_factory=Overrides)
+    generation_folder: Path | None = None
 
     @classmethod
     def at(cls, path: str | Path) -> "Checkpoint":
+        """Return what lies in a folder, as it is."""
         return cls(find_folder(path))
+
+    @classmethod
+    def of(cls, config: EngineConfig) -> "Checkpoint":
+        """Return what an engine is to serve: a folder, and what is laid over its files."""
+        folder = config.generation_config
+        return cls(
+            find_folder(config.model),
+            Overrides.parse(config.rope_scaling, config.hf_overrides),
+            None if folder in ("auto", "vllm") else Path(folder),
+        )
 
     def check(self, quantization: str = "auto") -> None:
         """Raise ModelError or ConfigError if the folder cannot be served as a setting asks."""
@@ -70,8 +85,10 @@ class Checkpoint:
 
     @cached_property
     def raw_config(self) -> dict[str, Any]:
-        """Return config.json as it is; `config` is what a model is computed from."""
-        return read_json(self.config_file)
+        """Return config.json with its overrides; `config` is what a model is computed from."""
+        known = {name for row in ARCHITECTURES.values() for name in row.fields}
+        self.overrides.check_names(known)
+        return self.overrides.apply(read_json(self.config_file))
 
     @property
     def architecture(self) -> str:
@@ -84,12 +101,12 @@ class Checkpoint:
 
     @cached_property
     def config(self) -> ModelConfig:
-        return self._architecture.read_config(self.raw_config, self.config_file)
+        return self._architecture.read_config(self.raw_config, self._place)
 
     @cached_property
     def quantization(self) -> Quantization | None:
-        flat = flatten(self.raw_config, self.config_file)
-        return read_quantization(flat, self.config_file)
+        flat = flatten(self.raw_config, self._place)
+        return read_quantization(flat, self._place)
 
     @cached_property
     def weights(self) -> Weights:
@@ -97,7 +114,7 @@ class Checkpoint:
 
     @cached_property
     def generation_config(self) -> dict[str, Any]:
-        return read_json(self.directory / "generation_config.json", optional=True)
+        return read_json(self._generation_file, optional=self.generation_folder is None)
 
     @cached_property
     def tokenizer_config(self) -> dict[str, Any]:
@@ -110,36 +127,21 @@ class Checkpoint:
         """
         inner = self.raw_config.get("text_config")
         sources = {
-            "generation_config.json": [self.generation_config],
-            "config.json": [self.raw_config, inner if isinstance(inner, dict) else {}],
+            self._generation_file: [self.generation_config],
+            self.config_file: [self.raw_config, inner if isinstance(inner, dict) else {}],
         }
         ids: list[int] = []
-        for name, found in sources.items():
+        for file, found in sources.items():
             for source in found:
-                ids += self._token_ids(source.get("eos_token_id"), self.directory / name)
+                ids += self._token_ids(source.get("eos_token_id"), file)
         own = self._tokenizer_eos()
         return tuple(dict.fromkeys(ids if own is None else [*ids, own]))
 
     @cached_property
     def sampling_defaults(self) -> dict[str, float]:
-        """Return the sampling fields of generation_config.json. With `do_sample: false` the best
-        token is taken, as penalties leave it.
-        """
-        found: dict[str, float] = {}
-        for name, (least, most) in SAMPLING_DEFAULTS.items():
-            value = self.generation_config.get(name)
-            if value is None:
-                continue
-            if type(value) not in (int, float) or not least <= value <= most:
-                raise ModelError(
-                    f"{self.directory / 'generation_config.json'}: {name} is {value!r}, not a"
-                    f" number from {least:g} to {most:g}; take the file of the published model"
-                )
-            found[name] = float(max(value, 0))
-        if self.generation_config.get("do_sample") is False:
-            found = {name: value for name, value in found.items() if name not in _OF_CHOICE}
-            found["temperature"] = 0.0
-        return found
+        """Return the sampling fields of generation_config.json."""
+        remedy = "take the file of the published model"
+        return sampling_defaults(self.generation_config, str(self._generation_file), remedy)
 
     @property
     def tokenizer_sha256(self) -> str:
@@ -151,14 +153,26 @@ class Checkpoint:
         header.
         """
         digest = hashlib.sha256(read_bytes(self.config_file))
+        if self.overrides.fields:
+            digest.update(json.dumps(self.overrides.fields, sort_keys=True).encode())
         for file in find_files(self.directory):
             digest.update(f"{file.name} {file.stat().st_size}".encode())
             digest.update(header_bytes(file))
         return digest.hexdigest()
 
     @property
+    def _generation_file(self) -> Path:
+        return (self.generation_folder or self.directory) / "generation_config.json"
+
+    @property
     def _architecture(self) -> Architecture:
-        return architecture_of(self.raw_config, self.config_file)
+        return architecture_of(self.raw_config, self._place)
+
+    @property
+    def _place(self) -> Path:
+        """What a message names where a field of config.json is wrong."""
+        changed = " as --hf-overrides and --rope-scaling change it" if self.overrides.fields else ""
+        return Path(f"{self.config_file}{changed}")
 
     def _check_rounding(self) -> None:
         """Refuse plain weights that the product of 8 bits cannot take."""

@@ -4,26 +4,23 @@ Each refusal is one sentence that says what it is and what to do.
 """
 
 import os
-import re
 from pathlib import Path
 
 from workers.checkpoint.files import read_json
+from workers.checkpoint.hub_name import HubName
 from workers.errors import ModelError
 
-_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _SNAPSHOTS = "snapshots"
 _CACHED = "models--"
 
 
-def is_hub_name(name: str) -> bool:
-    """Whether a text could be a model's name on a hub, `Qwen/Qwen3-0.6B`, and is no folder here."""
-    return bool(_HUB_NAME.fullmatch(name)) and not os.path.lexists(name)
-
-
 def model_name(path: str | Path) -> str:
-    """Return the name a folder's model is served under: the folder's own, of a Hugging Face cache
-    the repository's (`models--Qwen--Qwen3-0.6B/snapshots/<hash>` is `Qwen3-0.6B`).
+    """Return a model's short name: its folder's own, of a Hugging Face cache or a hub the
+    repository's (`models--Qwen--Qwen3-0.6B/snapshots/<hash>` is `Qwen3-0.6B`).
     """
+    name = HubName.of(str(path))
+    if name is not None:
+        return name.repo.split("/")[1]
     folder = Path(os.path.abspath(path))
     cached = folder.parent.parent.name
     if folder.parent.name == _SNAPSHOTS and cached.startswith(_CACHED):
@@ -33,11 +30,8 @@ def model_name(path: str | Path) -> str:
 
 def find_folder(path: str | Path) -> Path:
     """Return the absolute path of a model folder; raise ModelError saying what it is instead."""
-    if is_hub_name(str(path)):
-        raise ModelError(
-            f"{path}: no such folder, and models are not fetched from a hub; download it (hf"
-            f" download {path} --local-dir DIR) and pass that directory"
-        )
+    if HubName.of(str(path)) is not None:
+        raise ModelError(f"{path}: no such folder, and not fetched yet; a start fetches it")
     folder = Path(os.path.abspath(path))
     if folder.is_file():
         raise ModelError(f"{folder}: {_file_kind(folder)}")

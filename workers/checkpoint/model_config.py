@@ -14,12 +14,16 @@ from workers.checkpoint.rope import RopeParameters
 from workers.errors import ModelError
 
 FULL_ATTENTION, LINEAR_ATTENTION = "full_attention", "linear_attention"
+SLIDING_ATTENTION = "sliding_attention"
 # Of a hybrid's head, what is rotated where nothing is said.
 _HYBRID_ROTARY_FACTOR = 0.25
 
 _PUBLISHED = "take the file of the published model"
 _REQUIRED = object()
 _MOST_LAYERS = 1000
+# What transformers takes where a file is silent.
+_USUAL_WINDOW, _USUAL_FIRST_WINDOWED = 4096, 28
+_ALIKE = "qwen3_moe"
 
 
 @dataclass(frozen=True)
@@ -90,11 +94,15 @@ FIELDS: Mapping[str, Field] = {
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """`values` are all fields by their names; the properties, those that everybody asks for."""
+    """`values` are all fields by their names; the properties, those that everybody asks for.
+
+    In layers of sliding attention a token sees itself and the `sliding_window - 1` before it.
+    """
 
     values: Mapping[str, Any]
     rope: RopeParameters
     layer_types: tuple[str, ...]
+    sliding_window: int | None = None
 
     @classmethod
     def read(
@@ -116,14 +124,14 @@ class ModelConfig:
             values["num_key_value_heads"] = heads
         is_hybrid = LINEAR_ATTENTION in layer_types
         types = _layer_types(raw, values["num_hidden_layers"], file, is_hybrid=is_hybrid)
-        if not set(types) <= set(layer_types):
+        if others := sorted(set(types) - set(layer_types)):
             raise ModelError(
-                f"{file}: use_sliding_window is not supported, only full attention is; choose a"
-                " model without it"
+                f"{file}: layer_types names {others[0]!r}, which is not supported for this"
+                f" architecture, only {' and '.join(layer_types)}; choose another model"
             )
         part = _HYBRID_ROTARY_FACTOR if is_hybrid else 1.0
         rope = RopeParameters.read(raw, values["max_position_embeddings"], file, part)
-        config = cls(values, rope, types)
+        config = cls(values, rope, types, _sliding_window(raw, types, file))
         config._refuse_inconsistent(file)
         return config
 
@@ -148,7 +156,7 @@ class ModelConfig:
     @property
     def num_attention_layers(self) -> int:
         """Return how many layers keep keys and values."""
-        return self.layer_types.count(FULL_ATTENTION)
+        return len(self.layer_types) - self.layer_types.count(LINEAR_ATTENTION)
 
     @property
     def num_attention_heads(self) -> int:
@@ -212,24 +220,54 @@ def _layer_types(
             f"{file}: per_layer_config is {per_layer!r}, but all layers must be alike; {_PUBLISHED}"
         )
     types = raw.get("layer_types")
-    if types is not None:
-        if not isinstance(types, list) or len(types) != num_layers:
-            count = len(types) if isinstance(types, list) else repr(types)
-            raise ModelError(
-                f"{file}: layer_types has {count} entries, num_hidden_layers is {num_layers};"
-                f" {_PUBLISHED}"
-            )
-        return tuple(map(str, types))
+    if types is None:
+        return _usual_layer_types(raw, num_layers, file, is_hybrid=is_hybrid)
+    if not isinstance(types, list) or len(types) != num_layers:
+        count = len(types) if isinstance(types, list) else repr(types)
+        raise ModelError(
+            f"{file}: layer_types has {count} entries, num_hidden_layers is {num_layers};"
+            f" {_PUBLISHED}"
+        )
+    # Of these transformers makes all layers alike, whatever the list says.
+    if raw.get("model_type") == _ALIKE and types != list(
+        usual := _usual_layer_types(raw, num_layers, file, is_hybrid=is_hybrid)
+    ):
+        raise ModelError(
+            f"{file}: layer_types is not {usual[0]!r} throughout, as use_sliding_window makes it;"
+            f" {_PUBLISHED}"
+        )
+    return tuple(map(str, types))
+
+
+def _usual_layer_types(
+    raw: Mapping[str, Any], num_layers: int, file: Path, *, is_hybrid: bool
+) -> tuple[str, ...]:
+    """Return what each layer attends to where no list says it."""
+    layers = range(num_layers)
     if is_hybrid:
         every = positive(4).read(
             "full_attention_interval", raw.get("full_attention_interval"), file
         )
-        return tuple(
-            LINEAR_ATTENTION if (i + 1) % every else FULL_ATTENTION for i in range(num_layers)
+        return tuple(LINEAR_ATTENTION if (i + 1) % every else FULL_ATTENTION for i in layers)
+    windowed: set[int] = set()
+    if raw.get("use_sliding_window") and raw.get("sliding_window", _USUAL_WINDOW) is not None:
+        first = raw.get("max_window_layers", _USUAL_FIRST_WINDOWED)
+        first = first if type(first) is int else 0
+        windowed = {
+            "qwen2_moe": {i for i in layers if i % 2 == 0 and i < first},
+            _ALIKE: set(layers),
+        }.get(str(raw.get("model_type")), {i for i in layers if i >= first})
+    return tuple(SLIDING_ATTENTION if i in windowed else FULL_ATTENTION for i in layers)
+
+
+def _sliding_window(raw: Mapping[str, Any], types: Collection[str], file: Path) -> int | None:
+    """Return how many tokens a token sees in layers of sliding attention, if there are any."""
+    if SLIDING_ATTENTION not in types:
+        return None
+    if raw.get("use_sliding_window") is not True:
+        raise ModelError(
+            f"{file}: layer_types names {SLIDING_ATTENTION!r}, but use_sliding_window is"
+            f" {raw.get('use_sliding_window')!r}; {_PUBLISHED}"
         )
-    first = raw.get("max_window_layers", 28)
-    if not raw.get("use_sliding_window") or raw.get("sliding_window", 4096) is None:
-        first = num_layers
-    elif raw.get("model_type") == "qwen3_moe" or type(first) is not int:
-        first = 0
-    return tuple(FULL_ATTENTION if i < first else "sliding_attention" for i in range(num_layers))
+    window = raw.get("sliding_window", _USUAL_WINDOW)
+    return int(positive().read("sliding_window", window, file))

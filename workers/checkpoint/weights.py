@@ -104,7 +104,7 @@ def find_files(directory: Path) -> tuple[Path, ...]:
     """
     index = directory / INDEX
     if index.exists():
-        files = [directory / name for name in set(_weight_map(index).values())]
+        files = [directory / name for name in set(named_by_index(index).values())]
     elif (directory / SINGLE).exists():
         files = [directory / SINGLE]
     else:
@@ -152,7 +152,7 @@ def read_weights(
     return Weights(tensors, shapes, packed, files, unused)
 
 
-def _weight_map(index: Path) -> dict[str, str]:
+def named_by_index(index: Path) -> dict[str, str]:
     """Return the file of each tensor that an index names."""
     found = read_json(index).get("weight_map")
     if not isinstance(found, dict) or not found:
@@ -181,7 +181,7 @@ def _what_is_there(directory: Path) -> str:
 def _read_headers(files: tuple[Path, ...], directory: Path) -> Stored:
     """Return the tensors of all files; of two that have the same, the one the index names."""
     index = directory / INDEX
-    places = _weight_map(index) if index.exists() else {}
+    places = named_by_index(index) if index.exists() else {}
     tensors: Stored = {}
     for file in files:
         for name, tensor in read_header(file).items():

@@ -199,9 +199,17 @@ class ModelRunner:
         width = num_blocks * self._block_size
         length = self._tensor(lengths[first:stop])
         hidden = torch.arange(width, device=length.device) >= length[:, None]
-        mask = torch.zeros(hidden.shape, dtype=self._decoder.dtype, device=length.device)
-        mask.masked_fill_(hidden, float("-inf"))
-        return DecodeGroup(first, stop, self._head_blocks(tables), width, mask[:, None])
+        window_mask = None
+        if (window := self._decoder.window) is not None:
+            past = torch.arange(width, device=length.device) < length[:, None] - window
+            window_mask = self._mask(hidden | past)
+        blocks = self._head_blocks(tables)
+        return DecodeGroup(first, stop, blocks, width, self._mask(hidden), window_mask)
+
+    def _mask(self, hidden: Tensor) -> Tensor:
+        """Return `[rows, 1, width]` to add to scores."""
+        mask = torch.zeros(hidden.shape, dtype=self._decoder.dtype, device=hidden.device)
+        return mask.masked_fill_(hidden, float("-inf"))[:, None]
 
     def _prefill_spans(self, rows: list[Row], first: int) -> Iterator[PrefillSpan]:
         for row in rows:

@@ -55,7 +55,7 @@ def start(config: EngineConfig, progress: Progress) -> tuple[ModelCard, ModelRun
     """Load a model and give it a cache; raise ModelError or ConfigError if that cannot be done."""
     device = choose_device(config.device, config.replica)
     dtype = choose_dtype(config.dtype, device)
-    checkpoint = Checkpoint.at(config.model)
+    checkpoint = Checkpoint.of(config)
     checkpoint.check_quantization(config.quantization)
     model_config = load_config(checkpoint)
     as_fp8 = checkpoint.is_rounded(config.quantization)

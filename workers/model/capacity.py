@@ -71,7 +71,8 @@ def resolve_limits(
     block_size = block_size_of(config, device)
     if config.max_model_len > longest:
         raise ConfigError(
-            f"max_model_len = {config.max_model_len}, but the model ends at {longest}"
+            f"max_model_len = {config.max_model_len}, but the model ends at {longest}; lower it, or"
+            " stretch its positions by --rope-scaling"
         )
     max_model_len = config.max_model_len or longest
     budget = token_budget_of(config, device)

@@ -84,6 +84,11 @@ class Decoder:
         return sum(layer.state_shape is None for layer in self._layers)
 
     @property
+    def window(self) -> int | None:
+        """How many tokens a token sees in layers that have a window; None if there are none."""
+        return next((layer.window for layer in self._layers if layer.window), None)
+
+    @property
     def slot_bytes(self) -> int:
         """The bytes of one sequence's state in all layers; 0 for a model without states."""
         shapes = [layer.state_shape for layer in self._layers]

@@ -58,7 +58,8 @@ def load_config(checkpoint: Checkpoint) -> PretrainedConfig:
         "rope_parameters": dict(config.rope.values),
         "layer_types": list(config.layer_types),
         "architectures": [checkpoint.architecture],
-        "use_sliding_window": False,
+        "use_sliding_window": config.sliding_window is not None,
+        "sliding_window": config.sliding_window,
     }
     try:
         return AutoConfig.for_model(checkpoint.text_model_type, **values)

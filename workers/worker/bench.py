@@ -101,7 +101,7 @@ def conditions(config: EngineConfig, card: ModelCard) -> dict[str, Any]:
     """Return what must be known to read the numbers; of the settings, those that were set."""
     import torch
 
-    model = Checkpoint.at(card.model_dir).config.values
+    model = Checkpoint.of(config).config.values
     defaults = asdict(EngineConfig(config.model))
     return {
         "model": model_name(card.model_dir),

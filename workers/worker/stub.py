@@ -199,7 +199,7 @@ def _prompt_logprobs(request: Generate) -> PromptLogprobs | None:
 
 
 def _card(config: EngineConfig) -> ModelCard:
-    checkpoint = Checkpoint.at(config.model)
+    checkpoint = Checkpoint.of(config)
     return ModelCard(
         model_dir=str(checkpoint.directory),
         model_hash="stub-" + checkpoint.tokenizer_sha256,

@@ -20,7 +20,6 @@ from qwenapi.api.openai.writer import ChatWriter, Writer
 from qwenapi.errors import BadRequest, EngineUnavailable, ModelNotFound
 from qwenapi.generation.answer_format import grammar_for
 from qwenapi.generation.chat import ChatOptions, ChatPrompt, prepare_chat
-<<<<<<< HEAD
 from qwenapi.generation.prompt import (
     bad_word_ids,
     beside_others,
@@ -28,17 +27,12 @@ from qwenapi.generation.prompt import (
     fill_in_the_middle,
     fim_stops,
 )
-from qwenapi.generation.request import GenerationRequest
 from qwenapi.generation.sampling import (
-    Clamped,
     SamplingRequest,
     check_token_ids,
-    clamped_header,
+    defaults_in_force,
+    defaults_of,
 )
-=======
-from qwenapi.generation.prompt import bad_word_ids, beside_others, cut_prompt
-from qwenapi.generation.sampling import SamplingRequest, check_token_ids
->>>>>>> doors
 from qwenapi.generation.stream import GenerationStream
 from qwenapi.http.body import accepts
 from qwenapi.http.responses import json_response
@@ -159,8 +153,17 @@ def model(model: str) -> Response:
     cards = _model_cards()
     for name, found in cards.items():
         if _plain(name) == _plain(model):
-            return json_response(found)
+            return json_response(found | _defaults_in_force(name))
     raise ModelNotFound(model, tuple(cards))
+
+
+def _defaults_in_force(name: str) -> dict[str, Any]:
+    """Return the sampling defaults of a name, for profiles whose document prints no body of it."""
+    card, profile = services().engine.card, services().profiles.for_model(name)
+    if card is None or not profile.as_openai:
+        return {}
+    defaults = defaults_of(profile.settings, profile.chat_max_tokens)
+    return {"default_sampling_params": defaults_in_force(card, defaults)}
 
 
 def _model_cards() -> dict[str, dict[str, Any]]:

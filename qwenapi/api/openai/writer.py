@@ -11,20 +11,11 @@ from typing import Any, ClassVar, TypeVar
 
 from qwenapi import __version__
 from qwenapi.api.openai import render
-<<<<<<< HEAD
 from qwenapi.api.openai.logprobs import chat_logprobs, prompt_logprobs
-from qwenapi.engines.mailbox import Cancelled
 from qwenapi.errors import DIALECTS, ApiError, Wording
 from qwenapi.generation.chat import PreparedChat
 from qwenapi.generation.chat_output import ChatDelta, ChatOutput, without_reasoning
-=======
-from qwenapi.api.openai.logprobs import TextOffsets, chat_logprobs, completion_logprobs
-from qwenapi.errors import DIALECTS, ApiError, Wording
-from qwenapi.generation.chat import PreparedChat
-from qwenapi.generation.chat_output import ChatDelta, ChatOutput, without_reasoning
-from qwenapi.generation.delta import Delta, gather
 from qwenapi.generation.pieces import sent_pieces
->>>>>>> doors
 from qwenapi.generation.request import GenerationRequest
 from qwenapi.generation.sampling import SamplingRequest
 from qwenapi.generation.stream import GenerationStream

@@ -28,6 +28,7 @@ class DecodeGroup:
 
     `blocks` is `[kv_heads * rows * blocks]`, or for one row whose blocks follow each other a slice;
     `mask` is `[rows, 1, length]`, 0 or -inf, and None for a single row, whose `length` is exact.
+    `window_mask` hides what lies before a window too, where a model has layers with one.
     """
 
     first: int
@@ -35,6 +36,7 @@ class DecodeGroup:
     blocks: Tensor | slice
     length: int
     mask: Tensor | None
+    window_mask: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,12 @@ class AttentionPlan:
         return AttentionPlan(
             self.slots.to(device),
             tuple(
-                replace(group, blocks=_move(group.blocks, device), mask=_move(group.mask, device))
+                replace(
+                    group,
+                    blocks=_move(group.blocks, device),
+                    mask=_move(group.mask, device),
+                    window_mask=_move(group.window_mask, device),
+                )
                 for group in self.decodes
             ),
             tuple(replace(span, blocks=_move(span.blocks, device)) for span in self.prefills),
@@ -81,64 +88,81 @@ LayerKVCache = KVCache | BlockKVCache
 
 
 def attend(
-    query: Tensor, key: Tensor, value: Tensor, cache: KVCache, plan: AttentionPlan
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    cache: KVCache,
+    plan: AttentionPlan,
+    window: int | None = None,
 ) -> Tensor:
     """Return the context `[tokens, heads, head_dim]` of all tokens of a step.
 
-    `key` and `value` are those of the step's own tokens, already written to the cache.
+    `key` and `value` are those of the step's own tokens, already written to the cache. With a
+    `window` a token sees itself and so many less one before it.
     """
     context = torch.empty_like(query, memory_format=torch.contiguous_format)
     for group in plan.decodes:
         rows = slice(group.first, group.stop)
-        context[rows] = _attend_group(query[rows], cache, group)
+        context[rows] = _attend_group(query[rows], cache, group, window)
     for span in plan.prefills:
         rows = slice(span.first, span.stop)
         if plan.is_batch_invariant:
             keys, values = cache.gather(span.blocks)
             context[rows] = batch_invariant.attend_span(
-                query[rows], keys[:, : span.length], values[:, : span.length]
+                query[rows], keys[:, : span.length], values[:, : span.length], window
             )
             continue
         if span.num_computed == 0:
             keys, values = key[rows].transpose(0, 1), value[rows].transpose(0, 1)
         else:
             keys, values = cache.gather(span.blocks)
-        context[rows] = _attend_span(query[rows], keys[:, : span.length], values[:, : span.length])
+        seen = slice(max(0, span.num_computed - window + 1) if window else 0, span.length)
+        context[rows] = _attend_span(query[rows], keys[:, seen], values[:, seen], window)
     return context
 
 
-def _attend_group(query: Tensor, cache: KVCache, group: DecodeGroup) -> Tensor:
+def _attend_group(query: Tensor, cache: KVCache, group: DecodeGroup, window: int | None) -> Tensor:
     rows, num_heads, head_dim = query.shape
     keys, values = (
         part.unflatten(1, (rows, -1))[:, :, : group.length] for part in cache.gather(group.blocks)
     )
     grouped = query.view(rows, cache.num_kv_heads, -1, head_dim).transpose(0, 1)
-    if group.mask is not None and query.device.type == "cpu":
-        context = cpu_attention.attend_rows(grouped, keys, values, group.mask)
+    mask = group.mask
+    if window is not None:
+        mask = group.window_mask
+        if mask is None:
+            keys, values = keys[:, :, -window:], values[:, :, -window:]
+    if mask is not None and query.device.type == "cpu":
+        context = cpu_attention.attend_rows(grouped, keys, values, mask)
     else:
-        context = F.scaled_dot_product_attention(grouped, keys, values, group.mask, scale=1.0)
+        context = F.scaled_dot_product_attention(grouped, keys, values, mask, scale=1.0)
     return context.transpose(0, 1).reshape(rows, num_heads, head_dim)
 
 
-def _attend_span(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+def _attend_span(query: Tensor, keys: Tensor, values: Tensor, window: int | None) -> Tensor:
     """Attend causally; queries are of the last tokens of `[kv_heads, length, head_dim]`."""
     tokens, num_heads, head_dim = query.shape
     grouped = query.view(tokens, keys.shape[0], -1, head_dim).permute(1, 2, 0, 3)
     if query.device.type == "cpu":
-        context = cpu_attention.attend_span(grouped, keys, values)
+        context = cpu_attention.attend_span(grouped, keys, values, window)
     else:
-        context = _attend_span_by_sdpa(grouped, keys, values)
+        context = _attend_span_by_sdpa(grouped, keys, values, window)
     return context.permute(2, 0, 1, 3).reshape(tokens, num_heads, head_dim)
 
 
-def _attend_span_by_sdpa(grouped: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+def _attend_span_by_sdpa(
+    grouped: Tensor, keys: Tensor, values: Tensor, window: int | None
+) -> Tensor:
     tokens, length = grouped.shape[2], keys.shape[1]
     repeat = (-1, grouped.shape[1], -1, -1)
     keys, values = keys.unsqueeze(1).expand(repeat), values.unsqueeze(1).expand(repeat)
-    if tokens == length:
+    if tokens == length and window is None:
         return F.scaled_dot_product_attention(grouped, keys, values, is_causal=True, scale=1.0)
     position = torch.arange(length - tokens, length, device=grouped.device)
-    visible = torch.arange(length, device=grouped.device) <= position[:, None]
+    key_position = torch.arange(length, device=grouped.device)
+    visible = key_position <= position[:, None]
+    if window is not None:
+        visible &= key_position > position[:, None] - window
     return F.scaled_dot_product_attention(grouped, keys, values, visible, scale=1.0)
 
 

@@ -52,7 +52,7 @@ class BlockKVCache:
             qkv, head_norm, eps, scale, cos, sin, slots, self._keys, self._values
         )
 
-    def attend(self, query: Tensor, plan: PagedPlan) -> Tensor:
+    def attend(self, query: Tensor, plan: PagedPlan, window: int | None = None) -> Tensor:
         """Return the context `[tokens, heads, head_dim]` of all tokens of a step."""
         with torch.cuda.device_of(query):
-            return self._attend(query, self._keys, self._values, plan)
+            return self._attend(query, self._keys, self._values, plan, window)

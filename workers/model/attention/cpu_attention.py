@@ -25,8 +25,11 @@ def attend_rows(grouped: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> 
     return context.view(grouped.shape)
 
 
-def attend_span(grouped: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """Attend `[kv_heads, queries, tokens, head_dim]` over `[kv_heads, length, head_dim]`."""
+def attend_span(grouped: Tensor, keys: Tensor, values: Tensor, window: int | None = None) -> Tensor:
+    """Attend `[kv_heads, queries, tokens, head_dim]` over `[kv_heads, length, head_dim]`.
+
+    With a `window` a token sees itself and so many less one before it.
+    """
     num_kv_heads, queries, tokens, head_dim = grouped.shape
     before = keys.shape[1] - tokens
     context = grouped.new_empty(grouped.shape)
@@ -34,12 +37,15 @@ def attend_span(grouped: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         tile = grouped[:, :, first : first + _TILE]
         size = tile.shape[2]
         length = before + first + size
+        seen = slice(max(0, length - size - window + 1) if window else 0, length)
         query = tile.reshape(num_kv_heads, queries * size, head_dim)
-        scores = torch.bmm(query, keys[:, :length].transpose(1, 2))
-        scores = scores.view(num_kv_heads, queries, size, length)
-        scores[..., length - size :] += _future(grouped.dtype)[:size, :size]
-        weights = scores.softmax(-1).view(num_kv_heads, queries * size, length)
-        part = torch.bmm(weights, values[:, :length])
+        scores = torch.bmm(query, keys[:, seen].transpose(1, 2))
+        scores = scores.view(num_kv_heads, queries, size, -1)
+        scores[..., -size:] += _future(grouped.dtype)[:size, :size]
+        if window and scores.shape[-1] > window:
+            scores.masked_fill_(_past(size, scores.shape[-1], window), float("-inf"))
+        weights = scores.softmax(-1).view(num_kv_heads, queries * size, -1)
+        part = torch.bmm(weights, values[:, seen])
         context[:, :, first : first + size] = part.view(tile.shape)
     return context
 
@@ -48,3 +54,8 @@ def attend_span(grouped: Tensor, keys: Tensor, values: Tensor) -> Tensor:
 def _future(dtype: torch.dtype) -> Tensor:
     """Return what hides later positions from earlier ones: -inf above the diagonal."""
     return torch.full((_TILE, _TILE), float("-inf"), dtype=dtype).triu_(1)
+
+
+def _past(size: int, length: int, window: int) -> Tensor:
+    """Return which of `length` keys lie before the windows of the last `size` positions."""
+    return torch.ones(size, length, dtype=torch.bool).tril_(length - size - window)

@@ -51,10 +51,13 @@ _DECODE_FLOAT32 = AttentionTile(queries=16, keys=32, num_warps=4, num_stages=2)
 _PREFILL_FLOAT32 = AttentionTile(queries=32, keys=32, num_warps=8, num_stages=2)
 
 
-def attend(query: Tensor, keys: Tensor, values: Tensor, plan: PagedPlan) -> Tensor:
+def attend(
+    query: Tensor, keys: Tensor, values: Tensor, plan: PagedPlan, window: int | None = None
+) -> Tensor:
     """Return the context `[tokens, heads, head_dim]` of all rows; padding tokens get anything.
 
     `keys` and `values` `[blocks, block_size, kv_heads, head_dim]` have the step's tokens already.
+    With a `window` a token sees itself and so many less one before it.
     """
     num_tokens, num_heads, head_dim = query.shape
     num_kv_heads, num_rows = keys.shape[2], plan.lengths.shape[0]
@@ -73,7 +76,8 @@ def attend(query: Tensor, keys: Tensor, values: Tensor, plan: PagedPlan) -> Tens
         num_rows, query.stride(0), plan.tables.stride(0), keys.stride(0), keys.stride(1),
         GROUP=group, HEAD_DIM=head_dim, PADDED_DIM=_padded(head_dim), BLOCK_SIZE=keys.shape[1],
         NUM_QUERIES=tile.queries, NUM_KEYS=tile.keys, NUM_SPLITS=plan.num_splits,
-        IS_SINGLE=is_single, num_warps=tile.num_warps, num_stages=tile.num_stages,
+        IS_SINGLE=is_single, WINDOW=window or 0,
+        num_warps=tile.num_warps, num_stages=tile.num_stages,
     )  # fmt: skip
     if plan.num_splits > 1:
         _fold_parts[(num_tokens, num_heads)](
@@ -127,7 +131,7 @@ def _attend_tiles(
     starts, lengths, tables, num_rows, query_stride, table_stride, place_stride, slot_stride,
     GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, PADDED_DIM: tl.constexpr,
     BLOCK_SIZE: tl.constexpr, NUM_QUERIES: tl.constexpr, NUM_KEYS: tl.constexpr,
-    NUM_SPLITS: tl.constexpr, IS_SINGLE: tl.constexpr,
+    NUM_SPLITS: tl.constexpr, IS_SINGLE: tl.constexpr, WINDOW: tl.constexpr,
 ):  # fmt: skip
     """Attend with one tile of queries of one row, over one split of the keys they may see."""
     block, kv_head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
@@ -152,8 +156,9 @@ def _attend_tiles(
     q = tl.load(query + at[:, None] + dim[None, :], mask=is_real[:, None] & is_dim, other=0.0)
 
     num_visible = num_computed + tl.minimum(first + tokens_per_block, num_tokens)
-    per_split = tl.cdiv(tl.cdiv(num_visible, NUM_KEYS), NUM_SPLITS) * NUM_KEYS
-    begin = split * per_split
+    begin = _first_tile(num_computed + first, WINDOW, NUM_KEYS)
+    per_split = tl.cdiv(tl.cdiv(num_visible - begin, NUM_KEYS), NUM_SPLITS) * NUM_KEYS
+    begin += split * per_split
     end = tl.minimum(begin + per_split, num_visible)
     table = tables + row.to(tl.int64) * table_stride
     largest = tl.full([NUM_QUERIES], float("-inf"), tl.float32)
@@ -167,7 +172,7 @@ def _attend_tiles(
         lies = lies[:, None] + kv_head * HEAD_DIM + dim[None, :]
         key = tl.load(keys + lies, mask=is_key[:, None] & is_dim, other=0.0)
         value = tl.load(values + lies, mask=is_key[:, None] & is_dim, other=0.0)
-        is_visible = position[None, :] <= (num_computed + token)[:, None]
+        is_visible = _is_visible(num_computed + token, position, WINDOW)
         largest, total, acc = _fold_tile(q, key, value, is_visible, largest, total, acc)
 
     token_head = (start + token).to(tl.int64) * (tl.num_programs(1) * GROUP) + head
@@ -181,6 +186,24 @@ def _attend_tiles(
         tl.store(part_total + at, total, mask=is_real)
         at = at[:, None] * HEAD_DIM + dim[None, :]
         tl.store(part_context + at, acc, mask=(is_real & (total > 0))[:, None] & is_dim)
+
+
+@triton.jit
+def _first_tile(position, WINDOW: tl.constexpr, NUM_KEYS: tl.constexpr):
+    """Return where the first tile of keys begins that a query and those behind it may see."""
+    begin = 0
+    if WINDOW > 0:
+        begin = tl.maximum(position - WINDOW + 1, 0) // NUM_KEYS * NUM_KEYS
+    return begin
+
+
+@triton.jit
+def _is_visible(query_position, key_position, WINDOW: tl.constexpr):
+    """Return which keys of a tile its queries may see."""
+    is_visible = key_position[None, :] <= query_position[:, None]
+    if WINDOW > 0:
+        is_visible &= key_position[None, :] > query_position[:, None] - WINDOW
+    return is_visible
 
 
 @triton.jit

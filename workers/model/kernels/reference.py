@@ -10,7 +10,9 @@ from torch import Tensor
 from workers.model.layout.paged_plan import PagedPlan
 
 
-def attend(query: Tensor, keys: Tensor, values: Tensor, plan: PagedPlan) -> Tensor:
+def attend(
+    query: Tensor, keys: Tensor, values: Tensor, plan: PagedPlan, window: int | None = None
+) -> Tensor:
     """Return the context `[tokens, heads, head_dim]` of all rows; padding tokens get zeros."""
     context = torch.zeros_like(query, memory_format=torch.contiguous_format)
     starts, lengths = plan.starts.tolist(), plan.lengths.tolist()
@@ -21,19 +23,24 @@ def attend(query: Tensor, keys: Tensor, values: Tensor, plan: PagedPlan) -> Tens
             row_keys, row_values = (
                 part[table].flatten(0, 1)[:length].transpose(0, 1) for part in (keys, values)
             )
-            context[tokens] = attend_row(query[tokens], row_keys, row_values)
+            context[tokens] = attend_row(query[tokens], row_keys, row_values, window)
     return context
 
 
-def attend_row(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """Attend causally with the last tokens of `[kv_heads, length, head_dim]`."""
+def attend_row(query: Tensor, keys: Tensor, values: Tensor, window: int | None = None) -> Tensor:
+    """Attend causally with the last tokens of `[kv_heads, length, head_dim]`, each over its last
+    `window` keys.
+    """
     tokens, num_heads, head_dim = query.shape
     num_kv_heads, length = keys.shape[:2]
     grouped = query.reshape(tokens, num_kv_heads, -1, head_dim).permute(1, 2, 0, 3)
     scores = grouped @ keys.transpose(1, 2)[:, None]
     last = torch.arange(length - tokens, length, device=query.device)
-    is_future = torch.arange(length, device=query.device) > last[:, None]
-    weights = scores.masked_fill(is_future, float("-inf")).softmax(-1)
+    position = torch.arange(length, device=query.device)
+    is_hidden = position > last[:, None]
+    if window is not None:
+        is_hidden |= position <= last[:, None] - window
+    weights = scores.masked_fill(is_hidden, float("-inf")).softmax(-1)
     context = weights @ values[:, None]
     return context.permute(2, 0, 1, 3).reshape(tokens, num_heads, head_dim)
 

@@ -133,6 +133,7 @@ class Attention:
         self._num_heads = module.o_proj.weight.shape[1] // self._head_dim
         self._is_gated = module.q_proj.weight.shape[0] > self._num_heads * self._head_dim
         self._num_kv_heads = module.k_proj.weight.shape[0] // self._head_dim
+        self.window: int | None = getattr(module, "sliding_window", None) or None
         self._head_norm = self._merge_head_norms(module)
         self._eps = 0.0 if self._head_norm is None else norm_of(module.q_norm)[1]
         self._sigmoid = batch_invariant.sigmoid if is_batch_invariant else torch.sigmoid
@@ -157,7 +158,7 @@ class Attention:
         query = cache.rotate_and_write(
             qkv, self._head_norm, self._eps, scale, rope.cos, rope.sin, plan.slots
         )
-        return cache.attend(query, plan)
+        return cache.attend(query, plan, self.window)
 
     def _attend_by_torch(self, qkv: Tensor, rope: Rope, cache: KVCache, plan: Plan) -> Tensor:
         heads, gate = self._split_gate(qkv)
@@ -167,7 +168,7 @@ class Attention:
         value = heads[:, num_rotated:]
         assert isinstance(plan, AttentionPlan)
         cache.write(plan.slots, key, value)
-        context = attend(query, key, value, cache, plan)
+        context = attend(query, key, value, cache, plan, self.window)
         return context if gate is None else context.mul_(self._sigmoid(gate))
 
     def _split_gate(self, qkv: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -220,6 +221,11 @@ class DecoderLayer:
     def state_shape(self) -> StateShape | None:
         """The dimensions of its state, where it has one in the place of keys and values."""
         return self._mixer.state_shape if isinstance(self._mixer, GatedDeltaNet) else None
+
+    @property
+    def window(self) -> int | None:
+        """How many tokens a token sees, itself among them; None: all before it."""
+        return None if isinstance(self._mixer, GatedDeltaNet) else self._mixer.window
 
     def __call__(
         self, hidden: Hidden, rope: Rope, cache: LayerCache, plan: Plan, states: StatePlan | None

@@ -71,8 +71,11 @@ def by_row(compute: Callable[..., Tensor], *parts: Tensor) -> Tensor:
     return torch.cat([compute(*row) for row in rows])
 
 
-def attend_span(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """Attend causally; scaled queries are of the last tokens of `[kv_heads, length, head_dim]`."""
+def attend_span(query: Tensor, keys: Tensor, values: Tensor, window: int | None = None) -> Tensor:
+    """Attend causally; scaled queries are of the last tokens of `[kv_heads, length, head_dim]`.
+
+    With a `window` a token sees itself and so many less one before it.
+    """
     tokens, num_heads, head_dim = query.shape
     num_kv_heads, length = keys.shape[:2]
     filled = (0, 0, 0, -length % KEY_BLOCK)
@@ -86,12 +89,16 @@ def attend_span(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     context = torch.empty_like(grouped)
     for token in range(tokens):
         num_visible = length - tokens + token + 1
-        context[token] = _attend_one(grouped[token].contiguous(), blocks, num_visible)
+        num_hidden = max(0, num_visible - window) if window else 0
+        context[token] = _attend_one(grouped[token].contiguous(), blocks, num_visible, num_hidden)
     return context.view(tokens, num_heads, head_dim)
 
 
-def _attend_one(query: Tensor, blocks: list[tuple[Tensor, Tensor]], num_visible: int) -> Tensor:
-    """Attend one query `[kv_heads, group, head_dim]` over its first `num_visible` keys.
+def _attend_one(
+    query: Tensor, blocks: list[tuple[Tensor, Tensor]], num_visible: int, num_hidden: int
+) -> Tensor:
+    """Attend one query `[kv_heads, group, head_dim]` over its first `num_visible` keys, of which
+    the first `num_hidden` are left out.
 
     The softmax is folded block by block, as in Milakov and Gimelshein, "Online normalizer
     calculation for softmax" (2018), in float32.
@@ -101,7 +108,10 @@ def _attend_one(query: Tensor, blocks: list[tuple[Tensor, Tensor]], num_visible:
     total = torch.zeros((*shape, 1))
     context = torch.zeros(query.shape)
     for first, (key, value) in zip(range(0, num_visible, KEY_BLOCK), blocks, strict=False):
+        if first + KEY_BLOCK <= num_hidden:
+            continue
         scores = torch.bmm(query, key).float()
+        scores[..., : max(0, num_hidden - first)] = float("-inf")
         scores[..., max(0, num_visible - first) :] = float("-inf")
         larger = torch.maximum(largest, scores.amax(-1, keepdim=True))
         weights = (scores - larger).exp_()
