@@ -49,7 +49,7 @@ def refusal(folder) -> str:
         ({"quant_method": "mxfp4"}, "'mxfp4' (floats of 4 bits with an exponent for 32"),
         ({"quant_method": "gguf"}, "'gguf' (GGUF, for llama.cpp)"),
         ({"quant_method": "aqlm"}, "'aqlm' (AQLM, codebooks)"),
-        ({"quant_method": "auto-round", "bits": 4}, "'auto-round' (AutoRound, whose exports as"),
+        ({"quant_method": "auto-round", "bits": 4}, "'auto-round' (AutoRound's own format)"),
         ({"quant_method": "of-tomorrow"}, "'of-tomorrow': loaded are"),
         ({"bits": 4, "group_size": 64}, "None (MLX, for Apple's chips)"),
         ({"quant_method": ["fp8"]}, "['fp8']: loaded are"),

@@ -101,6 +101,11 @@ CASES = {
     "rope without a factor": ("qwen3", config(rope_scaling={"rope_type": "linear"})),
     "rope by layer": ("qwen3", config(rope_parameters={"full_attention": {"rope_type": "yarn"}})),
     "GPTQ of 3 bits": ("qwen3", config(quantization_config={"quant_method": "gptq", "bits": 3})),
+    "FP8 of another type": (
+        "qwen3_moe",
+        config(quantization_config={"quant_method": "fp8", "fmt": "e5m2"}),
+    ),
+    "NVFP4": ("qwen2", config(quantization_config={"quant_method": "modelopt"})),
     "a packed norm": ("qwen3", packed_norm),
     "an unknown model_type": ("qwen3", config(model_type="qwen9")),
     "another model_type": ("qwen3", config(model_type="qwen2")),

@@ -17,6 +17,8 @@ pytest.importorskip("triton", reason="kernels need the package triton")
 from workers.model.kernels import block_fp8  # noqa: E402
 
 DTYPES = [torch.float32, torch.float16, *([] if DEVICE == "cpu" else [torch.bfloat16])]
+# Hopper's matrix units keep 14 bits of a sum of 128 products.
+ROUNDED_SUMS = 0.0 if DEVICE == "cpu" else 1e-3
 LIMITS = {torch.float32: 2e-6, torch.float16: 1e-3, torch.bfloat16: 6e-3}
 
 
@@ -48,7 +50,7 @@ def test_a_product_is_that_of_the_rounded_operands(num_rows, num_outputs, num_in
         expected += 0 if added is None else added.double()
         found = block_fp8.multiply(x, weight, added, is_batch_invariant=False)
         error = (found.double() - expected).norm(dim=-1) / expected.norm(dim=-1)
-        assert found.dtype == dtype and float(error.max()) < LIMITS[dtype]
+        assert found.dtype == dtype and float(error.max()) < LIMITS[dtype] + ROUNDED_SUMS
 
 
 def test_what_lies_beside_a_row_changes_nothing():

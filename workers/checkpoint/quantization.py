@@ -19,7 +19,7 @@ _MLX = "MLX, for Apple's chips"
 _MODELOPT = "NVIDIA ModelOpt"
 _OTHERS: Mapping[str, str] = {
     "aqlm": "AQLM, codebooks",
-    "auto-round": "AutoRound, whose exports as auto_gptq, auto_awq or llm_compressor are others",
+    "auto-round": "AutoRound's own format",
     "bitnet": "BitNet, ternary numbers",
     "bitsandbytes": "bitsandbytes, NF4 or int8",
     "eetq": "EETQ, int8",
