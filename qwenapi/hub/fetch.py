@@ -4,6 +4,11 @@ Whoever starts engines asks here first, so that they know directories only. A di
 name wins.
 """
 
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,7 +27,8 @@ def with_local_model(settings: Settings, say: Say) -> Settings:
     def read(folder: Path) -> Checkpoint:
         return Checkpoint.of(replace(settings, model=str(folder)).engine_config())
 
-    return replace(settings, model=str(_hub(settings).fetch(name, read, say)))
+    with _ended_by_interrupt():
+        return replace(settings, model=str(_hub(settings).fetch(name, read, say)))
 
 
 def with_cached_model(settings: Settings) -> Settings | None:
@@ -32,6 +38,23 @@ def with_cached_model(settings: Settings) -> Settings | None:
         return settings
     folder = _hub(settings).cached(name)
     return None if folder is None else replace(settings, model=str(folder))
+
+
+@contextmanager
+def _ended_by_interrupt() -> Iterator[None]:
+    """Let Ctrl-C end the process at once: libraries wait for the files their threads fetch."""
+
+    def end(*_: object) -> None:
+        if sys.stderr.isatty():
+            sys.stderr.write("\x1b[?25h\n")  # the cursor, which a bar hides
+            sys.stderr.flush()
+        os._exit(128 + signal.SIGINT)
+
+    previous = signal.signal(signal.SIGINT, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
 
 
 def _hub(settings: Settings) -> Hub:

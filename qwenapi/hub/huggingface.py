@@ -5,8 +5,10 @@ connection broke; files that a killed start had finished are kept. What the libr
 done here: room on the disk, hashes, progress, and one sentence for each failure.
 """
 
+import errno
 import hashlib
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,6 +39,9 @@ from workers.checkpoint.hub_name import HubName
 from workers.errors import ConfigError, ModelError
 
 _PIECE_BYTES = 1 << 20
+# After which a file that nobody has written to is the rest of a fetch that was killed.
+_FORGOTTEN_SECONDS = 3600
+_NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
 
 
 class HuggingFace:
@@ -73,9 +78,11 @@ class HuggingFace:
         if why is None:
             raise _refusal(name, error, is_cached=folder is not None) from error
         if folder is None:
+            is_offline = isinstance(error, OfflineModeIsEnabled)
+            remedy = "set it to 0" if is_offline else "fetch it where there is a connection"
             raise ConfigError(
-                f"{name}: not cached in {constants.HF_HUB_CACHE}, and {why}; fetch it where there"
-                " is a connection, or pass a directory"
+                f"{name}: not cached in {constants.HF_HUB_CACHE}, and {why}; {remedy}, or pass a"
+                " directory"
             ) from error
         say(f"{name}: {why}; the cached copy of commit {folder.name[:12]} is served")
         return folder
@@ -88,6 +95,7 @@ class HuggingFace:
             _drop_if_cut(folder / file.rfilename, file.size)
         missing = [file for file in files if not (folder / file.rfilename).exists()]
         if missing:
+            _drop_forgotten(storage / "blobs")
             total = sum(file.size or 0 for file in missing)
             refuse_without_room(name, storage, total, "HF_HOME")
             with (
@@ -128,6 +136,16 @@ def _drop_if_cut(file: Path, size: int | None) -> None:
         _drop(file)
 
 
+def _drop_forgotten(blobs: Path) -> None:
+    """Remove what killed fetches have left: by its names no other goes on with it."""
+    for file in blobs.glob("*.????????.incomplete"):
+        try:
+            if time.time() - file.stat().st_mtime > _FORGOTTEN_SECONDS:
+                file.unlink()
+        except FileNotFoundError:
+            continue
+
+
 def _drop(file: Path) -> None:
     file.resolve().unlink(missing_ok=True)
     file.unlink(missing_ok=True)
@@ -164,6 +182,11 @@ def _telling(name: HubName) -> Iterator[None]:
         known = isinstance(error, HfHubHTTPError) and error.response.status_code in (401, 403, 404)
         if known:
             raise _refusal(name, error) from error
+        if isinstance(error, OSError) and error.errno in _NOT_WRITABLE:
+            raise ConfigError(
+                f"{name}: cannot write to {constants.HF_HUB_CACHE}, {error.strerror}; set HF_HOME"
+                " to a folder that may be written"
+            ) from error
         cause = error.__cause__ or error
         raise ConfigError(
             f"{name}: the fetch broke off, {_first_line(cause)}; start again, finished files are"
@@ -188,7 +211,7 @@ def _refusal(name: HubName, error: Exception, *, is_cached: bool = False) -> Con
     """Return what the hub's refusal means, and the remedy."""
     hub = constants.ENDPOINT
     status = error.response.status_code if isinstance(error, HfHubHTTPError) else 0
-    token = get_token()
+    token = get_token() if status else None
     hint = "; with HF_HUB_OFFLINE=1 the cached copy is served" if is_cached else ""
     if isinstance(error, GatedRepoError):
         text = (

@@ -52,6 +52,7 @@ VLLM_FLAGS = (
     VllmFlag("--response-role", "answers are the assistant's", ("assistant",)),
     VllmFlag("--seed", "an answer without `seed` differs each time", ("0",)),
     VllmFlag("--revision", "write it behind the name, --model ORG/NAME@REVISION", ()),
+    VllmFlag("--download-dir", "the cache is the hub library's own; set HF_HOME", ()),
     VllmFlag("--chat-template", "the model's own chat template is used", ()),
     VllmFlag("--tokenizer", "the model's own tokenizer is used", ()),
     VllmFlag("--trust-remote-code", _NO_CODE, is_switch=True),

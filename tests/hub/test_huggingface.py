@@ -3,6 +3,7 @@
 import os
 import pty
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from qwenapi.settings.table import etc_dir
 from tests.checkpoint.folders import INDEX, shard, write_folder
 from tests.hub.hub_server import COMMIT, REPO, TOKEN, HubServer
+from tests.running_server import wait_for
 from workers.checkpoint.checkpoint import Checkpoint
 from workers.errors import ExitCode
 
@@ -172,6 +174,13 @@ def test_what_a_hub_refuses_is_one_sentence(hub, fetch, refusal, expected):
     assert expected in refused(done) and done.stderr.count("\n") == 1
 
 
+def test_a_cache_that_cannot_be_written_is_named(hub, fetch, tmp_path):
+    (tmp_path / "file").write_text("")
+    with hub.running() as endpoint:
+        words = refused(fetch(endpoint, HF_HUB_CACHE=str(tmp_path / "file" / "hub")))
+    assert words.startswith(f"{REPO}: cannot write to {tmp_path}/file/hub, Not a directory")
+
+
 def test_a_broken_fetch_says_so(hub, fetch):
     hub.always_cut = {"tokenizer_config.json"}
     with hub.running() as endpoint:
@@ -235,6 +244,30 @@ def test_a_bar_with_rate_and_time_left_is_drawn_on_a_terminal(hub, environ):
         os.close(master)
         assert process.wait(60) == 0, shown
     assert re.search(rb"org/tiny .*\d+\.\d/\d+\.\d MB.*MB/s.*0:00:0", shown), shown
+
+
+def test_an_interrupted_fetch_ends_at_once_and_its_rest_is_removed_in_time(hub, environ, fetch):
+    hub.files[FIRST] += bytes(3 * PIECE)
+    hub.seconds_a_piece = 1.0
+    blobs = Path(environ["HF_HOME"], "hub", "models--org--tiny", "blobs")
+    with hub.running() as endpoint:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "tests.hub.fetch_once", REPO],
+            env=environ | {"HF_ENDPOINT": endpoint},
+            cwd=etc_dir().parent,
+            stderr=subprocess.DEVNULL,
+        )
+        wait_for(lambda: FIRST in hub.fetched)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(5) == 130
+        [left] = blobs.glob("*.incomplete")
+        hub.seconds_a_piece = 0
+        folder_of(fetch(endpoint, f"{REPO}@{COMMIT}"))
+        assert left.exists(), "another process could still write to it"
+        (blobs.parent / "snapshots" / COMMIT / FIRST).unlink()
+        os.utime(left, (0, 0))
+        folder_of(fetch(endpoint))
+        assert not left.exists()
 
 
 def test_a_command_ends_with_its_sentence(hub, environ):
