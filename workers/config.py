@@ -19,9 +19,6 @@ class EngineConfig:
     """
 
     model: str
-    rope_scaling: str = ""
-    hf_overrides: str = ""
-    generation_config: str = "auto"
     dtype: str = "auto"
     device: str = "auto"
     replica: int = -1
@@ -41,6 +38,9 @@ class EngineConfig:
     num_speculative_tokens: int = 0
     async_scheduling: str = "auto"
     enforce_eager: bool = False
+    rope_scaling: str = ""
+    hf_overrides: str = ""
+    generation_config: str = "auto"
     max_waiting: int = 1024
     step_timeout: float = 0.0
     log_level: str = "info"
