@@ -6,7 +6,7 @@ the two. The workspace is an estimate: what an engine takes beside weights and c
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,7 +16,9 @@ import pynvml
 from qwenapi.doctor.check import GIB, Check, failure, gib, ok, warning
 from qwenapi.settings.table import Settings
 from workers.checkpoint.model_config import ModelConfig
+from workers.checkpoint.state_slots import StateSlots
 from workers.checkpoint.weights import Weights
+from workers.errors import ConfigError
 
 CPU_CACHE_FRACTION = 0.25
 CPU_CACHE_BYTES = 4 * GIB
@@ -26,6 +28,8 @@ SPREAD_FROM = 0.8
 CPU_BASE_BYTES = GIB // 2
 CUDA_BASE_BYTES = GIB
 LOGITS_COPIES = 3
+# Of a hybrid's states, so that half of the cache has one and the trash slot.
+_FEWEST_SLOTS = 4
 USUAL_STREAM = 2048
 ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -51,10 +55,12 @@ class MemoryPlan:
     block_size: int
     num_blocks: int
     wanted_len: int
+    num_running: int
+    state_bytes: int = 0  # of all slots
 
     @property
     def cache(self) -> int:
-        return self.num_blocks * self.block_bytes
+        return self.num_blocks * self.block_bytes + self.state_bytes
 
     @property
     def num_tokens(self) -> int:
@@ -65,7 +71,7 @@ class MemoryPlan:
     def cache_gb_wanted(self) -> float:
         """Return the GiB of cache that one sequence of the wanted length takes."""
         blocks = -(-self.wanted_len // self.block_size) + 1
-        return round(blocks * self.block_bytes / GIB + 0.005, 2)
+        return round((blocks * self.block_bytes + self.state_bytes) / GIB + 0.005, 2)
 
 
 def find_room(settings: Settings, num_bytes: int) -> Room:
@@ -147,16 +153,37 @@ def make_plan(settings: Settings, weights: Weights, of: ModelConfig, room: Room)
         + rows * of.vocab_size * 4 * LOGITS_COPIES
     )
     free = max(0, room.free // room.num_engines - weight_bytes - workspace)
-    useful = rows * -(-wanted // block_size) + 1
-    if settings.num_blocks or settings.kv_cache_gb:
-        num_blocks = settings.num_blocks or int(settings.kv_cache_gb * GIB) // block_bytes
-    elif room.is_gpu:
-        reserve = int((1 - settings.gpu_memory_utilization) * room.total)
-        num_blocks = min(max(0, free - reserve) // block_bytes, useful)
-    else:
-        share = int(min(CPU_CACHE_FRACTION * free, CPU_CACHE_BYTES))
-        num_blocks = min(share // block_bytes, useful)
-    return MemoryPlan(weight_bytes, workspace, block_bytes, block_size, num_blocks, wanted)
+    memory, slots = _cache_bytes(settings, room, free), None
+    per_block = block_bytes
+    if of.state_bytes:
+        with suppress(ConfigError):  # then there is room for blocks neither
+            slots = StateSlots.fit(memory, of.state_bytes, rows, settings.state_memory_fraction)
+            memory -= slots.fixed * of.state_bytes
+            per_block += int(slots.per_token * block_size * of.state_bytes)
+        rows = slots.running if slots else 0
+    num_blocks = settings.num_blocks or memory // per_block
+    if not (settings.num_blocks or settings.kv_cache_gb):
+        num_blocks = min(num_blocks, rows * -(-wanted // block_size) + 1)
+    num_slots = slots.total(block_size * num_blocks) if slots else _FEWEST_SLOTS
+    return MemoryPlan(
+        weight_bytes,
+        workspace,
+        block_bytes,
+        block_size,
+        num_blocks,
+        wanted,
+        rows,
+        num_slots * of.state_bytes,
+    )
+
+
+def _cache_bytes(settings: Settings, room: Room, free: int) -> int:
+    """Return the memory that a cache may take of what weights and workspace leave free."""
+    if settings.kv_cache_gb:
+        return int(settings.kv_cache_gb * GIB)
+    if room.is_gpu:
+        return max(0, free - int((1 - settings.gpu_memory_utilization) * room.total))
+    return int(min(CPU_CACHE_FRACTION * free, CPU_CACHE_BYTES))
 
 
 def _weight_bytes(settings: Settings, weights: Weights, item: int, *, has_kernels: bool) -> int:
@@ -224,7 +251,7 @@ def _check_length(settings: Settings, plan: MemoryPlan, of: ModelConfig) -> Iter
             "context",
             f"the cache holds {plan.num_tokens} tokens: {plan.num_tokens // plan.wanted_len}"
             f" sequences of {plan.wanted_len}, or {streams} of"
-            f" {min(USUAL_STREAM, plan.wanted_len)}; {settings.max_num_seqs} run at once",
+            f" {min(USUAL_STREAM, plan.wanted_len)}; {plan.num_running} run at once",
         )
 
 

@@ -1,6 +1,7 @@
 """Hybrid models load as they are published, text and vision in one folder, and as text alone."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,6 +15,8 @@ from transformers import (
     Qwen3_5MoeForConditionalGeneration,
 )
 
+from qwenapi.doctor.memory import Room, find_room, make_plan
+from qwenapi.settings.table import Settings
 from tests.engine.conftest import DIMENSIONS, EOS, HYBRID, MIXTURE, Driver, disturb_norms
 from tests.engine.test_hybrid import NEAR_TIE, prompt_of
 from tests.engine.test_parity import Comparison
@@ -162,3 +165,27 @@ def test_too_little_memory_for_one_state_is_refused(tmp_path):
 def test_a_model_without_states_has_the_blocks_it_had(tmp_path):
     found = limits(tmp_path, slot=0)
     assert (found.max_num_seqs, found.num_state_slots, found.num_blocks) == (256, 0, 1600)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"max_num_seqs": 4},
+        {"kv_cache_gb": 0.02},
+        {"max_num_seqs": 3, "state_memory_fraction": 0.3, "kv_cache_gb": 0.02},
+    ],
+)
+def test_the_doctor_foretells_blocks_slots_and_sequences(tmp_path, name, changes):
+    write_published(tmp_path, name)
+    settings = replace(Settings(), model=str(tmp_path), dtype="float32", device="cpu", **changes)
+    checkpoint = Checkpoint.at(tmp_path)
+    plan = make_plan(settings, checkpoint.weights, checkpoint.config, find_room(settings, 0))
+    engine = Engine(replace(settings.engine_config(), threads=2), lambda stage, fraction: None)
+    states = engine._blocks.states
+    assert engine.card.num_blocks == plan.num_blocks
+    assert states.num_slots + 1 == plan.state_bytes // checkpoint.config.state_bytes
+    assert engine._scheduler._max_num_seqs == plan.num_running
+    memory = Room("memory", False, 20 << 20, 18 << 20)
+    small = make_plan(settings, checkpoint.weights, checkpoint.config, memory)
+    assert small.num_tokens == 0 or "kv_cache_gb" in changes

@@ -159,6 +159,20 @@ class ModelConfig:
         return len(self.layer_types) - self.layer_types.count(LINEAR_ATTENTION)
 
     @property
+    def state_bytes(self) -> int:
+        """Return what the states of one sequence take in all layers of linear attention, float32:
+        a matrix a head, and the inputs that the convolution still sees.
+        """
+        num_layers = self.layer_types.count(LINEAR_ATTENTION)
+        if num_layers == 0:
+            return 0
+        kept = int(self.values["linear_conv_kernel_dim"]) - 1
+        heads, key_heads = (self.values[f"linear_num_{of}_heads"] for of in ("value", "key"))
+        key_dim, value_dim = (self.values[f"linear_{of}_head_dim"] for of in ("key", "value"))
+        channels = 2 * key_heads * key_dim + heads * value_dim
+        return int(4 * num_layers * (heads * key_dim * value_dim + kept * channels))
+
+    @property
     def num_attention_heads(self) -> int:
         return int(self.values["num_attention_heads"])
 

@@ -1,27 +1,20 @@
 """Size the cache: how many blocks and state slots fit, and how much may therefore run.
 
 Knows memory, of the machine or of its GPUs. Refuses to know what the blocks are used for.
-
-A hybrid model's slots have at most half of the memory, or the part that `state_memory_fraction`
-says: one for every sequence that may run, a few more for snapshots of prefixes, and by itself
-another for every SNAPSHOT_TOKENS that the blocks hold.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 
+from workers.checkpoint.state_slots import StateSlots
 from workers.config import EngineConfig
 from workers.errors import ConfigError
 
 CPU_CACHE_FRACTION = 0.25
 CPU_CACHE_BYTES = 4 << 30
 GIB = 1 << 30
-SNAPSHOT_TOKENS = 2048
-_MOST_SPARE_SLOTS = 8
-_MOST_STATES_FRACTION = 0.5
 
 
 @dataclass(frozen=True)
@@ -34,17 +27,6 @@ class CapacityLimits:
     block_size: int
     num_blocks: int
     num_state_slots: int = 0
-
-
-class SlotLimits(NamedTuple):
-    """Slots for `running` sequences, and `spare` ones for snapshots; a trash slot beside them."""
-
-    running: int
-    spare: int
-
-    @property
-    def total(self) -> int:
-        return 1 + self.running + self.spare
 
 
 def block_size_of(config: EngineConfig, device: torch.device) -> int:
@@ -77,17 +59,16 @@ def resolve_limits(
     max_model_len = config.max_model_len or longest
     budget = token_budget_of(config, device)
     memory = _cache_bytes(config, device, free_bytes)
-    slots = SlotLimits(min(config.max_num_seqs, budget), 0)
-    slots_a_token = 0.0
+    running, slots = min(config.max_num_seqs, budget), None
     if slot_bytes:
-        slots = _resolve_slots(config, slots.running, memory, slot_bytes)
-        slots_a_token = 0.0 if config.state_memory_fraction else 1 / SNAPSHOT_TOKENS
-        memory -= slots.total * slot_bytes
-        block_bytes += int(slots_a_token * block_size * slot_bytes)
+        slots = StateSlots.fit(memory, slot_bytes, running, config.state_memory_fraction)
+        running = slots.running
+        memory -= slots.fixed * slot_bytes
+        block_bytes += int(slots.per_token * block_size * slot_bytes)
     num_blocks = config.num_blocks or memory // block_bytes
     if not (config.num_blocks or config.kv_cache_gb):  # one more than useful: block 0 is trash
-        num_blocks = min(num_blocks, slots.running * -(-max_model_len // block_size) + 1)
-    num_slots = slots.total + int(slots_a_token * block_size * num_blocks) if slot_bytes else 0
+        num_blocks = min(num_blocks, running * -(-max_model_len // block_size) + 1)
+    num_slots = slots.total(block_size * num_blocks) if slots else 0
     held = (num_blocks - 1) * block_size
     if config.max_model_len > held or held <= 0:
         raise ConfigError(
@@ -95,7 +76,7 @@ def resolve_limits(
             f" {block_size} tokens that fit; lower it, or raise num_blocks or kv_cache_gb"
         )
     return CapacityLimits(
-        min(max_model_len, held), slots.running, budget, block_size, num_blocks, num_slots
+        min(max_model_len, held), running, budget, block_size, num_blocks, num_slots
     )
 
 
@@ -113,22 +94,6 @@ def _cache_bytes(config: EngineConfig, device: torch.device, free_bytes: int) ->
     if device.type == "cpu":
         return int(min(CPU_CACHE_FRACTION * free_bytes, CPU_CACHE_BYTES))
     return free_bytes
-
-
-def _resolve_slots(
-    config: EngineConfig, max_num_seqs: int, memory: int, slot_bytes: int
-) -> SlotLimits:
-    share = config.state_memory_fraction or _MOST_STATES_FRACTION
-    usable = int(share * memory) // slot_bytes - 1
-    if usable < 1:
-        raise ConfigError(
-            f"the states of one sequence take {slot_bytes >> 20} MiB, and"
-            f" {int(share * memory) >> 20} MiB of cache are for them; raise kv_cache_gb or"
-            " state_memory_fraction"
-        )
-    spare = min(_MOST_SPARE_SLOTS, usable // 2)
-    running = min(max_num_seqs, usable - spare)
-    return SlotLimits(running, usable - running if config.state_memory_fraction else spare)
 
 
 def _available_ram() -> int:
