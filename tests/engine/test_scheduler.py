@@ -70,6 +70,25 @@ def test_decodes_come_before_prompts_and_prompts_are_cut_to_the_budget():
     assert bench.step() == [(2, 6)]
 
 
+def test_a_short_prompt_is_computed_beside_long_ones_that_came_before():
+    bench = Bench(num_blocks=300, budget=16)
+    bench.add(1, num_tokens=200)
+    assert bench.step() == [(1, 16)]
+    bench.add(2, num_tokens=200)
+    assert bench.step() == [(1, 12), (2, 4)], "what nobody else wants is the first one's"
+    bench.add(3, num_tokens=4)
+    assert bench.step() == [(1, 8), (2, 4), (3, 4)]
+    assert (3, 1) in bench.step()
+    bench.run()
+    assert bench.ended == [3, 1, 2]
+
+
+def test_a_long_prompt_that_is_alone_takes_whole_steps():
+    bench = Bench(budget=16)
+    bench.add(1, num_tokens=100)
+    assert [bench.step() for _ in range(7)] == [[(1, 16)]] * 6 + [[(1, 4)]]
+
+
 def test_arrival_decides_within_a_priority_and_lower_numbers_come_first():
     bench = Bench(rows=1)
     bench.add(1, priority=1)
@@ -118,7 +137,7 @@ def test_deadlines_of_those_who_need_none_any_more_are_not_kept(ending):
         if ending == "started" and key % 8 == 7:
             for started in list(bench.groups.values())[-8:]:
                 bench.scheduler.abort(started, (0,))
-        assert len(bench.scheduler._deadlines) < 100
+        assert len(bench.scheduler._deadlines._heap) < 100
     late = bench.add(5000, queue_timeout=5.0)
     assert bench.scheduler.expire(6.0) == [late], "one that waits is dropped with them"
 

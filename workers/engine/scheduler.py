@@ -11,7 +11,6 @@ those who wait within a priority, the tenant that has been given least is admitt
 that preempted admits nobody, so the blocks just taken are not given away again.
 """
 
-import heapq
 from bisect import insort
 from collections import Counter
 from collections.abc import Collection, Iterator
@@ -20,6 +19,7 @@ from itertools import zip_longest
 from workers.engine.batch import Batch, Row
 from workers.engine.block_manager import BlockManager, BlockTable
 from workers.engine.ngram import NgramDrafter
+from workers.engine.queue_deadlines import QueueDeadlines
 from workers.engine.sequence import Sequence, SequenceStatus
 from workers.engine.sequence_group import SequenceGroup
 from workers.engine.state_manager import CHUNK
@@ -35,9 +35,6 @@ _WATERMARK = 0.01
 MAX_SPECULATING_ROWS = 8
 # Of the tokens a grammar forces, as many go through the model in one row.
 MAX_FORCED_TOKENS = 8
-
-# How many requests that have started or ended may be kept until their deadlines pass.
-_SPARE_DEADLINES = 64
 
 
 class Scheduler:
@@ -62,7 +59,7 @@ class Scheduler:
         self._tenants = TenantCounters()
         self._running: list[Sequence] = []
         self._groups: dict[Key, SequenceGroup] = {}
-        self._deadlines: list[tuple[float, int, SequenceGroup]] = []
+        self._deadlines = QueueDeadlines()
         # Started requests by the name under which callers limit them, Generate.group.
         self._num_started: Counter[str] = Counter()
         # Rows promised to started requests: all choices of one are admitted together or not at all.
@@ -82,29 +79,17 @@ class Scheduler:
 
     def add(self, group: SequenceGroup, now: float) -> None:
         """Queue the unfinished sequences of a request."""
-        generate = group.request.generate
         self._groups[group.request.key] = group
-        self._tenants.enter(generate.tenant)
-        deadline = now + generate.queue_timeout
-        heapq.heappush(self._deadlines, (deadline, group.request.arrival, group))
-        if len(self._deadlines) > 2 * len(self._groups) + _SPARE_DEADLINES:
-            self._deadlines = [it for it in self._deadlines if _can_expire(it[2])]
-            heapq.heapify(self._deadlines)
+        self._tenants.enter(group.request.generate.tenant)
+        self._deadlines.add(group, now, len(self._groups))
         assert group.leader is not None
         self._waiting.add(group.leader)
 
     def expire(self, now: float) -> list[SequenceGroup]:
         """Drop and return the requests that have waited too long without ever running."""
-        expired = []
-        while self._deadlines:
-            deadline, _, group = self._deadlines[0]
-            is_waiting = _can_expire(group)
-            if is_waiting and deadline > now:
-                break
-            heapq.heappop(self._deadlines)
-            if is_waiting:
-                self.abort(group, group.request.generate.choices)
-                expired.append(group)
+        expired = self._deadlines.take_expired(now)
+        for group in expired:
+            self.abort(group, group.request.generate.choices)
         return expired
 
     def abort(
@@ -135,6 +120,7 @@ class Scheduler:
         may_guess = self.speculates  # else a step may be under way, and sequences not known whole
         self._continue_running(plan)
         started = self._admit(plan) if self.num_preemptions == before else []
+        self._use_up(plan)
         may_guess = may_guess and self.speculates
         rows = tuple(
             self._row(sequence, count, plan, may_guess) for sequence, count in plan.rows.items()
@@ -298,6 +284,14 @@ class Scheduler:
             owed += self._blocks_owed(sequence)
         return started
 
+    def _use_up(self, plan: StepPlan) -> None:
+        """Give long prompts what they had left to others, and nobody took."""
+        for sequence in plan.rows:
+            num_tokens = plan.rest(sequence)
+            end = sequence.num_computed + plan.rows[sequence] + num_tokens
+            if num_tokens > 0 and self._blocks.extend(sequence.table, end):
+                plan.add(sequence, num_tokens)
+
     def _in_turn(self) -> Iterator[Sequence]:
         """Yield who waits. Started requests come first: rows are promised to them, so nobody who
         waits for rows may stand in their way, whatever its priority. Then those in the middle of
@@ -390,8 +384,3 @@ class Scheduler:
             del self._groups[group.request.key]
             self._tenants.leave(generate.tenant)
             self._num_started[generate.group] -= group.has_started
-
-
-def _can_expire(group: SequenceGroup) -> bool:
-    """Whether a request still waits for its turn."""
-    return not (group.has_started or group.is_finished)

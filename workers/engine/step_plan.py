@@ -18,22 +18,36 @@ class StepPlan:
     def __init__(self, budget: int, cut: int, is_scoring: Callable[[Sequence], bool]) -> None:
         self.num_left = budget
         self.rows: dict[Sequence, int] = {}
+        self._budget = budget
         self._num_scores_left = MAX_SCORED_TOKENS
         self._cut = cut
         self._is_scoring = is_scoring
 
     def share(self, sequence: Sequence) -> int:
-        """Return how many of its tokens a sequence may compute in the step."""
-        start, num_tokens = sequence.num_computed, min(sequence.num_uncomputed, self.num_left)
-        if self._is_scoring(sequence):
-            num_tokens = min(num_tokens, self._num_scores_left)
-        end = (start + num_tokens) // self._cut * self._cut
-        return end - start if end > start and num_tokens < sequence.num_uncomputed else num_tokens
+        """Return how many of its tokens a sequence may compute in the step.
+
+        A prompt longer than a step leaves half to those behind it: it would take all of many.
+        """
+        is_long = sequence.num_uncomputed > self._budget
+        return self._most(sequence, -(-self.num_left // 2) if is_long else self.num_left)
+
+    def rest(self, sequence: Sequence) -> int:
+        """Return how many more of its tokens a sequence may compute, as nobody else wants more."""
+        return self._most(sequence, self.num_left)
 
     def add(self, sequence: Sequence, num_tokens: int) -> None:
-        self.rows[sequence] = num_tokens
+        self.rows[sequence] = self.rows.get(sequence, 0) + num_tokens
         self.num_left -= num_tokens
         self._num_scores_left -= num_tokens * self._is_scoring(sequence)
 
     def discard(self, sequence: Sequence) -> None:
         self.num_left += self.rows.pop(sequence, 0)
+
+    def _most(self, sequence: Sequence, budget: int) -> int:
+        planned = self.rows.get(sequence, 0)
+        start, left = sequence.num_computed + planned, sequence.num_uncomputed - planned
+        num_tokens = min(left, budget)
+        if self._is_scoring(sequence):
+            num_tokens = min(num_tokens, self._num_scores_left)
+        end = (start + num_tokens) // self._cut * self._cut
+        return end - start if end > start and num_tokens < left else num_tokens
