@@ -141,6 +141,16 @@ def test_slots_and_snapshots_are_weighed_against_blocks(tmp_path):
     assert found.num_state_slots == 17 + 8 + found.num_blocks * 32 // 2048
 
 
+def test_drafts_have_slots_of_their_own(tmp_path):
+    plain = limits(tmp_path, max_num_seqs=16)
+    found = limits(tmp_path, max_num_seqs=16, num_speculative_tokens=2)
+    spent = 2 * 8 * MIB // (MIB // 16 + MIB * 32 // 2048)
+    assert found.num_blocks == pytest.approx(plain.num_blocks - spent, abs=2)
+    assert found.num_state_slots == 17 + 8 + 16 + found.num_blocks * 32 // 2048
+    with pytest.raises(ConfigError, match="16 more of them are for drafts"):
+        limits(tmp_path, slot=3 * MIB, num_speculative_tokens=2)
+
+
 def test_states_that_take_half_the_memory_bound_the_sequences(tmp_path):
     found = limits(tmp_path)
     assert found.max_num_seqs == 50 - 1 - 8

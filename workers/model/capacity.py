@@ -3,8 +3,8 @@
 Knows memory, of the machine or of its GPUs. Refuses to know what the blocks are used for.
 
 A hybrid model's slots have at most half of the memory, or the part that `state_memory_fraction`
-says: one for every sequence that may run, a few more for snapshots of prefixes, and by itself
-another for every SNAPSHOT_TOKENS that the blocks hold.
+says: one for every sequence that may run, a few more for snapshots of prefixes, one for each draft
+of a step, and by itself another for every SNAPSHOT_TOKENS that the blocks hold.
 """
 
 from dataclasses import dataclass
@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import torch
 
+from workers.checkpoint.speculative_config import SpeculativeConfig
 from workers.config import EngineConfig
 from workers.errors import ConfigError
 
@@ -37,14 +38,17 @@ class CapacityLimits:
 
 
 class SlotLimits(NamedTuple):
-    """Slots for `running` sequences, and `spare` ones for snapshots; a trash slot beside them."""
+    """Slots for `running` sequences, `spare` ones for snapshots and those that `drafts` go back to;
+    a trash slot beside them.
+    """
 
     running: int
     spare: int
+    drafts: int = 0
 
     @property
     def total(self) -> int:
-        return 1 + self.running + self.spare
+        return 1 + self.running + self.spare + self.drafts
 
 
 def block_size_of(config: EngineConfig, device: torch.device) -> int:
@@ -119,16 +123,19 @@ def _resolve_slots(
     config: EngineConfig, max_num_seqs: int, memory: int, slot_bytes: int
 ) -> SlotLimits:
     share = config.state_memory_fraction or _MOST_STATES_FRACTION
-    usable = int(share * memory) // slot_bytes - 1
+    drafts = SpeculativeConfig.of(config).num_state_slots(max_num_seqs)
+    usable = int(share * memory) // slot_bytes - 1 - drafts
     if usable < 1:
+        and_drafts = f", {drafts} more of them are for drafts" if drafts else ""
         raise ConfigError(
-            f"the states of one sequence take {slot_bytes >> 20} MiB, and"
+            f"the states of one sequence take {slot_bytes >> 20} MiB{and_drafts}, and"
             f" {int(share * memory) >> 20} MiB of cache are for them; raise kv_cache_gb or"
-            " state_memory_fraction"
+            " state_memory_fraction" + (", or draft fewer tokens" if drafts else "")
         )
     spare = min(_MOST_SPARE_SLOTS, usable // 2)
     running = min(max_num_seqs, usable - spare)
-    return SlotLimits(running, usable - running if config.state_memory_fraction else spare)
+    spare = usable - running if config.state_memory_fraction else spare
+    return SlotLimits(running, spare, drafts)
 
 
 def _available_ram() -> int:
