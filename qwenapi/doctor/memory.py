@@ -16,6 +16,7 @@ import pynvml
 from qwenapi.doctor.check import GIB, Check, failure, gib, ok, warning
 from qwenapi.settings.table import Settings
 from workers.checkpoint.model_config import ModelConfig
+from workers.checkpoint.speculative_config import SpeculativeConfig
 from workers.checkpoint.state_slots import StateSlots
 from workers.checkpoint.weights import Weights
 from workers.errors import ConfigError
@@ -157,7 +158,9 @@ def make_plan(settings: Settings, weights: Weights, of: ModelConfig, room: Room)
     per_block = block_bytes
     if of.state_bytes:
         with suppress(ConfigError):  # then there is room for blocks neither
-            slots = StateSlots.fit(memory, of.state_bytes, rows, settings.state_memory_fraction)
+            drafts = SpeculativeConfig.of(settings.engine_config()).num_state_slots(rows)
+            fraction = settings.state_memory_fraction
+            slots = StateSlots.fit(memory, of.state_bytes, rows, drafts, fraction)
             memory -= slots.fixed * of.state_bytes
             per_block += int(slots.per_token * block_size * of.state_bytes)
         rows = slots.running if slots else 0

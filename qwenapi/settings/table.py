@@ -144,6 +144,11 @@ class Settings:
         minimum=0,
         maximum=16,
     )
+    speculative_config: str = _row(
+        "",
+        "who drafts how many tokens a step, as vLLM writes it: method ngram; JSON",
+        scope="model",
+    )
     async_scheduling: str = _row(
         "auto",
         "whether a step begins before the last is read, unless drafts are made; auto: on CUDA",

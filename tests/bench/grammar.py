@@ -18,7 +18,7 @@ import torch
 
 from tests.bench import throughput
 from workers.config import EngineConfig
-from workers.engine import scheduler
+from workers.engine import speculation
 from workers.engine.engine import Engine
 from workers.grammar.compiled_grammar import CompiledGrammar
 from workers.grammar.compiler import GrammarCompiler
@@ -110,7 +110,7 @@ def main() -> None:
             for seed in range(parsed.rounds):
                 rates["without"].append(decode_rate(engine, rows, None, seed))
                 rates["with"].append(decode_rate(engine, rows, compiled, seed))
-                with patch.object(scheduler, "MAX_FORCED_TOKENS", 0):
+                with patch.object(speculation, "MAX_FORCED_TOKENS", 0):
                     rates["nothing forced"].append(decode_rate(engine, rows, compiled, seed))
             medians = {kind: statistics.median(found) for kind, found in rates.items()}
             shown = ", ".join(

@@ -112,7 +112,7 @@ def test_a_resumed_answer_is_the_undisturbed_one(drive, name, cut):
     assert successor.run().tokens(0) == tokens[cut:]
 
 
-@pytest.mark.parametrize("mode", ["overlapping", "speculating"])
+@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("seed", range(2))
 def test_a_random_load_is_answered_alike(drive, prompts, name, mode, seed):
     settings = {"num_blocks": 26, "max_num_seqs": 6, "max_num_batched_tokens": 48}
@@ -122,11 +122,38 @@ def test_a_random_load_is_answered_alike(drive, prompts, name, mode, seed):
     assert load(drive(name, **settings, **MODES[mode]), prompts, seed) == expected
 
 
-def test_drafts_are_left_out_with_a_word_in_the_log(drive, caplog):
-    driver = drive("qwen3_5", num_speculative_tokens=4)
-    assert "num_speculative_tokens = 4 is ignored" in caplog.text
-    driver.add(0, [7, 8, 9] * 30, max_tokens=40)
-    assert driver.run().engine.stats().drafted_tokens == 0
+def test_where_text_repeats_drafts_save_steps(drive, name):
+    fields = {"max_tokens": 150, "logit_bias": {7: 50.0, 9: 50.0, 11: 50.0}}  # of these alone
+    plain, speculating = drive(name), drive(name, num_speculative_tokens=5)
+    for driver in (plain, speculating):
+        driver.add(0, prompt_of(50), **fields)
+        driver.run()
+    assert speculating.tokens(0) == plain.tokens(0)
+    stats = speculating.engine.stats()
+    assert stats.drafted_tokens > stats.accepted_tokens == plain.steps - speculating.steps > 30
+
+
+def test_a_state_goes_back_from_wrong_drafts_to_the_bit(drive, name):
+    """Drafts are computed as decoded tokens are, one by one, so states are the very same."""
+    said = []
+    for drafts in (0, 3):
+        driver = drive(name, deterministic=True, num_speculative_tokens=drafts)
+        fields = {"max_tokens": 60, "logprobs": 2, "logit_bias": {7: 50.0, 9: 50.0, 11: 50.0}}
+        driver.add(0, prompt_of(50), **fields)
+        said.append([chunk.logprobs for chunk in driver.run().chunks[0]])
+    stats = driver.engine.stats()
+    assert said[0] == said[1] and 0 < stats.accepted_tokens < stats.drafted_tokens
+
+
+def test_an_answer_with_drafts_is_found_again(drive, name, comparison):
+    driver = drive(name, num_speculative_tokens=5)
+    prompt = [7, 8, 9, 10] * 20
+    driver.add(0, prompt, max_tokens=200, logit_bias=dict.fromkeys((7, 8, 9), 30.0))
+    turn = [*prompt, *driver.run().tokens(0), *prompt_of(20)]
+    assert driver.engine.stats().accepted_tokens > 0
+    driver.add(1, turn, max_tokens=NEW_TOKENS)
+    assert driver.run().cached_tokens[1] >= 256
+    comparison.check(turn, driver.tokens(1))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

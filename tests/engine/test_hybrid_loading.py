@@ -144,6 +144,16 @@ def test_slots_and_snapshots_are_weighed_against_blocks(tmp_path):
     assert found.num_state_slots == 17 + 8 + found.num_blocks * 32 // 2048
 
 
+def test_drafts_have_slots_of_their_own(tmp_path):
+    plain = limits(tmp_path, max_num_seqs=16)
+    found = limits(tmp_path, max_num_seqs=16, num_speculative_tokens=2)
+    spent = 2 * 8 * MIB // (MIB // 16 + MIB * 32 // 2048)
+    assert found.num_blocks == pytest.approx(plain.num_blocks - spent, abs=2)
+    assert found.num_state_slots == 17 + 8 + 16 + found.num_blocks * 32 // 2048
+    with pytest.raises(ConfigError, match="16 more of them are for drafts"):
+        limits(tmp_path, slot=3 * MIB, num_speculative_tokens=2)
+
+
 def test_states_that_take_half_the_memory_bound_the_sequences(tmp_path):
     found = limits(tmp_path)
     assert found.max_num_seqs == 50 - 1 - 8
@@ -173,6 +183,7 @@ def test_a_model_without_states_has_the_blocks_it_had(tmp_path):
     [
         {"max_num_seqs": 4},
         {"kv_cache_gb": 0.02},
+        {"kv_cache_gb": 0.02, "num_speculative_tokens": 3, "max_num_seqs": 2},
         {"max_num_seqs": 3, "state_memory_fraction": 0.3, "kv_cache_gb": 0.02},
     ],
 )
@@ -184,7 +195,10 @@ def test_the_doctor_foretells_blocks_slots_and_sequences(tmp_path, name, changes
     engine = Engine(replace(settings.engine_config(), threads=2), lambda stage, fraction: None)
     states = engine._blocks.states
     assert engine.card.num_blocks == plan.num_blocks
-    assert states.num_slots + 1 == plan.state_bytes // checkpoint.config.state_bytes
+    assert (
+        states.num_slots + states.num_for_drafts + 1
+        == plan.state_bytes // checkpoint.config.state_bytes
+    )
     assert engine._scheduler._max_num_seqs == plan.num_running
     memory = Room("memory", False, 20 << 20, 18 << 20)
     small = make_plan(settings, checkpoint.weights, checkpoint.config, memory)

@@ -14,6 +14,7 @@ from workers.engine.state_manager import StateManager
 from workers.wire.protocol import Generate, SamplingParams
 
 BLOCK = 32
+WRONG = 99  # a token that nothing samples
 
 
 def managers(num_slots=9, max_running=4, num_blocks=200):
@@ -173,22 +174,23 @@ class Device:
             tokens = [*row.sequence.token_ids[: row.start], *row.token_ids]
             before = (salt, *tokens[: row.start]) if row.start else ()
             assert self.slots[state.slot] == before, "a sequence goes on with another's state"
-            for kept in state.kept_within(row.start, row.stop):
-                self.slots[kept.slot] = (salt, *tokens[: kept.position])
+            for position, slot in state.kept_within(row.start, row.stop):
+                self.slots[slot] = (salt, *tokens[:position])
             self.slots[state.slot] = (salt, *tokens)
 
 
 class Requests(RuleBasedStateMachine):
     """Requests that come, are computed in chunks, preempted, aborted and end, in any order."""
 
-    NUM_SLOTS, ROWS = 8, 4
+    NUM_SLOTS, ROWS, NUM_DRAFTS = 8, 4, 0
 
     def __init__(self) -> None:
         super().__init__()
-        self.states = StateManager(self.NUM_SLOTS, self.ROWS, BLOCK)
+        drafts = self.NUM_DRAFTS
+        self.states = StateManager(self.NUM_SLOTS + drafts, self.ROWS, BLOCK, drafts)
         self.blocks = BlockManager(40, BLOCK, states=self.states)
-        self.scheduler = Scheduler(self.blocks, self.ROWS, 150)
-        self.device = Device(self.NUM_SLOTS)
+        self.scheduler = Scheduler(self.blocks, self.ROWS, 150, drafts, self.propose)
+        self.device = Device(self.NUM_SLOTS + drafts)
         self.groups: list[SequenceGroup] = []
         self.arrivals = 0
 
@@ -232,6 +234,9 @@ class Requests(RuleBasedStateMachine):
             self.scheduler.update(row, [token] * row.num_samples)
         self.check()
 
+    def propose(self, asked) -> list[tuple[int, ...]]:
+        raise AssertionError("nobody asked for drafts")
+
     @precondition(lambda self: self.scheduler.has_work)
     @rule(data=st.data())
     def abort(self, data) -> None:
@@ -254,6 +259,21 @@ class Requests(RuleBasedStateMachine):
             self.step()
         assert not self.scheduler.has_work
         assert self.blocks.num_free == self.blocks.num_blocks
+
+
+class DraftingRequests(Requests):
+    """The same with drafts, of which any number is right."""
+
+    NUM_DRAFTS = 5
+
+    def propose(self, asked) -> list[tuple[int, ...]]:
+        return [
+            tuple(
+                (WRONG if (len(sequence.token_ids) + i) % 7 > 4 else 3 + sequence.choice)
+                for i in range(min(limit, len(sequence.token_ids) % 4))
+            )
+            for sequence, limit in asked.items()
+        ]
 
 
 class OverlappingRequests(Requests):
@@ -287,5 +307,7 @@ class KnownRow:
 
 TestRequests = Requests.TestCase
 TestRequests.settings = settings(max_examples=40, stateful_step_count=25, deadline=None)
+TestDraftingRequests = DraftingRequests.TestCase
+TestDraftingRequests.settings = settings(max_examples=40, stateful_step_count=25, deadline=None)
 TestOverlappingRequests = OverlappingRequests.TestCase
 TestOverlappingRequests.settings = settings(max_examples=40, stateful_step_count=25, deadline=None)

@@ -141,6 +141,16 @@ class BlockManager:
         if self.states is not None and table.state is not None and self._enabled:
             self.states.plan_snapshots(table.state, start, stop, num_known)
 
+    def plan_drafts(self, table: BlockTable, start: int, stop: int) -> None:
+        """Keep what is needed to go back from drafts at `start:stop` of a step."""
+        if self.states is not None and table.state is not None:
+            self.states.plan_drafts(table.state, start, stop)
+
+    def settle_drafts(self, table: BlockTable, position: int, *, goes_back: bool) -> None:
+        """Leave states as they were behind `position` tokens; only wrong drafts are behind."""
+        if self.states is not None and table.state is not None:
+            self.states.settle_drafts(table.state, position, goes_back=goes_back)
+
     def forget(self, table: BlockTable) -> None:
         """Offer a table's blocks to nobody any more; whoever has them keeps them."""
         for block in (self._blocks[id] for id in table.ids):

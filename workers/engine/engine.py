@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from workers.checkpoint.speculative_config import SpeculativeConfig
 from workers.config import EngineConfig
 from workers.engine.block_manager import BlockManager
 from workers.engine.model_runner import RunningStep
@@ -36,10 +37,13 @@ class Engine:
         self, config: EngineConfig, progress: Progress, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self.card, self._runner = start(config, progress)
-        card = self.card
+        card, speculative = self.card, SpeculativeConfig.of(config)
         states = None
         if card.num_state_slots:
-            states = StateManager(card.num_state_slots, card.max_num_seqs, card.block_size)
+            num_for_drafts = speculative.num_state_slots(card.max_num_seqs)
+            states = StateManager(
+                card.num_state_slots, card.max_num_seqs, card.block_size, num_for_drafts
+            )
         self._blocks = BlockManager(
             card.num_blocks, card.block_size, config.enable_prefix_caching, states
         )
@@ -47,7 +51,7 @@ class Engine:
             self._blocks,
             card.max_num_seqs,
             card.max_num_batched_tokens,
-            _num_drafts(config, is_hybrid=states is not None),
+            speculative.num_tokens,
         )
         self._overlaps = overlaps(config.async_scheduling, card.device)
         # The step whose samples are not known yet, where steps overlap.
@@ -140,8 +144,8 @@ class Engine:
             cached_tokens=self._cached_tokens,
             generated_tokens=self._generated_tokens,
             preemptions=scheduler.num_preemptions,
-            drafted_tokens=scheduler.num_drafted,
-            accepted_tokens=scheduler.num_accepted,
+            drafted_tokens=scheduler.speculation.num_drafted,
+            accepted_tokens=scheduler.speculation.num_accepted,
             nonfinite_logits=self._nonfinite_logits,
             **self._runner.device_memory(),
         )
@@ -238,18 +242,6 @@ class Engine:
         if is_last and sequence.is_finished and (group := self._groups[key]).is_finished:
             del self._groups[key]
             output.finished.append((key, group.finished()))
-
-
-def _num_drafts(config: EngineConfig, *, is_hybrid: bool) -> int:
-    """Return how many tokens to draft at once: none where a state could not go back from them."""
-    asked = config.num_speculative_tokens
-    if asked and is_hybrid:
-        log.warning(
-            "num_speculative_tokens = %d is ignored: the states of a hybrid model cannot go back"
-            " from a wrong draft",
-            asked,
-        )
-    return 0 if is_hybrid else asked
 
 
 def overlaps(asked: str, device: str) -> bool:

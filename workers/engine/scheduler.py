@@ -18,10 +18,10 @@ from itertools import zip_longest
 
 from workers.engine.batch import Batch, Row
 from workers.engine.block_manager import BlockManager, BlockTable
-from workers.engine.ngram import NgramDrafter
 from workers.engine.queue_deadlines import QueueDeadlines
 from workers.engine.sequence import Sequence, SequenceStatus
 from workers.engine.sequence_group import SequenceGroup
+from workers.engine.speculation import NO_DRAFTS, Drafts, Propose, Speculation, propose_by_ngrams
 from workers.engine.state_manager import CHUNK
 from workers.engine.step_plan import StepPlan
 from workers.engine.waiting_queue import WaitingQueue, by_order
@@ -31,10 +31,6 @@ from workers.wire.protocol import Generate
 
 # Blocks kept free at admission, so that running rows can grow a little before anyone is preempted.
 _WATERMARK = 0.01
-# Beyond, rows fill the processor by themselves, and wrong drafts would cost them.
-MAX_SPECULATING_ROWS = 8
-# Of the tokens a grammar forces, as many go through the model in one row.
-MAX_FORCED_TOKENS = 8
 
 
 class Scheduler:
@@ -46,14 +42,14 @@ class Scheduler:
         max_num_seqs: int,
         max_num_batched_tokens: int,
         num_speculative_tokens: int = 0,
+        propose: Propose = propose_by_ngrams,
     ) -> None:
         assert 0 < max_num_seqs <= max_num_batched_tokens
         self.num_preemptions = 0
-        self.num_drafted = self.num_accepted = 0
+        self.speculation = Speculation(blocks, num_speculative_tokens, propose)
         self._blocks = blocks
         self._max_num_seqs = max_num_seqs
         self._budget = max_num_batched_tokens
-        self._num_speculative_tokens = num_speculative_tokens
         self._watermark = int(_WATERMARK * blocks.num_blocks)
         self._waiting = WaitingQueue()
         self._tenants = TenantCounters()
@@ -110,27 +106,32 @@ class Scheduler:
     @property
     def speculates(self) -> bool:
         """Whether few enough run that drafts are worth their tokens."""
-        return self._num_speculative_tokens > 0 and self.num_running <= MAX_SPECULATING_ROWS
+        return self.speculation.is_worth_it(self.num_running)
 
     def schedule(self) -> Batch:
         """Choose the rows of the next step, give them their blocks and count them as computed."""
         blocks = self._blocks
-        plan = StepPlan(self._budget, CHUNK if blocks.states is not None else 1, self._is_scoring)
+        states = blocks.states
+        cut, num_drafts = (1, self._budget) if states is None else (CHUNK, states.num_for_drafts)
+        plan = StepPlan(self._budget, cut, self._is_scoring, num_drafts)
         before = self.num_preemptions
         may_guess = self.speculates  # else a step may be under way, and sequences not known whole
         self._continue_running(plan)
         started = self._admit(plan) if self.num_preemptions == before else []
         self._use_up(plan)
         may_guess = may_guess and self.speculates
+        drafts = self.speculation.draft(plan, may_guess=may_guess)
         rows = tuple(
-            self._row(sequence, count, plan, may_guess) for sequence, count in plan.rows.items()
+            self._row(sequence, count, drafts.get(sequence, NO_DRAFTS))
+            for sequence, count in plan.rows.items()
         )
         for row in rows:
             sequence = row.sequence
             blocks.plan_snapshots(sequence.table, row.start, row.stop, len(sequence.token_ids))
+            blocks.plan_drafts(sequence.table, row.stop - len(row.drafts), row.stop)
             sequence.num_computed += row.num_tokens
             sequence.num_awaited += row.num_samples > 0
-        copies = blocks.states.take_copies() if blocks.states is not None else ()
+        copies = states.take_copies() if states is not None else ()
         return Batch(rows, tuple(started), copies)
 
     def update(self, row: Row, sampled: Collection[int]) -> int:
@@ -150,7 +151,7 @@ class Scheduler:
             if sequence.finish_reason is not None or sequence.has_failed or token_id != draft:
                 break
         if row.drafts:
-            self._judge_drafts(row, num_taken - 1)
+            self.speculation.judge(row, num_taken - 1)
         self._tenants.charge(generate.tenant, given=num_taken)
         self._blocks.publish(
             sequence.table, sequence.token_ids, sequence.num_computed, generate.cache_salt
@@ -162,17 +163,6 @@ class Scheduler:
             self._end(sequence)
             self._replace_leader(group)
         return num_taken
-
-    def _judge_drafts(self, row: Row, num_right: int) -> None:
-        """Take back what was computed for wrong drafts, and learn from those that were guesses."""
-        sequence = row.sequence
-        if sequence.status is SequenceStatus.RUNNING:  # not preempted while the step was under way
-            sequence.num_computed -= len(row.drafts) - num_right
-        if not row.is_forced:
-            self.num_drafted += len(row.drafts)
-            self.num_accepted += num_right
-            assert sequence.drafter is not None
-            sequence.drafter.learn(num_right)
 
     def check_integrity(self) -> None:
         """Raise AssertionError if sequences, rows and blocks do not add up."""
@@ -202,41 +192,14 @@ class Scheduler:
     def _is_scoring(self, sequence: Sequence) -> bool:
         return self._group_of(sequence).is_scoring(sequence)
 
-    def _row(self, sequence: Sequence, num_tokens: int, plan: StepPlan, may_guess: bool) -> Row:
+    def _row(self, sequence: Sequence, num_tokens: int, drafts: Drafts) -> Row:
         start = sequence.num_computed
         scored = self._group_of(sequence).scored_by(sequence, start, num_tokens)
         if num_tokens < sequence.num_uncomputed:
             return Row(sequence, start, num_tokens, num_samples=0, scored=scored)
-        drafts, is_forced = self._draft(sequence, plan, may_guess)
-        count = num_tokens + len(drafts)
-        return Row(sequence, start, count, 1 + len(drafts), drafts, is_forced, scored)
-
-    def _draft(
-        self, sequence: Sequence, plan: StepPlan, may_guess: bool
-    ) -> tuple[tuple[int, ...], bool]:
-        """Return drafts that find room in the budget, the cache and the sequence's length, and
-        whether they are forced by a grammar rather than guessed.
-        """
-        num_tokens = len(sequence.token_ids)
-        room = min(plan.num_left, sequence.request.max_len - num_tokens - 1)
-        is_bound = sequence.num_awaited or sequence.request.params.is_penalized
-        if room <= 0 or is_bound or self._blocks.states is not None:  # states are not taken back
-            return (), False
-        grammar = sequence.grammar
-        forced = grammar.forced(min(room, MAX_FORCED_TOKENS)) if grammar is not None else ()
-        drafts = forced or (self._guess(sequence, room) if may_guess else ())
-        if not drafts or not self._blocks.extend(sequence.table, num_tokens + len(drafts)):
-            return (), False
-        plan.num_left -= len(drafts)
-        return drafts, bool(forced)
-
-    def _guess(self, sequence: Sequence, room: int) -> tuple[int, ...]:
-        """Return drafts from the sequence's own text, as far as its grammar allows them."""
-        if sequence.drafter is None:
-            sequence.drafter = NgramDrafter()
-        limit = min(room, self._num_speculative_tokens)
-        drafts = sequence.drafter.propose(sequence.token_ids, limit)
-        return drafts if sequence.grammar is None else sequence.grammar.allowed(drafts)
+        count = num_tokens + len(drafts.token_ids)
+        num_samples = 1 + len(drafts.token_ids)
+        return Row(sequence, start, count, num_samples, *drafts, scored)
 
     def _make_room(self, sequence: Sequence, num_tokens: int, plan: StepPlan) -> bool:
         """Extend a table, preempting from the end; return False if that hit the sequence itself."""

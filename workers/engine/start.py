@@ -12,12 +12,12 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from workers.checkpoint.checkpoint import Checkpoint
+from workers.checkpoint.speculative_config import MAX_SPECULATING_ROWS, SpeculativeConfig
 from workers.config import EngineConfig
 from workers.cpu_cores import physical_cores
 from workers.engine.model_runner import ModelRunner
 from workers.engine.sampler import sample
 from workers.engine.sampling_rows import SamplingRow
-from workers.engine.scheduler import MAX_SPECULATING_ROWS
 from workers.errors import ConfigError
 from workers.model.attention.attention import AttentionPlan, Plan, PrefillSpan
 from workers.model.attention.backend import uses_kernels
@@ -117,7 +117,8 @@ def _build(
         torch.cuda.empty_cache()  # what merging has freed
         progress("measuring memory", 0.0)
         try:
-            num_drafted = MAX_SPECULATING_ROWS * (1 + config.num_speculative_tokens)
+            num_drafts = SpeculativeConfig.of(config).num_tokens
+            num_drafted = MAX_SPECULATING_ROWS * (1 + num_drafts)
             num_rows = max(config.max_num_seqs, num_drafted)
             _run_worst_step(decoder, shape, token_budget_of(config, device), num_rows)
         except Exception as error:  # Triton's and the compiler's have no common base

@@ -28,9 +28,9 @@ def plan_states(
         None if is_sorted else to_device(torch.tensor(order), device),
         tuple(_runs(sorted(slots))),
         tuple(
-            SlotCopy(_state_of(row).slot, kept.slot)
+            SlotCopy(_state_of(row).slot, slot)
             for row in decodes
-            for kept in _state_of(row).kept_within(row.start, row.stop)
+            for _, slot in _state_of(row).kept_within(row.start, row.stop)
         ),
         tuple(_spans(spans, len(decodes))),
     )
@@ -49,9 +49,9 @@ def _spans(rows: Sequence[Row], first: int) -> Iterator[StateSpan]:
     """Yield the spans of rows from `first` in the flat batch on, cut behind each kept copy."""
     for row in rows:
         state, stop = _state_of(row), first + row.num_tokens
-        for kept in state.kept_within(row.start, row.stop):
-            end = stop - (row.stop - kept.position)
-            yield StateSpan(first, end, state.slot, kept.slot)
+        for position, slot in state.kept_within(row.start, row.stop):
+            end = stop - (row.stop - position)
+            yield StateSpan(first, end, state.slot, slot)
             first = end
         if first < stop:
             yield StateSpan(first, stop, state.slot)

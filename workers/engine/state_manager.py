@@ -10,6 +10,11 @@ known block. A prefix can be used again up to its last snapshot, and no further.
 
 All lie on multiples of 64, where a prompt that is cut gives the same bits as a whole one, and where
 blocks end. When slots run out, the snapshot unused for longest goes; with its block it always does.
+
+Drafts have slots of their own, in which a step keeps the state before each of them. Once it is
+known how many are right, the state behind the last of these becomes the sequence's again. The other
+exact way, one copy before the step and the accepted tokens computed again, takes fewer slots, but
+computes all layers twice for what was right, and by chunks what plain steps compute one by one.
 """
 
 import math
@@ -45,31 +50,47 @@ class StateTable:
 
     `branch` is how many of its tokens lay in known blocks when it was admitted: a text that others
     have begun with, and may again. `answer_uid` names the block of its newest snapshot that
-    replaces the one before.
+    replaces the one before. `drafted` are the slots that a step under way gives the states before
+    its drafts, by how many tokens lie before them.
     """
 
     branch: int = 0
     slot: int = TRASH
     kept: list[Kept] = field(default_factory=list)
     answer_uid: int | None = None
+    drafted: dict[int, int] = field(default_factory=dict)
 
-    def kept_within(self, start: int, stop: int) -> list[Kept]:
-        """Return the copies to be made of states behind tokens after `start`, up to `stop`."""
-        return [kept for kept in self.kept if start < kept.position <= stop]
+    def kept_within(self, start: int, stop: int) -> list[tuple[int, int]]:
+        """Return position and slot of each copy to be made of states behind tokens after `start`,
+        up to `stop`, in their order.
+        """
+        return sorted((at, slot) for at, slot in self.copies.items() if start < at <= stop)
+
+    @property
+    def copies(self) -> dict[int, int]:
+        """The slots of all copies, by position."""
+        return {kept.position: kept.slot for kept in self.kept} | self.drafted
 
 
 class StateManager:
-    """The owner of all slots. `max_running` of them are never out of reach of sequences."""
+    """The owner of all slots.
 
-    def __init__(self, num_slots: int, max_running: int, block_size: int) -> None:
-        assert num_slots > max_running > 0
-        self.num_slots = num_slots - 1
+    `max_running` of them are never out of reach of sequences; the last `num_for_drafts` are for
+    states that wrong drafts are taken back to, and for nothing else.
+    """
+
+    def __init__(
+        self, num_slots: int, max_running: int, block_size: int, num_for_drafts: int = 0
+    ) -> None:
+        assert num_slots - num_for_drafts > max_running > 0
+        self.num_slots = num_slots - num_for_drafts - 1
         self.interval = math.lcm(CHUNK, block_size)
         self._block_size = block_size
         self._most_kept = self.num_slots - max_running
         # Sorted: sequences take from the front, so that theirs are neighbours, snapshots from the
         # back.
-        self._blank = list(range(1, num_slots))
+        self._blank = list(range(1, self.num_slots + 1))
+        self._for_drafts = list(range(self.num_slots + 1, num_slots))
         # By the uid of the block that ends there, the one unused for longest first.
         self._snapshots: OrderedDict[int, int] = OrderedDict()
         self._num_kept = 0
@@ -78,6 +99,11 @@ class StateManager:
     @property
     def num_snapshots(self) -> int:
         return len(self._snapshots)
+
+    @property
+    def num_for_drafts(self) -> int:
+        """How many drafts the next step can take back."""
+        return len(self._for_drafts)
 
     def covered(self, uids: list[int]) -> int:
         """Return how many of these blocks, the first of a text, a snapshot can stand in for."""
@@ -116,6 +142,23 @@ class StateManager:
                     self._num_kept += 1
                     state.kept.append(Kept(position, slot, replaces=position >= num_known))
 
+    def plan_drafts(self, state: StateTable, start: int, stop: int) -> None:
+        """Let a step keep the states before the drafts at `start:stop` of a sequence."""
+        kept = state.copies
+        for position in range(start, stop):
+            if position not in kept:  # else there is a snapshot to go back to
+                state.drafted[position] = self._for_drafts.pop()
+
+    def settle_drafts(self, state: StateTable, position: int, *, goes_back: bool) -> None:
+        """Leave a state as it was behind `position` tokens: what came after were wrong drafts, if
+        it `goes_back`.
+        """
+        if goes_back:
+            self._copies.append(SlotCopy(state.copies[position], state.slot))
+        self._drop([kept for kept in state.kept if kept.position > position])
+        state.kept = [kept for kept in state.kept if kept.position <= position]
+        self._drop_drafted(state)
+
     def publish(self, state: StateTable, uids: list[int]) -> None:
         """Make copies findable whose blocks are; `uids` are those of the sequence's full blocks."""
         known = len(uids) * self._block_size
@@ -129,6 +172,7 @@ class StateManager:
         if state.slot != TRASH:
             self._give_back(state.slot)
         self._drop(state.kept)
+        self._drop_drafted(state)
         state.slot, state.kept = TRASH, []
 
     def forget(self, uid: int) -> None:
@@ -145,6 +189,9 @@ class StateManager:
         slots = [*self._blank, *own, *kept, *self._snapshots.values()]
         assert sorted(slots) == list(range(1, self.num_slots + 1)), "a slot is lost or has two uses"
         assert self._blank == sorted(self._blank)
+        drafted = [slot for state in states for slot in state.drafted.values()]
+        own = sorted([*self._for_drafts, *drafted])
+        assert own == list(range(self.num_slots + 1, self.num_slots + 1 + len(own)))
         assert len(kept) == self._num_kept <= self._most_kept
         assert self._snapshots.keys() <= known_uids, "a snapshot outlives its block"
         assert all(state.slot != TRASH or not state.kept for state in states)
@@ -177,6 +224,10 @@ class StateManager:
         for kept in copies:
             self._give_back(kept.slot)
         self._num_kept -= len(copies)
+
+    def _drop_drafted(self, state: StateTable) -> None:
+        self._for_drafts += state.drafted.values()
+        state.drafted.clear()
 
     def _evict(self) -> int | None:
         """Return the slot of the snapshot unused for longest, which is forgotten."""

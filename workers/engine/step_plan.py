@@ -11,12 +11,15 @@ MAX_SCORED_TOKENS = 256
 class StepPlan:
     """The rows chosen so far and what is left of the budgets.
 
-    Who `is_scoring` has a budget of its own beside. A prompt not computed whole ends at a multiple
-    of `cut`, as long as the budgets reach one.
+    Who `is_scoring` has a budget of its own beside, and so have drafts. A prompt not computed whole
+    ends at a multiple of `cut`, as long as the budgets reach one.
     """
 
-    def __init__(self, budget: int, cut: int, is_scoring: Callable[[Sequence], bool]) -> None:
+    def __init__(
+        self, budget: int, cut: int, is_scoring: Callable[[Sequence], bool], num_drafts: int
+    ) -> None:
         self.num_left = budget
+        self._num_drafts_left = num_drafts
         self.rows: dict[Sequence, int] = {}
         self._budget = budget
         self._num_scores_left = MAX_SCORED_TOKENS
@@ -39,6 +42,14 @@ class StepPlan:
         self.rows[sequence] = self.rows.get(sequence, 0) + num_tokens
         self.num_left -= num_tokens
         self._num_scores_left -= num_tokens * self._is_scoring(sequence)
+
+    @property
+    def num_drafts_left(self) -> int:
+        return min(self.num_left, self._num_drafts_left)
+
+    def add_drafts(self, num_tokens: int) -> None:
+        self.num_left -= num_tokens
+        self._num_drafts_left -= num_tokens
 
     def discard(self, sequence: Sequence) -> None:
         self.num_left += self.rows.pop(sequence, 0)

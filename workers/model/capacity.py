@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from workers.checkpoint.speculative_config import SpeculativeConfig
 from workers.checkpoint.state_slots import StateSlots
 from workers.config import EngineConfig
 from workers.errors import ConfigError
@@ -61,7 +62,8 @@ def resolve_limits(
     memory = _cache_bytes(config, device, free_bytes)
     running, slots = min(config.max_num_seqs, budget), None
     if slot_bytes:
-        slots = StateSlots.fit(memory, slot_bytes, running, config.state_memory_fraction)
+        drafts = SpeculativeConfig.of(config).num_state_slots(running)
+        slots = StateSlots.fit(memory, slot_bytes, running, drafts, config.state_memory_fraction)
         running = slots.running
         memory -= slots.fixed * slot_bytes
         block_bytes += int(slots.per_token * block_size * slot_bytes)

@@ -6,9 +6,9 @@
 
 After transformers' `Qwen3NextGatedDeltaNet` and `Qwen3_5GatedDeltaNet`, whose modules give the
 weights; between the projections everything is float32. Prompts are computed by chunks of 64 tokens,
-decoding rows together. Where batch invariance is asked for, every token is computed alone, by the
-recurrent rule: so it has the same bits in a prompt, in a part of one, and as a decoded token.
-Refuses to know who owns a slot.
+decoding rows together, drafts one by one as if they were decoded. Where batch invariance is asked
+for, every token is computed alone, by the recurrent rule: so it has the same bits in a prompt, in a
+part of one, and as a decoded token. Refuses to know who owns a slot.
 """
 
 from collections.abc import Callable
@@ -78,9 +78,10 @@ class GatedDeltaNet:
         tokens = Inputs(x.mixed.float(), decay, beta)
         read = torch.empty(x.gate.shape, dtype=torch.float32, device=normed.device)
         self._decode(tokens, cache, plan, read)
-        compute = self._recur if self._is_batch_invariant else self._scan
         for span in plan.spans:
             rows = slice(span.first, span.stop)
+            is_single = span.stop - span.first == 1  # a draft, computed as when it is decoded
+            compute = self._recur if is_single or self._is_batch_invariant else self._scan
             read[rows] = compute(tokens.at(rows), cache, span.slot)
             if span.kept is not None:
                 cache.copy([SlotCopy(span.slot, span.kept)])
