@@ -146,10 +146,10 @@ class Driver:
             assert key not in self.finished and key not in self.failed
             self.failed[key] = failed
 
-    def run(self) -> "Driver":
+    def run(self, most_steps: int = 10_000) -> "Driver":
         while self.engine.has_work:
             self.step()
-            assert self.steps < 10_000, "the engine makes no progress"
+            assert self.steps < most_steps, "the engine makes no progress"
         return self
 
     def tokens(self, key: int, choice: int = 0) -> list[int]:

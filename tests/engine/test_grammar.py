@@ -76,7 +76,7 @@ def test_answers_at_high_temperature_are_valid(drive, is_thinking):
         for seed in range(seeds):
             key = 1000 * number + seed
             driver.add(key, PROMPT, schema(value, **thought), **bias, max_tokens=1500)
-    driver.run()
+    driver.run(most_steps=10_000 * seeds)
     assert not driver.failed
     num_whole = 0
     for number, name in enumerate(SCHEMAS):
