@@ -75,7 +75,8 @@ def test_answers_at_high_temperature_are_valid(drive, is_thinking):
     for number, value in enumerate(SCHEMAS.values()):
         for seed in range(seeds):
             key = 1000 * number + seed
-            driver.add(key, PROMPT, schema(value, **thought), **bias, max_tokens=1500)
+            asked = {**bias, "max_tokens": 1500, "queue_timeout": 1e6}
+            driver.add(key, PROMPT, schema(value, **thought), **asked)
     driver.run(most_steps=10_000 * seeds)
     assert not driver.failed
     num_whole = 0
