@@ -145,7 +145,7 @@ def make_plan(settings: Settings, weights: Weights, of: ModelConfig, room: Room)
         2 * of.num_key_value_heads * of.head_dim * item * of.num_attention_layers * block_size
     )
     wanted = settings.max_model_len or of.context_length
-    is_hybrid = of.num_attention_layers < of.num_hidden_layers
+    is_hybrid = of.state_bytes > 0
     has_kernels = room.is_gpu and settings.attention_backend != "torch" and not is_hybrid
     weight_bytes = _weight_bytes(settings, weights, item, has_kernels=has_kernels)
     workspace = (

@@ -38,6 +38,7 @@ def gather(batches: Iterable[Sequence[Delta]]) -> list[Delta]:
             tuple(itertools.chain.from_iterable(delta.logprobs for delta in deltas)),
             deltas[-1].finish_reason,
             stop_logprobs=deltas[-1].stop_logprobs,
+            stop=deltas[-1].stop,
             token_ids=tuple(itertools.chain.from_iterable(delta.token_ids for delta in deltas)),
         )
         for index, deltas in sorted(parts.items())

@@ -12,6 +12,7 @@ MAX_TOOLS = 512
 MAX_TOOL_BYTES = 256 * 1024  # of one tool's schema
 # None of what the markup of a call is written in.
 TOOL_NAME = re.compile(r"[^\s<>\"'=&\\]{1,128}")
+TOOL_NAME_CLAIM = "must be 1 to 128 characters, none of <>\"'=&\\ or a blank"
 
 ToolMode = Literal["auto", "none", "required"]
 
@@ -46,6 +47,12 @@ class ToolChoice:
             return f"names {unknown!r}, which is none of 'tools'"
         is_empty = self.mode == "required" and not tools
         return "asks for a call, but there are no 'tools'" if is_empty else ""
+
+
+def repeated_name(tools: Sequence[Tool]) -> int | None:
+    """Return the index of the first tool that is called like one before it, if there is one."""
+    names = [tool.name for tool in tools]
+    return next((i for i, name in enumerate(names) if name in names[:i]), None)
 
 
 def schemas_of(tools: Sequence[Tool]) -> Tools:

@@ -16,6 +16,7 @@ from typing import Any
 from qwenapi.settings.profile import Profile
 from qwenapi.settings.setting import Setting
 from qwenapi.settings.table import Settings, etc_dir, table
+from workers.checkpoint.speculative_config import SpeculativeConfig
 from workers.errors import ConfigError
 
 INTERNAL_VARIABLES = ("QWENAPI_DOCUMENTS", "QWENAPI_FAULT", "QWENAPI_TEST")
@@ -40,7 +41,8 @@ def load(
     profile = (laid_over | near).get("profile", Settings.profile)
     base = _from_file(profile_path(profile), refused=("config", "profile"))
     settings = Settings(**(base | laid_over | near))
-    _ = settings.sampling_overrides  # reading is what refuses
+    # Reading is what refuses.
+    _ = settings.sampling_overrides, SpeculativeConfig.of(settings.engine_config())
     return settings
 
 

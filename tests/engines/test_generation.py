@@ -5,7 +5,17 @@ import pytest
 
 from qwenapi.engines.generation import Generation, GenerationState
 from tests.engines.test_replay import House, deliver, give, start
-from workers.wire.protocol import Accepted, Failed, Finished, Generate, SamplingParams, StepUpdate
+from workers.errors import ProtocolError
+from workers.wire.protocol import (
+    Accepted,
+    Failed,
+    Finished,
+    Generate,
+    PromptLogprobs,
+    SamplingParams,
+    StepUpdate,
+    TokenLogprob,
+)
 
 
 @pytest.fixture
@@ -58,3 +68,27 @@ def test_nothing_comes_after_the_end(house):
     gevent.sleep(0)
     assert generation.is_over and not house.replays.waiting and house.replays.num_replays == 0
     assert house.events(generation)[-1] == Failed(generation.wid, "server_shutdown")
+
+
+def scores(generation, position, *values):
+    logprobs = tuple(TokenLogprob(9, value) for value in values)
+    return StepUpdate(prompt_logprobs=[PromptLogprobs(generation.wid, position, logprobs)])
+
+
+def test_how_likely_a_prompt_was_is_kept_once_though_a_replay_says_it_again(house):
+    link = house.engine()
+    generation = house.ask(link, 1, is_started=False)
+    deliver(link, scores(generation, 1, -1.0, -2.0))
+    house.lose(link)
+    link = house.engine()
+    house.tick()
+    deliver(link, scores(generation, 1, -1.0))
+    deliver(link, scores(generation, 2, -2.0, -3.0))
+    assert [score.logprob for score in generation.prompt_logprobs] == [-1.0, -2.0, -3.0]
+
+
+def test_what_is_said_of_a_prompt_has_no_gaps(house):
+    generation = house.ask(house.engine(), 1, is_started=False)
+    generation.score(PromptLogprobs(generation.wid, 1, (TokenLogprob(9, -1.0),)))
+    with pytest.raises(ProtocolError, match="prompt token 3 after 2"):
+        generation.score(PromptLogprobs(generation.wid, 3, (TokenLogprob(9, -3.0),)))

@@ -154,6 +154,12 @@ def test_a_mistake_in_the_environment_names_the_variable():
         load(QWENAPI_LOG_REQUESTS="maybe")
 
 
+@pytest.mark.parametrize("said", ['{"method": "mtp"}', '{"method": "ngram", "depth": 1}', "[]"])
+def test_who_drafts_is_refused_before_anything_starts(said):
+    with pytest.raises(ConfigError, match="speculative_config"):
+        load("--speculative-config", said)
+
+
 def test_a_bad_value_of_a_flag_is_a_config_error():
     with pytest.raises(ConfigError, match="--port x: port must be a whole number from 0 to 65535"):
         load("--port", "x")

@@ -1,11 +1,10 @@
 """SpeculativeConfig: who drafts tokens and how many, as `--speculative-config` of vLLM says it.
 
---speculative-config '{"method": "mtp", "num_speculative_tokens": 2}'
---num-speculative-tokens 2                                            the same of method ngram
+--speculative-config '{"method": "ngram", "num_speculative_tokens": 2}'
+--num-speculative-tokens 2                                              the same, and shorter
 """
 
 from dataclasses import dataclass
-from typing import Literal
 
 from workers.checkpoint.overrides import json_object
 from workers.config import EngineConfig
@@ -15,19 +14,15 @@ from workers.errors import ConfigError
 MAX_SPECULATING_ROWS = 8
 MOST_TOKENS = 16
 
-Method = Literal["ngram", "mtp"]
-_METHODS: dict[str, Method] = {"ngram": "ngram"}
+_METHODS = ("ngram",)
 _FIELDS = ("method", "num_speculative_tokens")
 
 
 @dataclass(frozen=True)
 class SpeculativeConfig:
-    """At most `num_tokens` drafts a step of a row: what followed the same tokens before (`ngram`),
-    or what the checkpoint's own layer of multi-token prediction says (`mtp`).
-    """
+    """At most `num_tokens` drafts a step of a row: what followed the same tokens before."""
 
     num_tokens: int = 0
-    method: Method = "ngram"
 
     @classmethod
     def of(cls, config: EngineConfig) -> "SpeculativeConfig":
@@ -41,9 +36,7 @@ class SpeculativeConfig:
                 )
         if not fields:
             return cls(config.num_speculative_tokens)
-        said = fields.get("method")
-        method = _METHODS.get(said) if isinstance(said, str) else None
-        if method is None:
+        if (said := fields.get("method")) not in _METHODS:
             raise ConfigError(
                 f"speculative_config: method is {said!r}, not one of {', '.join(_METHODS)}"
             )
@@ -59,11 +52,7 @@ class SpeculativeConfig:
                 f"num_speculative_tokens = {asked}, but speculative_config says {count}; leave one"
                 " of them out"
             )
-        return cls(count, method)
-
-    @property
-    def uses_mtp(self) -> bool:
-        return self.method == "mtp"
+        return cls(count)
 
     def num_state_slots(self, max_num_seqs: int) -> int:
         """Return how many states a step of a hybrid model keeps to go back to."""

@@ -41,7 +41,8 @@ def tokens_with_logits(rows: Sequence[Row]) -> list[int]:
         first = end - row.start
         end += row.num_tokens
         sampled += range(end - row.num_samples, end)
-        scored += range(first + row.scored.start, first + row.scored.stop)
+        if row.scored:
+            scored += range(first + row.scored.start, first + row.scored.stop)
     return sampled + scored
 
 

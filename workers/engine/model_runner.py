@@ -117,12 +117,15 @@ class ModelRunner:
 
     def _score(self, rows: Rows, logits: Tensor) -> TokenChoice | None:
         """Say how likely tokens of prompts were, from the logits before each, in rows' order."""
+        scoring = [row for row in rows if row.scored]
+        if not scoring:
+            return None
         token_ids: list[int] = []
         counts: list[int] = []
-        for row in rows:
+        for row in scoring:
             token_ids += row.sequence.token_ids[row.scored.start + 1 : row.scored.stop + 1]
             counts += [row.sequence.request.params.prompt_logprobs or 0] * len(row.scored)
-        return score(logits, self._tensor(token_ids), counts) if token_ids else None
+        return score(logits, self._tensor(token_ids), counts)
 
     def _forward_by_kernels(
         self, batch: Batch, previous: RunningStep | None

@@ -127,8 +127,9 @@ class Scheduler:
         )
         for row in rows:
             sequence = row.sequence
-            blocks.plan_snapshots(sequence.table, row.start, row.stop, len(sequence.token_ids))
-            blocks.plan_drafts(sequence.table, row.stop - len(row.drafts), row.stop)
+            if states is not None:
+                blocks.plan_snapshots(sequence.table, row.start, row.stop, len(sequence.token_ids))
+                blocks.plan_drafts(sequence.table, row.stop - len(row.drafts), row.stop)
             sequence.num_computed += row.num_tokens
             sequence.num_awaited += row.num_samples > 0
         copies = states.take_copies() if states is not None else ()
@@ -193,13 +194,14 @@ class Scheduler:
         return self._group_of(sequence).is_scoring(sequence)
 
     def _row(self, sequence: Sequence, num_tokens: int, drafts: Drafts) -> Row:
-        start = sequence.num_computed
-        scored = self._group_of(sequence).scored_by(sequence, start, num_tokens)
-        if num_tokens < sequence.num_uncomputed:
+        start, num_uncomputed = sequence.num_computed, sequence.num_uncomputed
+        scored = range(0)
+        if num_uncomputed > 1:
+            scored = self._group_of(sequence).scored_by(sequence, start, num_tokens)
+        if num_tokens < num_uncomputed:
             return Row(sequence, start, num_tokens, num_samples=0, scored=scored)
-        count = num_tokens + len(drafts.token_ids)
-        num_samples = 1 + len(drafts.token_ids)
-        return Row(sequence, start, count, num_samples, *drafts, scored)
+        num_drafts = len(drafts.token_ids)
+        return Row(sequence, start, num_tokens + num_drafts, 1 + num_drafts, *drafts, scored)
 
     def _make_room(self, sequence: Sequence, num_tokens: int, plan: StepPlan) -> bool:
         """Extend a table, preempting from the end; return False if that hit the sequence itself."""
@@ -249,7 +251,7 @@ class Scheduler:
 
     def _use_up(self, plan: StepPlan) -> None:
         """Give long prompts what they had left to others, and nobody took."""
-        for sequence in plan.rows:
+        for sequence in [s for s in plan.long_prompts if s in plan.rows]:  # not preempted since
             num_tokens = plan.rest(sequence)
             end = sequence.num_computed + plan.rows[sequence] + num_tokens
             if num_tokens > 0 and self._blocks.extend(sequence.table, end):

@@ -51,6 +51,8 @@ class Speculation:
         drafts: dict[Sequence, Drafts] = {}
         asked: dict[Sequence, int] = {}
         for sequence, num_tokens in plan.rows.items():
+            if not may_guess and sequence.grammar is None:  # most rows
+                continue
             room = self._room(sequence, plan) if num_tokens == sequence.num_uncomputed else 0
             if room <= 0:
                 continue

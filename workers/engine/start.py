@@ -18,6 +18,7 @@ from workers.cpu_cores import physical_cores
 from workers.engine.model_runner import ModelRunner
 from workers.engine.sampler import sample
 from workers.engine.sampling_rows import SamplingRow
+from workers.engine.step_plan import MAX_SCORED_TOKENS
 from workers.errors import ConfigError
 from workers.model.attention.attention import AttentionPlan, Plan, PrefillSpan
 from workers.model.attention.backend import uses_kernels
@@ -119,7 +120,7 @@ def _build(
         try:
             num_drafts = SpeculativeConfig.of(config).num_tokens
             num_drafted = MAX_SPECULATING_ROWS * (1 + num_drafts)
-            num_rows = max(config.max_num_seqs, num_drafted)
+            num_rows = max(config.max_num_seqs, num_drafted) + MAX_SCORED_TOKENS
             _run_worst_step(decoder, shape, token_budget_of(config, device), num_rows)
         except Exception as error:  # Triton's and the compiler's have no common base
             raise ConfigError(

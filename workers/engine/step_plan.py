@@ -19,8 +19,9 @@ class StepPlan:
         self, budget: int, cut: int, is_scoring: Callable[[Sequence], bool], num_drafts: int
     ) -> None:
         self.num_left = budget
-        self._num_drafts_left = num_drafts
         self.rows: dict[Sequence, int] = {}
+        self.long_prompts: list[Sequence] = []  # of those that have or had a row
+        self._num_drafts_left = num_drafts
         self._budget = budget
         self._num_scores_left = MAX_SCORED_TOKENS
         self._cut = cut
@@ -31,6 +32,8 @@ class StepPlan:
 
         A prompt longer than a step leaves half to those behind it: it would take all of many.
         """
+        if sequence.num_uncomputed == 1:  # most rows: nobody scores behind the prompt's last token
+            return min(1, self.num_left)
         is_long = sequence.num_uncomputed > self._budget
         return self._most(sequence, -(-self.num_left // 2) if is_long else self.num_left)
 
@@ -41,7 +44,10 @@ class StepPlan:
     def add(self, sequence: Sequence, num_tokens: int) -> None:
         self.rows[sequence] = self.rows.get(sequence, 0) + num_tokens
         self.num_left -= num_tokens
-        self._num_scores_left -= num_tokens * self._is_scoring(sequence)
+        if sequence.num_uncomputed > 1:
+            self._num_scores_left -= num_tokens * self._is_scoring(sequence)
+        if sequence.num_uncomputed > self._budget:
+            self.long_prompts.append(sequence)
 
     @property
     def num_drafts_left(self) -> int:

@@ -5,6 +5,7 @@ Layers may lie on several devices; hidden states follow them.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -83,12 +84,12 @@ class Decoder:
     def num_attention_layers(self) -> int:
         return sum(layer.state_shape is None for layer in self._layers)
 
-    @property
+    @cached_property
     def window(self) -> int | None:
         """How many tokens a token sees in layers that have a window; None if there are none."""
         return next((layer.window for layer in self._layers if layer.window), None)
 
-    @property
+    @cached_property
     def slot_bytes(self) -> int:
         """The bytes of one sequence's state in all layers; 0 for a model without states."""
         shapes = [layer.state_shape for layer in self._layers]

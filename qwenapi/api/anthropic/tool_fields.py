@@ -6,7 +6,15 @@ from typing import Any
 import orjson
 from marshmallow import ValidationError, validates_schema
 
-from qwenapi.generation.tools import MAX_TOOL_BYTES, MAX_TOOLS, TOOL_NAME, Tool, ToolChoice
+from qwenapi.generation.tools import (
+    MAX_TOOL_BYTES,
+    MAX_TOOLS,
+    TOOL_NAME,
+    TOOL_NAME_CLAIM,
+    Tool,
+    ToolChoice,
+    repeated_name,
+)
 from qwenapi.http.fields import (
     Composite,
     Path,
@@ -51,11 +59,8 @@ class ToolDefinitions(Composite):
         if not isinstance(value, list) or len(value) > MAX_TOOLS:
             raise ValidationError(f"must be a list of at most {MAX_TOOLS} tools")
         tools = tuple(_tool(i, tool) for i, tool in enumerate(value))
-        names: set[str] = set()
-        for i, tool in enumerate(tools):
-            if tool.name in names:
-                refuse((i, "name"), "is the name of another tool as well")
-            names.add(tool.name)
+        if (i := repeated_name(tools)) is not None:
+            refuse((i, "name"), "is the name of another tool as well")
         return tools
 
 
@@ -67,7 +72,7 @@ def _tool(i: int, tool: Any) -> Tool:
         refuse((i, "type"), f"is {str(kind)[:64]}; this server has no tools but the caller's own")
     name, description = tool.get("name"), tool.get("description")
     if not isinstance(name, str) or not TOOL_NAME.fullmatch(name):
-        refuse((i, "name"), "must be 1 to 128 characters, none of <>\"'=&\\ or a blank")
+        refuse((i, "name"), TOOL_NAME_CLAIM)
     if description is not None and not isinstance(description, str):
         refuse((i, "description"), "must be a string")
     schema, strict = tool.get("input_schema"), tool.get("strict")

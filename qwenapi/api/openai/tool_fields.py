@@ -5,7 +5,15 @@ from typing import Any
 import orjson
 from marshmallow import ValidationError, fields
 
-from qwenapi.generation.tools import MAX_TOOL_BYTES, MAX_TOOLS, TOOL_NAME, Tool, ToolChoice
+from qwenapi.generation.tools import (
+    MAX_TOOL_BYTES,
+    MAX_TOOLS,
+    TOOL_NAME,
+    TOOL_NAME_CLAIM,
+    Tool,
+    ToolChoice,
+    repeated_name,
+)
 from qwenapi.http.fields import refuse
 
 
@@ -38,11 +46,8 @@ class Tools(fields.Field[tuple[Tool, ...]]):
         if not isinstance(value, list) or len(value) > MAX_TOOLS:
             raise ValidationError(f"must be a list of at most {MAX_TOOLS} tools")
         tools = tuple(_tool(i, tool) for i, tool in enumerate(value))
-        names: set[str] = set()
-        for i, tool in enumerate(tools):
-            if tool.name in names:
-                refuse((i, "function", "name"), "is the name of another tool as well")
-            names.add(tool.name)
+        if (i := repeated_name(tools)) is not None:
+            refuse((i, "function", "name"), "is the name of another tool as well")
         return tools
 
 
@@ -54,7 +59,7 @@ def _tool(i: int, tool: Any) -> Tool:
         refuse((i, "function"), "must be an object with a name")
     name = function.get("name")
     if not isinstance(name, str) or not TOOL_NAME.fullmatch(name):
-        refuse((i, "function", "name"), "must be 1 to 128 characters, none of <>\"'=&\\ or a blank")
+        refuse((i, "function", "name"), TOOL_NAME_CLAIM)
     parameters = function.get("parameters")
     if parameters is not None and not isinstance(parameters, dict):
         refuse((i, "function", "parameters"), "must be a JSON Schema, which is an object")
