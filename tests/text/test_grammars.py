@@ -217,7 +217,11 @@ STRINGS = {
     "short": ({"minLength": 2, "maxLength": 4}, ["北京", "a\nb", "😀😀😀😀"], ["a", "abcde"]),
     "long": ({"minLength": 3}, ["abc", "abc\n\n"], ["ab"]),
     "both": ({"maxLength": 3, "pattern": "^a"}, ["a", "abc"], ["abcd", "b"]),
-    "day": ({"format": "date"}, ["2026-11-30"], ["2026-13-01", "today"]),
+    "day": (
+        {"format": "date"},
+        ["2026-11-30", "2024-02-29", "2000-02-29"],
+        ["2026-13-01", "2026-02-31", "2026-11-31", "2026-02-29", "1900-02-29", "today"],
+    ),
     "moment": ({"format": "date-time"}, ["2026-11-30T08:15:00.25+08:00"], ["2026-11-30 08:15"]),
     "mail": ({"format": "email"}, ["a.b@c.example"], ["a@b", "a b@c.example"]),
     "id": ({"format": "uuid"}, ["123e4567-e89b-12d3-a456-426614174000"], ["123e4567"]),
