@@ -1,4 +1,4 @@
-"""From the wire's Grammar to the text llguidance compiles: one grammar list, of one or two.
+"""Write the text that llguidance compiles for a Grammar of the wire.
 
 Knows the kinds, and that a gap may follow a thought. Refuses to know tokens and what compiles.
 """
@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from workers.grammar.calendar_dates import keep_to_calendar
 from workers.grammar.errors import GrammarError
 from workers.wire.grammar import MAX_GRAMMAR_BYTES, Grammar
 
@@ -55,6 +56,8 @@ def _json_schema(text: str) -> str:
         schema, text = {}, "{}"
     if not isinstance(schema, dict):
         raise GrammarError("the grammar cannot be used: a JSON Schema must be an object")
+    if keep_to_calendar(schema):
+        text = _encoded(schema)
     if "x-guidance" in schema:
         return f'"json_schema": {text}'
     rest = text.strip()[1:]
@@ -105,3 +108,10 @@ def _decoded(text: str, what: str) -> Any:
         return msgspec.json.decode(text)
     except (ValueError, RecursionError) as error:
         raise GrammarError(f"the grammar cannot be used: {what} must be JSON: {error}") from error
+
+
+def _encoded(schema: dict[str, Any]) -> str:
+    try:
+        return json.dumps(schema)
+    except RecursionError as error:
+        raise GrammarError("the grammar cannot be used: it is nested too deeply") from error
