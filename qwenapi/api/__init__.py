@@ -1,4 +1,4 @@
-"""The HTTP interfaces: one package each, none of which knows another.
+"""The HTTP interfaces: one package each, none of which knows another; and how to add one.
 
 Five older interfaces are served as their documents print them, each by a profile of etc/profiles:
 coder (document 000), qwen2 (001), guide (002), browser (003), news (004). coder/ and generate/

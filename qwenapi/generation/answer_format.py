@@ -1,4 +1,4 @@
-"""AnswerFormat: the grammar of an answer's content, or what becomes one with a model's tokens."""
+"""AnswerFormat: what a request's `response_format` asks for, as a grammar for the engine."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Pieces of a streamed answer: with beats in silence, and ended in words where an engine fails."""
+"""The pieces of a streamed answer: keep-alive beats while it is silent, an error where it fails."""
 
 import time
 from collections.abc import Callable, Iterable, Iterator

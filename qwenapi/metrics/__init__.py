@@ -1,4 +1,4 @@
-"""Metrics: what has become of every request, in shared memory, and the reports of it.
+"""Metrics: what has become of every request, in shared memory; and how to add one.
 
 How to add one, by what it is of; prometheus.py shows it, report.py what the JSON reports have:
 

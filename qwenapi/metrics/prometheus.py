@@ -1,4 +1,4 @@
-"""Metrics as Prometheus reads them: four gauges of the document of profile `news`, ours, vLLM's.
+"""Metrics in Prometheus' format, under our names, vLLM's, and four of the news profile's.
 
 A collector over one MetricsReading; it keeps nothing between two scrapes. What vLLM counts for an
 engine has its label `engine`; what is only known of the whole HTTP half has `model_name` alone.

@@ -1,4 +1,4 @@
-"""Build the OpenAPI document of a running server, of marshmallow schemas and of tables.
+"""Build a running server's OpenAPI document from its marshmallow schemas and tables of prose.
 
 Knows what is served, nothing of Flask's request.
 """

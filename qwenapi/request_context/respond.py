@@ -1,4 +1,4 @@
-"""Respond: one generation as a response, whole or streamed, in the words of a dialect's writer."""
+"""Respond: one generation as a response, whole or streamed, in an interface's format."""
 
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol

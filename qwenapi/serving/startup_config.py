@@ -1,4 +1,4 @@
-"""StartupConfig: what a start reads, and step 1 of a reload: settings and profiles, as JSON.
+"""StartupConfig: the settings and profiles a start reads, as JSON between processes.
 
 Both are read from their files by the code on disk at that moment, after an upgrade newer than the
 supervisor's; so what a reader does not know is left out, and what it misses has its default.

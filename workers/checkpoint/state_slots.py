@@ -1,4 +1,4 @@
-"""StateSlots: how much of a cache's memory the states of a hybrid's sequences take.
+"""StateSlots: how much of a cache's memory the recurrent states of hybrid models take.
 
 They have at most half of it, or the part that `state_memory_fraction` says: a slot for every
 sequence that may run, a few more for snapshots of prefixes, one for each draft of a step, and by

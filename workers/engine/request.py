@@ -1,4 +1,4 @@
-"""Request: what one caller asked of an engine, and what follows from it once; frozen."""
+"""Request: what one caller asked of an engine, and what is computed of it once; frozen."""
 
 from dataclasses import dataclass
 from functools import cached_property

@@ -1,4 +1,4 @@
-"""StateManager: a hybrid model's state slots, and snapshots that make its prefixes known.
+"""StateManager: the slots of recurrent states of hybrid models, and snapshots for prefix hits.
 
 Knows slots by number, and blocks by the uids of their content. Refuses to know tensors, tokens and
 scheduling. A slot is blank, one sequence's, or a snapshot's: the state behind the last token of one

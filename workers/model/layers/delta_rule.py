@@ -1,4 +1,4 @@
-"""The gated delta rule: a matrix a head that forgets, and learns the difference to what it knew.
+"""The gated delta rule: linear attention whose state is one matrix per head, in torch.
 
     S ← e^g·S + k·(β·(v − kᵀ·e^g·S)),   o = qᵀ·S      for each token, with |k| = 1 and |q| = 1/√dim
 

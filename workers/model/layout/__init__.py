@@ -1,1 +1,1 @@
-"""Tensor layouts that kernels and their callers share: flat batch, plan, int4, FP8; and copies."""
+"""Tensor layouts that kernels and their callers share: batches, plans, int4 and FP8 weights."""

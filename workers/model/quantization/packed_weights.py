@@ -1,4 +1,4 @@
-"""A checkpoint's weights as a state dict: slices of files, packed linears whole when read.
+"""A quantized checkpoint's weights as a state dict that unpacks each linear when it is read.
 
 Which tensors there must be has been checked: `checkpoint.weights` says what the files hold. A
 packed linear is unpacked when transformers asks for it, which then places it, stacks experts and

@@ -1,4 +1,4 @@
-"""Unpack linears of 8 bits, numbers times the scale of their block, or keep them so for kernels.
+"""Unpack 8-bit linears (FP8 or int8 times scales), or hold them packed for the GPU kernels.
 
 Knows no files and no config.json: which blocks there are, and in which tensors, says
 workers/checkpoint/packings.py. Blocks of 128 by 128 are those of
