@@ -35,22 +35,25 @@ ROOMS: dict[str, str] = {
     "workers.engine_core": "workers.wire workers.grammar",
     "workers.model.layout": "",
     "workers.model.kernels": "workers.model.layout",
+    "workers.model.native": "",
     "workers.model.quantization": """
         workers.errors workers.checkpoint workers.model.layout workers.model.kernels""",
     "workers.model.linear": """
         workers.model.layout workers.model.kernels workers.model.quantization""",
     "workers.model.attention": """
-        workers.errors workers.model.layout workers.model.kernels workers.model.linear""",
+        workers.errors workers.model.layout workers.model.kernels workers.model.native
+        workers.model.linear""",
     "workers.model.layers": """
         workers.model.layout workers.model.kernels workers.model.linear workers.model.attention""",
     "workers.model": """
         workers.errors workers.config workers.checkpoint workers.model.layout
-        workers.model.quantization workers.model.linear workers.model.attention
-        workers.model.layers""",
+        workers.model.native workers.model.quantization workers.model.linear
+        workers.model.attention workers.model.layers""",
     "workers.engine": """
         workers.errors workers.config workers.cpu_cores workers.checkpoint workers.fairness
         workers.wire workers.grammar workers.engine_core workers.model workers.model.layout
-        workers.model.kernels workers.model.quantization workers.model.attention""",
+        workers.model.kernels workers.model.native workers.model.quantization
+        workers.model.attention""",
     "workers.worker": """
         workers.errors workers.config workers.checkpoint workers.logs workers.fairness
         workers.parent_death workers.wire workers.grammar workers.engine_core workers.engine""",

@@ -74,15 +74,17 @@ MIXTURE = {
     "num_experts": 8,
     "num_experts_per_tok": 2,
 }
+# A head's size then follows from the others: 16.
+UNSAID = {"head_dim": None, "num_attention_heads": 4, "num_key_value_heads": 2}
 MODELS = {
-    "qwen2": (Qwen2ForCausalLM, Qwen2Config, {"head_dim": None}),
+    "qwen2": (Qwen2ForCausalLM, Qwen2Config, UNSAID),
     "qwen3": (Qwen3ForCausalLM, Qwen3Config, {"tie_word_embeddings": True}),
     "qwen3_moe": (
         Qwen3MoeForCausalLM,
         Qwen3MoeConfig,
         {"moe_intermediate_size": 32, "num_experts": 8, "num_experts_per_tok": 2},
     ),
-    "qwen2_moe": (Qwen2MoeForCausalLM, Qwen2MoeConfig, {"head_dim": None} | MIXTURE),
+    "qwen2_moe": (Qwen2MoeForCausalLM, Qwen2MoeConfig, UNSAID | MIXTURE),
     "qwen3_next": (Qwen3NextForCausalLM, Qwen3NextConfig, HYBRID | MIXTURE),
     "qwen3_5": (Qwen3_5ForCausalLM, Qwen3_5TextConfig, HYBRID | {"tie_word_embeddings": True}),
     "qwen3_5_moe": (

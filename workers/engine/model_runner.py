@@ -20,7 +20,12 @@ from workers.engine.sampling_rows import SamplingRow
 from workers.engine.sequence import Sequence
 from workers.engine.state_layout import plan_states
 from workers.engine.token_masks import TokenMasks
-from workers.model.attention.attention import AttentionPlan, DecodeGroup, PrefillSpan
+from workers.model.attention.attention import (
+    AttentionPlan,
+    DecodeGroup,
+    PrefillSpan,
+    TokenRows,
+)
 from workers.model.decoder import Decoder
 from workers.model.graphs import Graphs
 from workers.model.layout.device_copy import to_device
@@ -78,6 +83,7 @@ class ModelRunner:
         self._block_size = decoder.block_size
         self._device_total = 0
         self._for_kernels = decoder.cache_shape.for_kernels
+        self._is_compiled = decoder.cache_shape.native is not None
         # As KVCache orders them: block b of head h is h * num_blocks + b.
         heads = torch.arange(decoder.cache_shape.num_kv_heads, device=decoder.device)
         self._head_offsets = heads[:, None] * decoder.num_blocks
@@ -149,11 +155,17 @@ class ModelRunner:
         rows = decodes + prefills
         token_ids, positions, slots = map(self._tensor, self._flatten(rows))
         _fill_awaited(token_ids, rows, previous)
+        alone = rows if is_batch_invariant else decodes
+        if self._is_compiled:
+            groups, spans = [], [] if is_batch_invariant else prefills
+        else:
+            groups, spans = decodes, prefills
         plan = AttentionPlan(
             slots=slots,
-            decodes=tuple(self._decode_groups(decodes)),
-            prefills=tuple(self._prefill_spans(prefills, len(decodes))),
+            decodes=tuple(self._decode_groups(groups)),
+            prefills=tuple(self._prefill_spans(spans, len(decodes))),
             is_batch_invariant=is_batch_invariant,
+            tokens=self._token_rows(alone) if self._is_compiled and alone else None,
         )
         states = None
         if self._decoder.slot_bytes:
@@ -176,6 +188,16 @@ class ModelRunner:
                 for position in range(row.start, row.stop)
             ]
         return token_ids, positions, slots
+
+    def _token_rows(self, rows: Rows) -> TokenRows:
+        """Return the tokens of rows, each to be attended alone."""
+        longest = max(row.stop for row in rows)
+        num_blocks = -(-longest // self._block_size)
+        tables = [_padded(row.sequence.table.ids, num_blocks) for row in rows]
+        numbers = [number for number, row in enumerate(rows) for _ in range(row.num_tokens)]
+        lengths = [length for row in rows for length in range(row.start + 1, row.stop + 1)]
+        tensors = (torch.tensor(part, dtype=torch.int32) for part in (tables, numbers, lengths))
+        return TokenRows(*tensors, longest)
 
     def _decode_groups(self, rows: list[Row]) -> Iterator[DecodeGroup]:
         """Cut sorted rows into groups whose longest is at most twice as long as their shortest."""

@@ -41,6 +41,7 @@ from workers.model.loader import (
     load_config,
     load_weights,
 )
+from workers.model.native.native import Native
 from workers.model.quantization import fp8
 from workers.wire.protocol import ModelCard, SamplingParams
 
@@ -66,7 +67,8 @@ def start(config: EngineConfig, progress: Progress) -> tuple[ModelCard, ModelRun
             f"--deterministic on {device} is computed by kernels: leave --attention-backend out,"
             " and pip install 'qwenapi[kernels]'"
         )
-    shape = CacheShape.of(model_config, dtype, for_kernels=for_kernels)
+    native = Native.load(dtype) if _is_compiled(config, device) else None
+    shape = CacheShape.of(model_config, dtype, for_kernels=for_kernels, native=native)
     torch.set_num_threads(config.threads or physical_cores())
     _keep_freed_memory()
     if as_fp8:
@@ -100,6 +102,10 @@ def _uses_kernels(
             device,
         )
     return False
+
+
+def _is_compiled(config: EngineConfig, device: torch.device) -> bool:
+    return device.type == "cpu" and config.attention_backend == "auto"
 
 
 def _build(

@@ -20,6 +20,7 @@ from workers.model.layers.state_cache import StateCache
 from workers.model.layout.flat_batch import FlatBatch
 from workers.model.layout.state_plan import StatePlan
 from workers.model.linear.linear import Linear
+from workers.model.native.native import Native
 
 
 @dataclass(frozen=True)
@@ -30,15 +31,23 @@ class CacheShape:
     head_dim: int
     dtype: torch.dtype
     for_kernels: bool = False
+    native: Native | None = None
 
     @classmethod
     def of(
-        cls, config: PretrainedConfig, dtype: torch.dtype, *, for_kernels: bool = False
+        cls,
+        config: PretrainedConfig,
+        dtype: torch.dtype,
+        *,
+        for_kernels: bool = False,
+        native: Native | None = None,
     ) -> "CacheShape":
-        head_dim = (
-            getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        )
-        return cls(config.num_key_value_heads, head_dim, dtype, for_kernels)
+        """Without `native` where its functions take no such heads."""
+        num_heads, num_kv_heads = config.num_attention_heads, config.num_key_value_heads
+        head_dim = getattr(config, "head_dim", None) or config.hidden_size // num_heads
+        if native is not None and not native.takes_heads(head_dim, num_heads // num_kv_heads):
+            native = None
+        return cls(num_kv_heads, head_dim, dtype, for_kernels, native)
 
     @property
     def token_bytes(self) -> int:
@@ -46,8 +55,8 @@ class CacheShape:
 
     def allocate(self, num_blocks: int, block_size: int, device: torch.device) -> LayerKVCache:
         """Return an empty cache of one layer, for kernels or for torch."""
-        layout = BlockKVCache if self.for_kernels else KVCache
-        return layout(self.num_kv_heads, num_blocks, block_size, self.head_dim, self.dtype, device)
+        sizes = (self.num_kv_heads, num_blocks, block_size, self.head_dim, self.dtype, device)
+        return BlockKVCache(*sizes) if self.for_kernels else KVCache(*sizes, self.native)
 
 
 class Decoder:

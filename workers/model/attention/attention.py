@@ -1,7 +1,8 @@
 """Attention in plain torch over a paged KV cache, and the plan of it for one step.
 
 Two kinds of work in one batch: groups of single-token rows, padded to the longest of their group,
-and spans of several tokens of one sequence. Heads that share a key head lie together on the query
+and spans of several tokens of one sequence. Single tokens are computed by workers/model/native where
+it could be compiled, without padding. Heads that share a key head lie together on the query
 axis. Queries come scaled. Where kernels do all that, their plan is in paged_plan.py. Refuses to
 know layers, weights and scheduling.
 """
@@ -54,16 +55,32 @@ class PrefillSpan:
 
 
 @dataclass(frozen=True)
+class TokenRows:
+    """The first tokens of the flat batch, each attended alone by compiled functions.
+
+    Token t sees the first `lengths[t]` keys, at most `longest`, of the blocks in row `rows[t]` of
+    `tables` `[sequences, blocks]`; all three are int32.
+    """
+
+    tables: Tensor
+    rows: Tensor
+    lengths: Tensor
+    longest: int
+
+
+@dataclass(frozen=True)
 class AttentionPlan:
     """All attention of one step; equal for every layer on one device.
 
-    A batch-invariant one has only spans, and each of their tokens is computed as if it were alone.
+    Where functions are compiled, `tokens` stands for the groups, and in a batch-invariant plan for
+    everything. Else such a plan has only spans, whose tokens are computed as if each were alone.
     """
 
     slots: Tensor
     decodes: tuple[DecodeGroup, ...]
     prefills: tuple[PrefillSpan, ...]
     is_batch_invariant: bool = False
+    tokens: TokenRows | None = None
 
     def to(self, device: torch.device) -> "AttentionPlan":
         """Return the plan with its tensors on another device."""
@@ -80,6 +97,7 @@ class AttentionPlan:
             ),
             tuple(replace(span, blocks=_move(span.blocks, device)) for span in self.prefills),
             self.is_batch_invariant,
+            self.tokens,  # only where everything is on one device, the CPU
         )
 
 
@@ -101,6 +119,8 @@ def attend(
     `window` a token sees itself and so many less one before it.
     """
     context = torch.empty_like(query, memory_format=torch.contiguous_format)
+    if plan.tokens is not None:
+        context[: len(plan.tokens.rows)] = _attend_tokens(query, cache, plan.tokens, window)
     for group in plan.decodes:
         rows = slice(group.first, group.stop)
         context[rows] = _attend_group(query[rows], cache, group, window)
@@ -119,6 +139,11 @@ def attend(
         seen = slice(max(0, span.num_computed - window + 1) if window else 0, span.length)
         context[rows] = _attend_span(query[rows], keys[:, seen], values[:, seen], window)
     return context
+
+
+def _attend_tokens(query: Tensor, cache: KVCache, plan: TokenRows, window: int | None) -> Tensor:
+    query = query[: len(plan.rows)]
+    return cache.attend(query, plan.tables, plan.rows, plan.lengths, plan.longest, window)
 
 
 def _attend_group(query: Tensor, cache: KVCache, group: DecodeGroup, window: int | None) -> Tensor:

@@ -12,6 +12,8 @@ import mmap
 import torch
 from torch import Tensor
 
+from workers.model.native.native import Native
+
 
 class KVCache:
     """Keys and values of one layer."""
@@ -24,9 +26,11 @@ class KVCache:
         head_dim: int,
         dtype: torch.dtype,
         device: torch.device,
+        native: Native | None = None,
     ) -> None:
         self.device = device
         self.num_kv_heads = num_kv_heads
+        self._native, self._block_size = native, block_size
         self._head_dim, self._num_blocks = head_dim, num_blocks
         # Zeros, because a masked score still multiplies what lies in an unused slot.
         shape = (num_kv_heads, num_blocks * block_size, head_dim)
@@ -45,6 +49,23 @@ class KVCache:
         where = torch.tensor(blocks, device=self.device)
         for part in (self._keys, self._values):
             part.view(self.num_kv_heads, self._num_blocks, -1).index_fill_(1, where, 0)
+
+    def attend(
+        self,
+        query: Tensor,
+        tables: Tensor,
+        rows: Tensor,
+        lengths: Tensor,
+        longest: int,
+        window: int | None,
+    ) -> Tensor:
+        """Return the context of single tokens, by the compiled functions; see Native.attend."""
+        assert self._native is not None
+        keys, values, size = self._keys, self._values, self._block_size
+        query = query.contiguous()
+        return self._native.attend(
+            query, keys, values, size, tables, rows, lengths, longest, window
+        )
 
     def gather(self, blocks: Tensor | slice) -> tuple[Tensor, Tensor]:
         """Return keys and values, `[kv_heads, slots of all rows, head_dim]`.

@@ -1,0 +1,171 @@
+"""The compiled functions: what they compute, and what happens where they cannot be compiled."""
+
+import logging
+import os
+import stat
+
+import pytest
+import torch
+
+from workers.model.native import library
+from workers.model.native.native import PART, Native
+
+DTYPES = {torch.float32: 2e-6, torch.bfloat16: 4e-3}
+
+
+@pytest.fixture(params=DTYPES, ids=str)
+def native(request):
+    made = Native.load(request.param)
+    assert made is not None, "tests need a C compiler"
+    made.dtype, made.error = request.param, DTYPES[request.param]
+    return made
+
+
+class Cache:
+    """Keys and values of one layer, poisoned where no sequence has written."""
+
+    def __init__(self, lengths, num_kv_heads, head_dim, block_size, dtype, most_blocks=0):
+        torch.manual_seed(sum(lengths) + head_dim)
+        width = max(-(-length // block_size) for length in lengths)
+        order = torch.randperm(len(lengths) * width) + 1
+        self.tables = order.view(len(lengths), width).to(torch.int32)
+        self.block_size, self.lengths = block_size, torch.tensor(lengths, dtype=torch.int32)
+        shape = (num_kv_heads, (len(order) + 1) * block_size, head_dim)
+        self.keys, self.values = (torch.full(shape, torch.nan, dtype=dtype) for _ in range(2))
+        for row, length in enumerate(lengths):
+            slots = self.slots(row)[:length]
+            self.keys[:, slots] = torch.randn(num_kv_heads, length, head_dim).to(dtype)
+            self.values[:, slots] = torch.randn(num_kv_heads, length, head_dim).to(dtype)
+
+    def slots(self, row):
+        within = torch.arange(self.block_size)
+        return (self.tables[row].long()[:, None] * self.block_size + within).view(-1)
+
+    def attend(self, native, query, rows=None, lengths=None, window=None):
+        rows = torch.arange(len(self.lengths), dtype=torch.int32) if rows is None else rows
+        lengths = self.lengths if lengths is None else lengths
+        cached = (self.keys, self.values, self.block_size, self.tables)
+        return native.attend(query, *cached, rows, lengths, int(lengths.max()), window)
+
+    def expect(self, query, row, length, window=None):
+        """Return the context of one token's heads by softmax, in float64."""
+        slots = self.slots(row)[max(0, length - window) if window else 0 : length]
+        repeat = query.shape[0] // len(self.keys)
+        keys, values = (
+            part[:, slots].double().repeat_interleave(repeat, 0)
+            for part in (self.keys, self.values)
+        )
+        weights = torch.einsum("hd,hkd->hk", query.double(), keys).softmax(-1)
+        return torch.einsum("hk,hkd->hd", weights, values)
+
+
+def error_of(found, expected):
+    return float((found.double() - expected).abs().max() / expected.abs().max())
+
+
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "head_dim", "block_size"),
+    [(16, 8, 128, 32), (6, 2, 64, 8), (5, 1, 16, 16), (16, 1, 48, 1), (3, 3, 256, 100)],
+)
+@pytest.mark.parametrize("window", [None, 1, 40, 1500])
+def test_tokens_attend_over_blocks_in_place(native, heads, kv_heads, head_dim, block_size, window):
+    lengths = [1, 33, 2, 64, 31, PART, PART + 1, 2 * PART + 77]
+    cache = Cache(lengths, kv_heads, head_dim, block_size, native.dtype)
+    query = (torch.randn(len(lengths), heads, head_dim) * head_dim**-0.5).to(native.dtype)
+    found = cache.attend(native, query, window=window)
+    for row, length in enumerate(lengths):
+        expected = cache.expect(query[row], row, length, window)
+        assert error_of(found[row], expected) < native.error, length
+
+
+def test_scores_may_be_as_large_as_they_like(native):
+    cache = Cache([200, 5], 2, 64, 32, native.dtype)
+    query = (torch.randn(2, 4, 64) * torch.tensor([30.0, 1e3])[:, None, None]).to(native.dtype)
+    found = cache.attend(native, query)
+    for row, length in enumerate((200, 5)):
+        assert error_of(found[row], cache.expect(query[row], row, length)) < 5 * native.error
+
+
+def test_a_token_depends_on_nothing_beside_it(native):
+    lengths = [700, 3, 2500, 40]
+    cache = Cache(lengths, 2, 64, 32, native.dtype)
+    rows = torch.tensor([2, 0, 2, 1, 3, 2], dtype=torch.int32)
+    seen = torch.tensor([2500, 700, 1, 3, 17, 1025], dtype=torch.int32)
+    query = torch.randn(len(rows), 6, 64).to(native.dtype)
+    together = cache.attend(native, query, rows, seen)
+    threads = torch.get_num_threads()
+    try:
+        for number in range(len(rows)):
+            torch.set_num_threads(1 + number % 3)
+            own = slice(number, number + 1)
+            alone = cache.attend(native, query[own].clone(), rows[own], seen[own])
+            assert torch.equal(alone[0], together[number])
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_what_is_not_a_number_stays_with_its_own_token(native):
+    cache = Cache([40, 50], 2, 32, 16, native.dtype)
+    query = torch.randn(2, 2, 32).to(native.dtype)
+    expected = cache.attend(native, query)
+    cache.values[:, cache.slots(0)[7]] = torch.nan
+    found = cache.attend(native, query)
+    assert found[0].isnan().all() and torch.equal(found[1], expected[1])
+
+
+def test_other_heads_are_left_to_torch():
+    assert Native.takes_heads(128, 8) and Native.takes_heads(256, 16) and Native.takes_heads(16, 1)
+    assert not Native.takes_heads(8, 1) and not Native.takes_heads(272, 1)
+    assert not Native.takes_heads(128, 17)
+
+
+@pytest.fixture
+def loading(monkeypatch, tmp_path):
+    """Load as in a new process of a user who has compiled nothing."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return lambda dtype=torch.float32: library.load.__wrapped__(dtype)
+
+
+def kept_file(tmp_path):
+    (file,) = (tmp_path / "cache" / "qwenapi").iterdir()
+    return file
+
+
+def test_they_are_compiled_once(loading, tmp_path, monkeypatch):
+    assert loading() is not None
+    file = kept_file(tmp_path)
+    assert stat.S_IMODE(file.parent.stat().st_mode) == 0o700
+    monkeypatch.setattr(library, "_compile", lambda *_: pytest.fail("compiled again"))
+    assert loading() is not None
+
+
+def test_what_somebody_else_could_have_written_is_not_loaded(loading, tmp_path):
+    assert loading() is not None
+    file = kept_file(tmp_path)
+    os.chmod(file, 0o722)
+    before = file.stat().st_ino
+    assert loading() is not None
+    assert file.stat().st_ino != before and not file.stat().st_mode & 0o022
+
+
+def test_without_a_place_to_keep_them_they_are_compiled_at_each_start(loading, tmp_path):
+    (tmp_path / "cache").write_text("no folder")
+    assert loading() is not None
+
+
+@pytest.mark.parametrize(
+    ("compiler", "words"),
+    [("", "no C compiler; install gcc"), ("false", "false failed"), ("/no/cc", "/no/cc failed")],
+)
+def test_without_a_compiler_the_log_says_so(loading, monkeypatch, caplog, compiler, words):
+    monkeypatch.setenv("CC", compiler)
+    if not compiler:
+        monkeypatch.setenv("PATH", "/nowhere")
+    with caplog.at_level(logging.WARNING):
+        assert loading() is None
+    assert "attention by torch" in caplog.text and words in caplog.text
+
+
+def test_there_are_none_for_other_numbers(loading, caplog):
+    assert loading(torch.float16) is None
+    assert "there is none for torch.float16" in caplog.text

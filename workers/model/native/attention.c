@@ -1,0 +1,173 @@
+/* Attention of single tokens over the blocks of their sequences, read in place.
+
+   Keys of a sequence are taken in parts of PART, and a part block by block; a softmax is folded from
+   block to block and then from part to part, as in Milakov and Gimelshein, "Online normalizer
+   calculation for softmax" (2018), in float32. How a token is computed depends on its own length
+   alone, so its context is the same bits whatever is beside it.
+*/
+
+#include "vectors.h"
+
+#define PART 1024
+#define MOST_DIMS 256
+#define MOST_GROUP 16
+/* Keys of a block that are scored at once: their scores and values stay in the first cache. */
+#define RUN 64
+
+/* Of one query head: the largest score, the sum of weights, and behind them the context. */
+typedef struct {
+    float largest, total, context[];
+} folded;
+
+static inline folded *at(float *scratch, int64_t index, int dims) {
+    return (folded *)(scratch + index * (dims + 2));
+}
+
+/* Score a run of keys by two queries. */
+static void score(const float *query, const float *other, const number *keys, int count, int dims,
+                  float *scores, float *others) {
+    int key = 0;
+    for (; key + 1 < count; key += 2, keys += 2 * dims) {
+        floats first = {}, second = {}, third = {}, fourth = {};
+        for (int dim = 0; dim < dims; dim += LANES) {
+            floats x = load(keys + dim), y = load(keys + dims + dim);
+            floats q = *(const floats *)(query + dim), o = *(const floats *)(other + dim);
+            first += x * q, second += x * o, third += y * q, fourth += y * o;
+        }
+        scores[key] = sum(first), others[key] = sum(second);
+        scores[key + 1] = sum(third), others[key + 1] = sum(fourth);
+    }
+    if (key < count) {
+        floats first = {}, second = {};
+        for (int dim = 0; dim < dims; dim += LANES) {
+            floats x = load(keys + dim);
+            first += x * *(const floats *)(query + dim), second += x * *(const floats *)(other + dim);
+        }
+        scores[key] = sum(first), others[key] = sum(second);
+    }
+}
+
+/* Turn scores into weights, and scale what was folded before to the same largest score. */
+static void fold(folded *to, float *scores, int count, int dims) {
+    float largest = to->largest;
+    for (int key = 0; key < count; key++) largest = fmaxf(largest, scores[key]);
+    for (int key = count; key % LANES; key++) scores[key] = -1e30f;
+    floats total = {};
+    for (int key = 0; key < count; key += LANES) {
+        floats weights = exponential(*(floats *)(scores + key) - largest);
+        *(floats *)(scores + key) = weights;
+        total += weights;
+    }
+    if (largest != to->largest) {
+        float shrink = expf(to->largest - largest);
+        to->total *= shrink;
+        for (int dim = 0; dim < dims; dim += LANES) *(floats *)(to->context + dim) *= shrink;
+        to->largest = largest;
+    }
+    to->total += sum(total);
+}
+
+/* Add a run of values, by the weights of two queries. */
+static void add(folded *to, folded *other, const float *weights, const float *others,
+                const number *values, int count, int dims) {
+    for (int dim = 0; dim < dims; dim += 2 * LANES) {
+        int next = dim + LANES < dims ? dim + LANES : dim; /* an odd vector is added twice over */
+        floats low = *(floats *)(to->context + dim), high = *(floats *)(to->context + next);
+        floats other_low = *(floats *)(other->context + dim);
+        floats other_high = *(floats *)(other->context + next);
+        for (int key = 0; key < count; key++) {
+            const number *value = values + (int64_t)key * dims;
+            floats x = load(value + dim), y = load(value + next);
+            low += x * weights[key], high += y * weights[key];
+            other_low += x * others[key], other_high += y * others[key];
+        }
+        *(floats *)(to->context + dim) = low, *(floats *)(to->context + next) = high;
+        *(floats *)(other->context + dim) = other_low;
+        *(floats *)(other->context + next) = other_high;
+    }
+}
+
+/* Fold keys `first` to `last` of one token into `scratch`, for the query heads of one key head. */
+static void attend_part(const number *query, const number *keys, const number *values,
+                        const int32_t *table, int group, int dims, int block_size, int first,
+                        int last, float *scratch) {
+    float queries[MOST_GROUP * MOST_DIMS], weights[2][RUN], spare[MOST_DIMS + 2];
+    for (int i = 0; i < group * dims; i++) queries[i] = to_float(query[i]);
+    for (int head = 0; head < group; head++) {
+        folded *to = at(scratch, head, dims);
+        to->largest = -INFINITY, to->total = 0;
+        memset(to->context, 0, sizeof(float) * dims);
+    }
+    memset(spare, 0, sizeof spare);
+    for (int key = first, count; key < last; key += count) {
+        int offset = key % block_size;
+        count = block_size - offset < RUN ? block_size - offset : RUN;
+        count = last - key < count ? last - key : count;
+        int64_t from = ((int64_t)table[key / block_size] * block_size + offset) * dims;
+        for (int head = 0; head < group; head += 2) { /* a last odd one is its own neighbour */
+            int other = head + 1 < group ? head + 1 : head;
+            folded *to = at(scratch, head, dims);
+            folded *beside = other == head ? (folded *)spare : at(scratch, other, dims);
+            score(queries + head * dims, queries + other * dims, keys + from, count, dims,
+                  weights[0], weights[1]);
+            fold(to, weights[0], count, dims), fold(beside, weights[1], count, dims);
+            add(to, beside, weights[0], weights[1], values + from, count, dims);
+        }
+    }
+}
+
+/* Write the context of one query head, folded in `parts` parts. */
+static void finish(float *scratch, int parts, int group, int dims, number *context) {
+    folded *to = at(scratch, 0, dims);
+    for (int part = 1; part < parts; part++) {
+        folded *from = at(scratch, (int64_t)part * group, dims);
+        float largest = fmaxf(to->largest, from->largest);
+        float own = expf(to->largest - largest), other = expf(from->largest - largest);
+        to->largest = largest, to->total = to->total * own + from->total * other;
+        for (int dim = 0; dim < dims; dim += LANES) {
+            floats *sum = (floats *)(to->context + dim);
+            *sum = *sum * own + *(floats *)(from->context + dim) * other;
+        }
+    }
+    for (int dim = 0; dim < dims; dim += LANES)
+        store(context + dim, *(floats *)(to->context + dim) / to->total);
+}
+
+/* Attend scaled queries `[tokens, heads, dims]` over the cache of one layer, `[kv_heads, blocks,
+   block_size, dims]`: token t sees the last `window` of the first `lengths[t]` keys, whose blocks are
+   row `rows[t]` of `tables`, `[sequences, width]`. `scratch` has (dims + 2) floats for each query
+   head of each of `parts` parts of each token.
+*/
+void attend_tokens(const number *query, const number *keys, const number *values, number *context,
+                   const int32_t *tables, const int32_t *rows, const int32_t *lengths,
+                   int32_t tokens, int32_t heads, int32_t kv_heads, int32_t dims, int32_t blocks,
+                   int32_t block_size, int32_t width, int32_t window, int32_t parts,
+                   int32_t threads, float *scratch) {
+    int group = heads / kv_heads;
+    int64_t head_size = (int64_t)blocks * block_size * dims;
+#pragma omp parallel num_threads(threads)
+    {
+#pragma omp for collapse(3) schedule(dynamic)
+        for (int token = 0; token < tokens; token++)
+            for (int head = 0; head < kv_heads; head++)
+                for (int part = 0; part < parts; part++) {
+                    int hidden = lengths[token] > window ? lengths[token] - window : 0;
+                    int first = hidden + part * PART;
+                    int last = first + PART < lengths[token] ? first + PART : lengths[token];
+                    int64_t to = ((int64_t)token * kv_heads + head) * parts + part;
+                    if (first < last)
+                        attend_part(query + ((int64_t)token * heads + head * group) * dims,
+                                    keys + head * head_size, values + head * head_size,
+                                    tables + (int64_t)rows[token] * width, group, dims, block_size,
+                                    first, last, (float *)at(scratch, to * group, dims));
+                }
+#pragma omp for collapse(2)
+        for (int token = 0; token < tokens; token++)
+            for (int head = 0; head < heads; head++) {
+                int seen = lengths[token] < window ? lengths[token] : window;
+                int64_t from = ((int64_t)token * kv_heads + head / group) * parts * group;
+                finish((float *)at(scratch, from + head % group, dims), (seen + PART - 1) / PART,
+                       group, dims, context + ((int64_t)token * heads + head) * dims);
+            }
+    }
+}

@@ -1,0 +1,133 @@
+"""Native: the compiled functions, called with tensors of one dtype on a CPU."""
+
+import ctypes
+from ctypes import c_float, c_int32, c_int64
+
+import torch
+from torch import Tensor
+
+from workers.model.native import library
+
+# As attention.c has them.
+PART = 1024
+_MOST_DIMS, _MOST_GROUP = 256, 16
+_LANES = 16
+_NO_WINDOW = 2**31 - 1
+
+
+class Native:
+    """What is computed by C for tensors of one dtype; they are contiguous, if not said otherwise."""
+
+    def __init__(self, functions: ctypes.CDLL, dtype: torch.dtype) -> None:
+        self._dtype = dtype
+        self._attend = functions.attend_tokens
+        self._add_rms_norm = functions.add_rms_norm
+        self._norm_rope_write = functions.norm_rope_write
+        self._silu_mul = functions.silu_mul
+
+    @classmethod
+    def load(cls, dtype: torch.dtype) -> "Native | None":
+        """Return the functions for a dtype; None, with a line in the log, where they cannot be."""
+        functions = library.load(dtype)
+        return None if functions is None else cls(functions, dtype)
+
+    @staticmethod
+    def takes_heads(head_dim: int, group: int) -> bool:
+        """Whether heads of this size, so many to a key head, are computed."""
+        return head_dim % _LANES == 0 and head_dim <= _MOST_DIMS and group <= _MOST_GROUP
+
+    def attend(
+        self,
+        query: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        block_size: int,
+        tables: Tensor,
+        rows: Tensor,
+        lengths: Tensor,
+        longest: int,
+        window: int | None,
+    ) -> Tensor:
+        """Return the context of scaled queries `[tokens, heads, head_dim]`, each alone.
+
+        `keys` and `values` are `[kv_heads, blocks * block_size, head_dim]`. Token t sees the last
+        `window` of its first `lengths[t]` keys, `longest` at most, in the blocks of row `rows[t]`
+        of `tables` `[sequences, blocks]`; all three are int32.
+        """
+        num_tokens, num_heads, head_dim = query.shape
+        num_kv_heads, num_slots = keys.shape[:2]
+        assert query.dtype == keys.dtype == self._dtype and query.is_contiguous()
+        parts = -(-min(longest, window or longest) // PART)
+        context = torch.empty_like(query)
+        scratch = torch.empty(num_tokens * num_heads * parts * (head_dim + 2))
+        self._attend(
+            *_pointers(query, keys, values, context, tables, rows, lengths),
+            *map(c_int32, (num_tokens, num_heads, num_kv_heads, head_dim)),
+            *map(c_int32, (num_slots // block_size, block_size, tables.shape[1])),
+            *map(c_int32, (window or _NO_WINDOW, parts, torch.get_num_threads())),
+            *_pointers(scratch),
+        )
+        return context
+
+    def add_rms_norm(
+        self, delta: Tensor | None, residual: Tensor, weight: Tensor, eps: float
+    ) -> tuple[Tensor, Tensor]:
+        """Add delta to residual `[tokens, width]` in place; return its norm, and it."""
+        assert residual.dtype == self._dtype and residual.is_contiguous()
+        assert delta is None or (delta.dtype == self._dtype and delta.is_contiguous())
+        normed = torch.empty_like(residual)
+        self._add_rms_norm(
+            *_pointers(delta, residual, weight, normed),
+            *map(c_int32, residual.shape),
+            c_float(eps),
+            c_int32(torch.get_num_threads()),
+        )
+        return normed, residual
+
+    def norm_rope_write(
+        self,
+        qkv: Tensor,
+        head_norm: Tensor | None,
+        eps: float,
+        scale: float,
+        cos: Tensor,
+        sin: Tensor,
+        slots: Tensor,
+        keys: Tensor,
+        values: Tensor,
+    ) -> Tensor:
+        """Rotate the heads of `qkv` `[tokens, (heads + 2 kv_heads) * head_dim]`, write keys and
+        values to the slots of `[kv_heads, slots, head_dim]`; return queries, scaled.
+
+        `head_norm` is float32 `[heads + kv_heads, head_dim]` and holds the scale of queries, `cos`
+        and signed `sin` are those of Rope.
+        """
+        num_kv_heads, num_slots, head_dim = keys.shape
+        num_tokens, num_all = qkv.shape[0], qkv.shape[1] // head_dim
+        num_heads = num_all - 2 * num_kv_heads
+        assert qkv.dtype == keys.dtype == self._dtype and qkv.is_contiguous()
+        query = qkv.new_empty((num_tokens, num_heads, head_dim))
+        self._norm_rope_write(
+            *_pointers(qkv, head_norm, cos, sin, slots, query, keys, values),
+            *map(c_int32, (num_tokens, num_heads, num_kv_heads, head_dim, cos.shape[-1])),
+            c_int64(num_slots),
+            c_float(eps),
+            c_float(scale),
+            c_int32(torch.get_num_threads()),
+        )
+        return query
+
+    def silu_mul(self, gate_up: Tensor) -> Tensor:
+        """Return the SiLU of the first half of `[tokens, 2 * width]`, times the second."""
+        assert gate_up.dtype == self._dtype and gate_up.is_contiguous()
+        num_tokens, width = gate_up.shape[0], gate_up.shape[1] // 2
+        product = gate_up.new_empty((num_tokens, width))
+        self._silu_mul(
+            *_pointers(gate_up, product),
+            *map(c_int32, (num_tokens, width, torch.get_num_threads())),
+        )
+        return product
+
+
+def _pointers(*tensors: Tensor | None) -> list[ctypes.c_void_p]:
+    return [ctypes.c_void_p(None if one is None else one.data_ptr()) for one in tensors]

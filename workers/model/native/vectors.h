@@ -1,0 +1,83 @@
+/* Vectors of floats for any CPU that GCC or Clang know, and the model's numbers as floats. */
+#pragma once
+
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+/* 16 floats: a register of AVX-512, two of AVX2, four of NEON. Memory need not be aligned. */
+#define LANES 16
+typedef float floats __attribute__((vector_size(4 * LANES), aligned(4)));
+typedef int32_t integers __attribute__((vector_size(4 * LANES), aligned(4)));
+
+/* A number of the model: bfloat16, or float32 with -DFLOAT32. */
+#ifdef FLOAT32
+
+typedef float number;
+
+static inline floats load(const number *from) { return *(const floats *)from; }
+static inline void store(number *to, floats x) { *(floats *)to = x; }
+static inline float to_float(number x) { return x; }
+static inline number to_number(float x) { return x; }
+
+#else
+
+typedef uint16_t number;
+typedef uint16_t halves __attribute__((vector_size(2 * LANES), aligned(2)));
+typedef uint32_t words __attribute__((vector_size(4 * LANES), aligned(4)));
+
+static inline floats load(const number *from) {
+    return (floats)(__builtin_convertvector(*(const halves *)from, words) << 16);
+}
+
+/* To the nearest, ties to even, as torch rounds; a NaN stays one. */
+static inline void store(number *to, floats x) {
+    words bits = (words)x;
+    words rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+    words is_nan = (words)(x != x);
+    *(halves *)to = __builtin_convertvector((rounded & ~is_nan) | (is_nan & 0x7fc0), halves);
+}
+
+static inline float to_float(number x) {
+    uint32_t bits = (uint32_t)x << 16;
+    float value;
+    memcpy(&value, &bits, 4);
+    return value;
+}
+
+static inline number to_number(float x) {
+    uint32_t bits;
+    memcpy(&bits, &x, 4);
+    return x != x ? 0x7fc0 : (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+}
+
+#endif
+
+/* The number nearest to x, as a float. */
+static inline float rounded(float x) { return to_float(to_number(x)); }
+
+static inline float sum(floats x) {
+    for (int half = LANES / 2; half > 0; half /= 2)
+        for (int lane = 0; lane < half; lane++) x[lane] += x[lane + half];
+    return x[0];
+}
+
+static inline floats larger(floats x, floats y) {
+    integers is_x = x > y;
+    return (floats)(((integers)x & is_x) | ((integers)y & ~is_x));
+}
+
+/* e^x to 2 units in the last place for x <= 0, after Cephes' expf; 1.6e-38 below -87. */
+static inline floats exponential(floats x) {
+    x = larger(x, (floats){} - 87.0f);
+    floats power = (x * 1.44269504f + 12582912.0f) - 12582912.0f;
+    floats rest = x - power * 0.693359375f + power * 2.12194440e-4f;
+    floats series = (floats){} + 1.9875691500e-4f;
+    series = series * rest + 1.3981999507e-3f;
+    series = series * rest + 8.3334519073e-3f;
+    series = series * rest + 4.1665795894e-2f;
+    series = series * rest + 1.6666665459e-1f;
+    series = series * rest + 5.0000001201e-1f;
+    series = series * rest * rest + rest + 1.0f;
+    return series * (floats)((__builtin_convertvector(power, integers) + 127) << 23);
+}
