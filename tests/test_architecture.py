@@ -35,7 +35,7 @@ ROOMS: dict[str, str] = {
     "workers.engine_core": "workers.wire workers.grammar",
     "workers.model.layout": "",
     "workers.model.kernels": "workers.model.layout",
-    "workers.model.native": "",
+    "workers.model.native": "workers.model.layout",
     "workers.model.quantization": """
         workers.errors workers.checkpoint workers.model.layout workers.model.kernels""",
     "workers.model.linear": """

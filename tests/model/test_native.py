@@ -2,12 +2,15 @@
 
 import logging
 import os
+import platform
 import stat
 
 import pytest
 import torch
 
+from workers.model.layout.int4_weight import Int4Weight, num_words, pack_words
 from workers.model.native import library
+from workers.model.native.int4_tiles import Int4Tiles, concatenate
 from workers.model.native.native import PART, Native
 
 DTYPES = {torch.float32: 2e-6, torch.bfloat16: 4e-3}
@@ -169,3 +172,103 @@ def test_without_a_compiler_the_log_says_so(loading, monkeypatch, caplog, compil
 def test_there_are_none_for_other_numbers(loading, caplog):
     assert loading(torch.float16) is None
     assert "there is none for torch.float16" in caplog.text
+
+
+def make_int4(num_outputs, num_inputs, group_size, is_reordered=False):
+    """Return a random weight of 4 bits, and its numbers as float64 [out, in]."""
+    torch.manual_seed(num_outputs + group_size)
+    num_groups = -(-num_inputs // group_size)
+    numbers = torch.randint(0, 16, (num_inputs, num_outputs), dtype=torch.int32)
+    scales = (0.1 + torch.rand(num_groups, num_outputs)) * torch.logspace(-3, 0, num_outputs)
+    zeros = torch.randint(0, 16, (num_groups, num_outputs), dtype=torch.uint8)
+    order = torch.randperm(num_inputs) if is_reordered else None
+    width = num_words(group_size, num_inputs)
+    words = pack_words(numbers, width).contiguous()
+    weight = Int4Weight(words, scales, zeros, group_size, num_inputs, order)
+    return weight, weight.unpack(torch.float32).double()
+
+
+def rounded_by_groups(x, group_size, order):
+    """Return x `[rows, in]` as products with 4 bits see it: 8 bits and a scale a group."""
+    x = x.float() if order is None else x[:, order].float()
+    whole = torch.nn.functional.pad(x, (0, -x.shape[1] % group_size))
+    groups = whole.view(len(x), -1, group_size)
+    scales = groups.abs().amax(-1, keepdim=True).clamp(min=1e-30) / 127
+    seen = ((groups / scales).round() * scales).flatten(1)[:, : x.shape[1]]
+    return seen if order is None else torch.empty_like(seen).index_copy_(1, order, seen)
+
+
+@pytest.mark.parametrize("num_rows", [1, 2, 3, 7, 15, 40])
+@pytest.mark.parametrize(
+    ("num_outputs", "num_inputs", "group_size", "is_reordered"),
+    [(64, 128, 32, False), (33, 256, 128, True), (1, 64, 64, False), (48, 200, 1000, False),
+     (20, 96, 64, False)],
+)  # fmt: skip
+def test_a_product_with_4_bits_is_exact_but_for_rounding_x(
+    native, num_rows, num_outputs, num_inputs, group_size, is_reordered
+):
+    weight, plain = make_int4(num_outputs, num_inputs, group_size, is_reordered)
+    tiles = Int4Tiles.of(weight)
+    x = torch.randn(num_rows, num_inputs).to(native.dtype)
+    x[:, : num_inputs // 2] *= 30
+    bias = torch.randn(num_outputs)
+    seen = rounded_by_groups(x, min(group_size, num_inputs), weight.order)
+    expected = seen.double() @ plain.T + bias.double()
+    found = native.multiply_int4(x, tiles, bias)
+    # Scales are rounded to half precision, y to its dtype, and a tie of x perhaps the other way.
+    bound = seen.double().abs() @ plain.T.abs() * 2**-11
+    bound += expected.abs() * native.error + x.abs().amax() / 127 * plain.abs().amax(1)
+    assert bool(((found.double() - expected).abs() < bound).all())
+    without = native.multiply_int4(x, tiles, None).double() + bias
+    assert torch.allclose(without, found.double(), rtol=2 * native.error, atol=0.02)
+
+
+def test_a_row_times_4_bits_depends_on_nothing_beside_it(native):
+    weight, _ = make_int4(100, 256, 32)
+    tiles = Int4Tiles.of(weight)
+    x = torch.randn(23, 256).to(native.dtype)
+    together = native.multiply_int4(x, tiles, None)
+    for first, stop in ((0, 1), (3, 8), (7, 23)):
+        own = x[first:stop].clone()
+        assert torch.equal(native.multiply_int4(own, tiles, None), together[first:stop])
+
+
+def test_rows_of_zeros_and_groups_without_scale_are_zeros(native):
+    weight, _ = make_int4(32, 64, 32)
+    weight.zeros[:] = 3
+    weight.scales[0] = 0
+    tiles = Int4Tiles.of(weight)
+    x = torch.zeros(2, 64).to(native.dtype)
+    x[1, :32] = torch.randn(32).to(native.dtype)
+    assert native.multiply_int4(x, tiles, None).float().abs().max() < 0.02
+
+
+def test_parts_of_4_bits_are_joined_where_tiles_allow(native):
+    parts = [make_int4(size, 128, 32)[0] for size in (32, 16, 20)]
+    joined = concatenate([Int4Tiles.of(part) for part in parts])
+    x = torch.randn(3, 128).to(native.dtype)
+    each = [native.multiply_int4(x, Int4Tiles.of(part), None) for part in parts]
+    assert joined.shape == (68, 128)
+    assert torch.equal(native.multiply_int4(x, joined, None), torch.cat(each, 1))
+    assert concatenate([Int4Tiles.of(part) for part in parts[::-1]]) is None
+    other = Int4Tiles.of(make_int4(32, 128, 64)[0])
+    assert concatenate([Int4Tiles.of(parts[0]), other]) is None
+
+
+@pytest.mark.parametrize("arch", ["haswell", "x86-64"])
+def test_older_cpus_compute_the_same(native, arch, monkeypatch, loading):
+    if platform.machine() != "x86_64":
+        pytest.skip("the flag is for x86-64")
+    flags = [flag for flag in library._FLAGS if "march" not in flag]
+    monkeypatch.setattr(library, "_FLAGS", (*flags, f"-march={arch}", "-ffp-contract=off"))
+    older = Native(loading(native.dtype), native.dtype)
+    weight, _ = make_int4(100, 256, 32)
+    x = torch.randn(9, 256).to(native.dtype)
+    found, expected = (
+        one.multiply_int4(x, Int4Tiles.of(weight), None).float() for one in (older, native)
+    )
+    assert error_of(found, expected.double()) < native.error
+    cache = Cache([100, 7], 2, 64, 32, native.dtype)
+    query = (torch.randn(2, 6, 64) / 8).to(native.dtype)
+    found, expected = (cache.attend(one, query).float() for one in (older, native))
+    assert error_of(found, expected.double()) < native.error

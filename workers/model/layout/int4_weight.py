@@ -71,13 +71,17 @@ class Int4Weight:
             else gcd(self.group_size // plane_inputs, PLANES)
         )
 
-    def unpack(self, dtype: torch.dtype) -> Tensor:
-        """Return the weight [out, in] in plain torch, exact in float32 and then rounded once."""
+    def numbers(self) -> Tensor:
+        """Return the numbers uint8 [out, in], inputs in the order of groups."""
         bits = torch.arange(0, 32, 4, dtype=torch.int32, device=self.device)
-        numbers = (self.words.unsqueeze(-1) >> bits) & 15
+        numbers = ((self.words.unsqueeze(-1) >> bits) & 15).to(torch.uint8)
         # [blocks, out, words, halves, planes] to [out, blocks, planes, words, halves]
         numbers = numbers.unflatten(-1, (2, PLANES)).permute(1, 0, 4, 2, 3)
-        numbers = numbers.flatten(1)[:, : self.num_inputs].float()
+        return numbers.flatten(1)[:, : self.num_inputs]
+
+    def unpack(self, dtype: torch.dtype) -> Tensor:
+        """Return the weight [out, in] in plain torch, exact in float32 and then rounded once."""
+        numbers = self.numbers().float()
         group = torch.arange(self.num_inputs, device=self.device) // self.group_size
         weight = (numbers - self.zeros.float()[group].T) * self.scales.float()[group].T
         if self.order is not None:

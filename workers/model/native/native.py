@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from workers.model.native import library
+from workers.model.native.int4_tiles import Int4Tiles
 
 # As attention.c has them.
 PART = 1024
@@ -24,6 +25,7 @@ class Native:
         self._add_rms_norm = functions.add_rms_norm
         self._norm_rope_write = functions.norm_rope_write
         self._silu_mul = functions.silu_mul
+        self._multiply_int4 = functions.multiply_int4
 
     @classmethod
     def load(cls, dtype: torch.dtype) -> "Native | None":
@@ -127,6 +129,21 @@ class Native:
             *map(c_int32, (num_tokens, width, torch.get_num_threads())),
         )
         return product
+
+    def multiply_int4(self, x: Tensor, weight: Int4Tiles, bias: Tensor | None) -> Tensor:
+        """Return x Wᵀ + b for x `[rows, in]` and a float32 bias; every row as if it were alone."""
+        (num_outputs, num_inputs), num_groups = weight.shape, weight.scales.shape[1]
+        num_rows, width = len(x), num_groups * weight.group_size
+        assert x.dtype == self._dtype and x.is_contiguous() and x.shape[1] == num_inputs
+        y = x.new_empty((num_rows, num_outputs))
+        scratch = torch.empty(num_rows * (width + 2 * 4 * num_groups), dtype=torch.int8)
+        parts = (weight.tiles, weight.scales, weight.zeros, weight.factors)
+        sizes = (num_rows, num_inputs, num_outputs, weight.group_size, num_groups)
+        self._multiply_int4(
+            *_pointers(x, *parts, bias, weight.order, y, scratch),
+            *map(c_int32, (*sizes, torch.get_num_threads())),
+        )
+        return y
 
 
 def _pointers(*tensors: Tensor | None) -> list[ctypes.c_void_p]:
