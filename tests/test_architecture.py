@@ -37,9 +37,11 @@ ROOMS: dict[str, str] = {
     "workers.model.kernels": "workers.model.layout",
     "workers.model.native": "workers.model.layout",
     "workers.model.quantization": """
-        workers.errors workers.checkpoint workers.model.layout workers.model.kernels""",
+        workers.errors workers.checkpoint workers.model.layout workers.model.kernels
+        workers.model.native""",
     "workers.model.linear": """
-        workers.model.layout workers.model.kernels workers.model.quantization""",
+        workers.model.layout workers.model.kernels workers.model.native
+        workers.model.quantization""",
     "workers.model.attention": """
         workers.errors workers.model.layout workers.model.kernels workers.model.native
         workers.model.linear""",

@@ -5,6 +5,7 @@ the two. The workspace is an estimate: what an engine takes beside weights and c
 """
 
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -16,6 +17,8 @@ import pynvml
 from qwenapi.doctor.check import GIB, Check, failure, gib, ok, warning
 from qwenapi.settings.table import Settings
 from workers.checkpoint.model_config import ModelConfig
+from workers.checkpoint.packings import Multiplier
+from workers.checkpoint.rounding import FOR_CPUS, ROUNDED_BITS
 from workers.checkpoint.speculative_config import SpeculativeConfig
 from workers.checkpoint.state_slots import StateSlots
 from workers.checkpoint.weights import Weights
@@ -101,7 +104,7 @@ def find_room(settings: Settings, num_bytes: int) -> Room:
 
 def check_memory(settings: Settings, weights: Weights, of: ModelConfig) -> Iterator[Check]:
     """Say what fits where; the first failure is the last check."""
-    room = find_room(settings, _weight_bytes(settings, weights, 2, has_kernels=True))
+    room = find_room(settings, _weight_bytes(settings, weights, 2, "kernels"))
     if settings.device == "cuda" and not room.is_gpu:
         yield failure(
             "memory", "device = 'cuda'", "no GPU is visible", "use --device cpu, or mend the driver"
@@ -146,8 +149,10 @@ def make_plan(settings: Settings, weights: Weights, of: ModelConfig, room: Room)
     )
     wanted = settings.max_model_len or of.context_length
     is_hybrid = of.state_bytes > 0
-    has_kernels = room.is_gpu and settings.attention_backend != "torch" and not is_hybrid
-    weight_bytes = _weight_bytes(settings, weights, item, has_kernels=has_kernels)
+    kept_by: Multiplier | None = None
+    if settings.attention_backend != "torch" and not (room.is_gpu and is_hybrid):
+        kept_by = "kernels" if room.is_gpu else "native" if has_compiler() else None
+    weight_bytes = _weight_bytes(settings, weights, item, kept_by)
     workspace = (
         (CUDA_BASE_BYTES if room.is_gpu else CPU_BASE_BYTES)
         + budget * (4 * of.hidden_size + 3 * of.intermediate_size) * item
@@ -189,13 +194,22 @@ def _cache_bytes(settings: Settings, room: Room, free: int) -> int:
     return int(min(CPU_CACHE_FRACTION * free, CPU_CACHE_BYTES))
 
 
-def _weight_bytes(settings: Settings, weights: Weights, item: int, *, has_kernels: bool) -> int:
-    """Return what loaded weights take, about: fp8 halves what is plain."""
-    if has_kernels and weights.packed:
-        return weights.kept_bytes(item)
-    if settings.quantization == "fp8" and not weights.packed:
-        return weights.num_parameters * item // 2
+def _weight_bytes(
+    settings: Settings, weights: Weights, item: int, kept_by: Multiplier | None
+) -> int:
+    """Return what loaded weights take, about; those of layers may be of fewer bits."""
+    bits = ROUNDED_BITS.get(settings.quantization)
+    if bits and (not weights.packed or settings.quantization in FOR_CPUS):
+        rounded = weights.num_in_layers
+        return int(rounded * bits / 8) + (weights.num_parameters - rounded) * item
+    if kept_by and weights.packed:
+        return weights.kept_bytes(item, kept_by)
     return weights.num_parameters * item
+
+
+def has_compiler() -> bool:
+    """Return whether an engine here could compile its functions."""
+    return bool(os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang"))
 
 
 def visible_gpus() -> list[Room]:

@@ -121,9 +121,10 @@ class Settings:
     )
     quantization: str = _row(
         "auto",
-        "how weights are packed; auto: as config.json says; fp8: plain ones are rounded to 8 bits",
+        "how weights are packed; auto: as config.json says; plain ones are rounded by fp8 on a GPU,"
+        " by int8 and int4 on a CPU",
         scope="model",
-        choices=("auto", "none", "awq", "gptq", "fp8", "compressed-tensors"),
+        choices=("auto", "none", "awq", "gptq", "fp8", "int8", "int4", "compressed-tensors"),
     )
     attention_backend: str = _row(
         "auto",

@@ -1,4 +1,4 @@
-"""Attention by compiled functions and by torch: the same answers, and the former where it can be."""
+"""Attention by compiled functions and by torch: the same answers, the former where it can be."""
 
 import pytest
 import torch

@@ -79,7 +79,7 @@ def test_a_model_kept_packed_computes_what_the_unpacked_one_does(twins, prompts,
     pytest.importorskip("triton", reason="kernels need the package triton")
     packed, plain = twins(name, packer)
     prompt = prompts(1, longest=24)[0]
-    found = logits_of(load(packed, keep_packed=True), prompt)
+    found = logits_of(load(packed, kept_by="kernels"), prompt)
     expected = logits_of(load(plain), prompt)
     assert float((found - expected).norm() / expected.norm()) < 1e-5
 
@@ -89,7 +89,7 @@ def test_a_model_kept_packed_holds_about_four_bits_a_weight(twins, tmp_path):
     packed = twins(tmp_path / "wide", Packer(group_size=128))[0]
     linears = [
         part
-        for part in load(packed, keep_packed=True).model.layers.modules()
+        for part in load(packed, kept_by="kernels").model.layers.modules()
         if isinstance(part, torch.nn.Linear)
     ]
     assert len(linears) == 14 and all(isinstance(part.weight, Int4Weight) for part in linears)
@@ -102,7 +102,7 @@ def test_a_model_kept_packed_holds_about_four_bits_a_weight(twins, tmp_path):
 def test_groups_that_no_kernel_reads_are_unpacked(twins, prompts):
     packed, plain = twins("qwen3", Packer(group_size=16))
     prompt = prompts(1, longest=24)[0]
-    kept, other = load(packed, keep_packed=True), load(plain)
+    kept, other = load(packed, kept_by="kernels"), load(plain)
     assert torch.equal(
         kept.model.layers[0].mlp.up_proj.weight, other.model.layers[0].mlp.up_proj.weight
     )

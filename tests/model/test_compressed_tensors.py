@@ -81,7 +81,7 @@ def test_a_model_kept_packed_computes_what_the_unpacked_one_does(twins, prompts,
     pytest.importorskip("triton", reason="kernels need the package triton")
     packed, plain = twins("qwen3", packer)
     prompt = prompts(1, longest=24)[0]
-    kept, other = load(packed, keep_packed=True), load(plain)
+    kept, other = load(packed, kept_by="kernels"), load(plain)
     linears = [part for part in kept.model.layers.modules() if isinstance(part, torch.nn.Linear)]
     assert len(linears) == 14 and all(isinstance(part.weight, Int4Weight) for part in linears)
     found, expected = logits_of(kept, prompt), logits_of(other, prompt)
@@ -92,7 +92,7 @@ def test_a_model_kept_packed_computes_what_the_unpacked_one_does(twins, prompts,
 def test_numbers_of_8_bits_are_unpacked_where_kernels_run(twins, packer):
     packed, plain = twins("qwen3", packer)
     theirs = load(plain).state_dict()
-    ours = load(packed, keep_packed=True).state_dict()
+    ours = load(packed, kept_by="kernels").state_dict()
     assert all(torch.equal(tensor, theirs[key]) for key, tensor in ours.items())
 
 

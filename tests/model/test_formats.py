@@ -72,7 +72,7 @@ def test_kernels_multiply_by_linears_of_4_bits(
     pytest.importorskip("triton", reason="kernels need the package triton")
     packed, plain = write_twins(source_of(name), tmp_path, PACKERS[form])
     prompt = prompts(1, longest=24)[0]
-    kept = load(packed, keep_packed=True)
+    kept = load(packed, kept_by="kernels")
     assert isinstance(kept.model.layers[0].self_attn.q_proj.weight, Int4Weight)
     found, expected = logits_of(kept, prompt), logits_of(load(plain), prompt)
     assert float((found - expected).norm() / expected.norm()) < 1e-5
@@ -85,7 +85,7 @@ def test_kernels_multiply_by_fp8_of_blocks_of_128(source_of, tmp_path, prompts, 
     pytest.importorskip("triton", reason="kernels need the package triton")
     packed, plain = write_twins(source_of(name), tmp_path, Fp8Packer())
     prompt = prompts(1, longest=24)[0]
-    kept, other = load(packed, keep_packed=True), load(plain)
+    kept, other = load(packed, kept_by="kernels"), load(plain)
     linears = [part for part in kept.model.named_modules() if hasattr(part[1], "out_features")]
     blocks = {name: part.weight for name, part in linears if "proj" in name}
     assert len(blocks) >= 8

@@ -101,7 +101,7 @@ def test_parts_are_merged_along_outputs(rows, weight):
 @pytest.mark.parametrize("name", ["qwen2", "qwen3", "qwen3_moe"])
 def test_only_linears_of_decoder_layers_are_rounded(model_of, name, caplog):
     path = model_of(name)[0]
-    rounded, plain = load(path, as_fp8=True), load(path)
+    rounded, plain = load(path, rounding="fp8"), load(path)
     assert not caplog.records
     kept = rounded.state_dict()
     for key, tensor in plain.state_dict().items():
@@ -119,7 +119,7 @@ def test_only_linears_of_decoder_layers_are_rounded(model_of, name, caplog):
 def test_weights_may_lie_in_several_files_and_a_missing_one_is_named(tmp_path):
     write_model(tmp_path, "qwen2")
     tensors = load_file(tmp_path / "model.safetensors")
-    expected = logits_of(load(tmp_path, as_fp8=True))
+    expected = logits_of(load(tmp_path, rounding="fp8"))
     (tmp_path / "model.safetensors").unlink()
     weight_map = {}
     for number in range(2):
@@ -128,18 +128,18 @@ def test_weights_may_lie_in_several_files_and_a_missing_one_is_named(tmp_path):
         weight_map |= dict.fromkeys(mine, f"model-{number}.safetensors")
     index = tmp_path / "model.safetensors.index.json"
     index.write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
-    assert torch.equal(logits_of(load(tmp_path, as_fp8=True)), expected)
+    assert torch.equal(logits_of(load(tmp_path, rounding="fp8")), expected)
     name = "model.layers.1.mlp.up_proj.weight"
     file = tmp_path / weight_map[name]
     save_file({k: v for k, v in load_file(file).items() if k != name}, file)
     with pytest.raises(ModelError, match=r"model\.layers\.1\.mlp\.up_proj\.weight is missing"):
-        load(tmp_path, as_fp8=True)
+        load(tmp_path, rounding="fp8")
 
 
 def test_a_linear_that_sixteens_do_not_divide_is_refused(tmp_path):
     write_model(tmp_path, "qwen3", intermediate_size=120)
     with pytest.raises(ConfigError, match=r"layers\.0\.mlp\.gate_proj of shape \[120, 64\] is no"):
-        load(tmp_path, as_fp8=True)
+        load(tmp_path, rounding="fp8")
 
 
 def test_a_device_without_such_products_is_refused(monkeypatch):

@@ -23,6 +23,7 @@ from workers.checkpoint.model_config import ModelConfig, flatten
 from workers.checkpoint.overrides import Overrides
 from workers.checkpoint.packings import Quantization
 from workers.checkpoint.quantization import read_quantization
+from workers.checkpoint.rounding import ROUNDINGS, Rounding
 from workers.checkpoint.safetensors_header import header_bytes
 from workers.checkpoint.sampling_defaults import sampling_defaults
 from workers.checkpoint.weights import Weights, find_files, read_weights
@@ -62,22 +63,26 @@ class Checkpoint:
     def check(self, quantization: str = "auto") -> None:
         """Raise ModelError or ConfigError if the folder cannot be served as a setting asks."""
         self.check_quantization(quantization)
-        if self.is_rounded(quantization):
+        if self.rounding(quantization) == "fp8":
             self._check_rounding()
         _ = self.weights, self.eos_token_ids, self.sampling_defaults  # reading is what refuses
 
     def check_quantization(self, asked: str) -> None:
         """Raise ModelError of a statement about the weights that config.json contradicts."""
         method = self.quantization.method if self.quantization else "none"
-        if asked not in ("auto", method) and not self.is_rounded(asked):
+        if asked not in ("auto", method) and self.rounding(asked) is None:
             raise ModelError(
                 f"{self.config_file}: --quantization {asked}, but the weights are packed as"
                 f" {method!r}; leave the flag out"
             )
 
-    def is_rounded(self, asked: str) -> bool:
-        """Return whether plain weights become FP8; those of an FP8 checkpoint are so already."""
-        return asked == "fp8" and self.quantization is None
+    def rounding(self, asked: str) -> Rounding | None:
+        """Return in what form a setting asks for plain weights, and on a CPU for those of an FP8
+        checkpoint, too; None as they are.
+        """
+        may_be = {None} if asked == "fp8" else {None, "fp8"}
+        method = self.quantization.method if self.quantization else None
+        return next((form for form in ROUNDINGS if form == asked and method in may_be), None)
 
     @property
     def config_file(self) -> Path:

@@ -2,12 +2,13 @@
 
 Fields and tensors are those of github.com/vllm-project/compressed-tensors (quantization/
 quant_config.py, quant_args.py, compressors/). Linears have the packing of the group that means them
-most closely: by name, by pattern, by class. Activations stay as wide as the model computes, so what
-is said of them is not read.
+most closely: by name, by pattern, by class. Activations stay as wide as the model computes, but for
+those that are to be integers of 8 bits, row by row, where a CPU multiplies them.
 """
 
 import re
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any, Final
 
 from workers.checkpoint.packing_fields import PackingFields
@@ -55,7 +56,17 @@ def _rules(
         weights = group.get("weights")
         if weights is not None:  # else only activations or caches are of fewer bits
             packing = _FORMATS[form](group.inner("weights", weights))
+            if isinstance(packing, ScaledPacking) and _rounds_inputs(group):
+                packing = replace(packing, rounds_inputs=True)
             yield Rule(packing, _targets(group, "targets"), ignored)
+
+
+def _rounds_inputs(group: PackingFields) -> bool:
+    """Return whether a group's inputs are integers of 8 bits, with a scale for each row."""
+    inputs = group.get("input_activations")
+    said = inputs if isinstance(inputs, dict) else {}
+    wanted = {"num_bits": 8, "type": "int", "strategy": "token", "dynamic": True}
+    return all(said.get(name) == value for name, value in wanted.items())
 
 
 def _read_words(weights: PackingFields) -> Packing:

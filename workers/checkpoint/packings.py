@@ -12,6 +12,10 @@ from typing import Literal, NamedTuple, Protocol
 from workers.checkpoint.architectures import EMBEDDING, Shape
 
 FLOATS = ("F16", "BF16", "F32")
+
+# What may multiply by weights that stay in as many bits as on disk: Triton's kernels, or a CPU by
+# functions in C and oneDNN.
+Multiplier = Literal["kernels", "native"]
 WORD_BITS = 32
 
 PATTERN = "re:"
@@ -35,9 +39,8 @@ class Packing(Protocol):
     @property
     def marker(self) -> str: ...
 
-    @property
-    def has_kernels(self) -> bool:
-        """Whether kernels multiply by a weight that stays in as many bits as on disk."""
+    def is_kept(self, by: Multiplier) -> bool:
+        """Return whether a weight may stay in as many bits as on disk."""
 
     def parts(self, shape: Shape) -> Mapping[str, Part]:
         """Return the tensors of a linear [out, in], by the last part of their names; raise
@@ -65,8 +68,7 @@ class WordPacking:
     def marker(self) -> str:
         return "weight_packed" if self.method == "compressed-tensors" else "qweight"
 
-    @property
-    def has_kernels(self) -> bool:
+    def is_kept(self, by: Multiplier) -> bool:
         return self.bits == 4
 
     @property
@@ -116,21 +118,25 @@ class ScaledPacking:
     """Numbers of 8 bits, a tensor of the weight's own shape: e4m3 or integers, times scales.
 
     `scale` is the name of the scales, of which each is for a `block` of outputs by inputs; -1 is
-    all of them. A zero point, where there is one, is as wide as a scale.
+    all of them. A zero point, where there is one, is as wide as a scale. `rounds_inputs`: what is
+    multiplied is meant to be rounded to 8 bits too, row by row.
     """
 
     dtype: Literal["F8_E4M3", "I8"]
     scale: Literal["weight_scale", "weight_scale_inv"]
     block: tuple[int, int]
     has_zero_point: bool = False
+    rounds_inputs: bool = False
 
     @property
     def marker(self) -> str:
         return self.scale
 
-    @property
-    def has_kernels(self) -> bool:
-        return (self.dtype, self.block) == ("F8_E4M3", _KERNEL_BLOCK)
+    def is_kept(self, by: Multiplier) -> bool:
+        if by == "kernels":
+            return (self.dtype, self.block) == ("F8_E4M3", _KERNEL_BLOCK)
+        is_plain = self.rounds_inputs and not self.has_zero_point
+        return (self.dtype, self.block) == ("I8", (1, -1)) and is_plain
 
     def parts(self, shape: Shape) -> dict[str, Part]:
         rows, columns = grid = self.grid(shape)

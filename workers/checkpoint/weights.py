@@ -16,6 +16,7 @@ from workers.checkpoint.files import read_json
 from workers.checkpoint.model_config import ModelConfig
 from workers.checkpoint.packings import (
     FLOATS,
+    Multiplier,
     Packing,
     Quantization,
     Rule,
@@ -70,14 +71,14 @@ class Weights:
         """Return how many numbers the loaded model has once all are unpacked."""
         return sum(map(math.prod, self.shapes.values()))
 
-    def kept_bytes(self, item_bytes: int) -> int:
-        """Return what is held where kernels take linears of layers as they are, and all others
-        have so many bytes a number.
+    def kept_bytes(self, item_bytes: int, by: Multiplier) -> int:
+        """Return what is held where linears of layers stay packed if they may, and all others have
+        so many bytes a number.
         """
         total = self.num_parameters * item_bytes
         for module in self.decoder_linears:
             packing, shape = self.packed.get(module), self.shapes[f"{module}.weight"]
-            if packing is not None and packing.has_kernels:
+            if packing is not None and packing.is_kept(by):
                 names = [f"{module}.{part}" for part in packing.parts(shape)]
                 parts = [self.tensors[name] for name in names if name in self.tensors]
                 total += sum(part.num_bytes for part in parts) - math.prod(shape) * item_bytes
@@ -86,6 +87,16 @@ class Weights:
     @property
     def dtypes(self) -> str:
         return ", ".join(sorted({tensor.dtype for tensor in self.tensors.values()}))
+
+    @property
+    def num_in_layers(self) -> int:
+        """Return how many numbers the layers' linears and experts have."""
+        linears = {f"{module}.weight" for module in self.decoder_linears}
+        return sum(
+            math.prod(shape)
+            for name, shape in self.shapes.items()
+            if name in linears or ".experts." in name
+        )
 
     @property
     def decoder_linears(self) -> tuple[str, ...]:

@@ -196,8 +196,12 @@ class ModelRunner:
         tables = [_padded(row.sequence.table.ids, num_blocks) for row in rows]
         numbers = [number for number, row in enumerate(rows) for _ in range(row.num_tokens)]
         lengths = [length for row in rows for length in range(row.start + 1, row.stop + 1)]
-        tensors = (torch.tensor(part, dtype=torch.int32) for part in (tables, numbers, lengths))
-        return TokenRows(*tensors, longest)
+        return TokenRows(
+            torch.tensor(tables, dtype=torch.int32),
+            torch.tensor(numbers, dtype=torch.int32),
+            torch.tensor(lengths, dtype=torch.int32),
+            longest,
+        )
 
     def _decode_groups(self, rows: list[Row]) -> Iterator[DecodeGroup]:
         """Cut sorted rows into groups whose longest is at most twice as long as their shortest."""

@@ -12,6 +12,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from workers.checkpoint.checkpoint import Checkpoint
+from workers.checkpoint.packings import Multiplier
+from workers.checkpoint.rounding import FOR_CPUS, Rounding
 from workers.checkpoint.speculative_config import MAX_SPECULATING_ROWS, SpeculativeConfig
 from workers.config import EngineConfig
 from workers.cpu_cores import physical_cores
@@ -60,7 +62,8 @@ def start(config: EngineConfig, progress: Progress) -> tuple[ModelCard, ModelRun
     checkpoint = Checkpoint.of(config)
     checkpoint.check_quantization(config.quantization)
     model_config = load_config(checkpoint)
-    as_fp8 = checkpoint.is_rounded(config.quantization)
+    rounding = checkpoint.rounding(config.quantization)
+    as_fp8 = rounding == "fp8"
     for_kernels = _uses_kernels(config, device, is_hybrid=is_hybrid(model_config), as_fp8=as_fp8)
     if config.deterministic and device.type != "cpu" and not for_kernels:
         raise ConfigError(
@@ -68,13 +71,15 @@ def start(config: EngineConfig, progress: Progress) -> tuple[ModelCard, ModelRun
             " and pip install 'qwenapi[kernels]'"
         )
     native = Native.load(dtype) if _is_compiled(config, device) else None
+    _check_rounding(rounding, device, has_native=native is not None)
     shape = CacheShape.of(model_config, dtype, for_kernels=for_kernels, native=native)
     torch.set_num_threads(config.threads or physical_cores())
     _keep_freed_memory()
     if as_fp8:
         fp8.check(device, dtype)
+    kept_by: Multiplier | None = "kernels" if for_kernels else "native" if native else None
     model = load_weights(
-        checkpoint, model_config, dtype, device, progress, keep_packed=for_kernels, as_fp8=as_fp8
+        checkpoint, model_config, dtype, device, progress, kept_by=kept_by, rounding=rounding
     )
     longest = checkpoint.config.context_length
     decoder, limits = _build(config, longest, model, shape, progress)
@@ -102,6 +107,19 @@ def _uses_kernels(
             device,
         )
     return False
+
+
+def _check_rounding(rounding: Rounding | None, device: torch.device, *, has_native: bool) -> None:
+    """Raise ConfigError of a form that nothing multiplies here."""
+    if rounding in FOR_CPUS and device.type != "cpu":
+        raise ConfigError(
+            f"quantization = {rounding!r} is for CPUs, and the device is {device}; use fp8"
+        )
+    if rounding == "int4" and not has_native:
+        raise ConfigError(
+            "quantization = 'int4' is multiplied by compiled functions in bfloat16 or float32:"
+            " install gcc, and leave --attention-backend out"
+        )
 
 
 def _is_compiled(config: EngineConfig, device: torch.device) -> bool:

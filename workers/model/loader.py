@@ -15,6 +15,8 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from workers.checkpoint.checkpoint import Checkpoint
+from workers.checkpoint.packings import Multiplier
+from workers.checkpoint.rounding import Rounding
 from workers.errors import ModelError
 from workers.model.weight_source import open_source
 
@@ -79,18 +81,18 @@ def load_weights(
     device: torch.device,
     progress: Progress,
     *,
-    keep_packed: bool = False,
-    as_fp8: bool = False,
+    kept_by: Multiplier | None = None,
+    rounding: Rounding | None = None,
 ) -> PreTrainedModel:
     """Return the transformers model with its weights on `device`, or spread over several GPUs.
 
-    With `keep_packed`, packed linears of the decoder layers hold an Int4Weight or a BlockFp8Weight,
-    but not where one GPU cannot hold the model. With `as_fp8`, plain ones hold an Fp8Weight. These
-    are for `linear.merge` to take.
+    Packed linears of the decoder layers that can be `kept_by` what is to multiply by them stay
+    packed, but not where one GPU cannot hold the model. With `rounding`, plain ones are of fewer
+    bits. These are for `linear.merge` to take, and for LoopedExperts.
     """
-    checkpoint.check("fp8" if as_fp8 else "auto")
+    checkpoint.check(rounding or "auto")
     _note_unused(checkpoint)
-    source = open_source(checkpoint, config, dtype, device, keep_packed=keep_packed, as_fp8=as_fp8)
+    source = open_source(checkpoint, config, dtype, device, kept_by=kept_by, rounding=rounding)
     try:
         with _reporting(progress), source as opened:
             loaded: Any = opened.model_class.from_pretrained(

@@ -6,6 +6,7 @@ afterwards, one by one, straight into that form. So neither it nor memory ever s
 Refuses to know the forms.
 """
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
@@ -15,9 +16,19 @@ import torch
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PretrainedConfig, PreTrainedModel
 
 from workers.checkpoint.checkpoint import Checkpoint
+from workers.checkpoint.packings import Multiplier
+from workers.checkpoint.rounding import FOR_CPUS, Rounding
 from workers.errors import ConfigError
-from workers.model.quantization import fp8
-from workers.model.quantization.packed_weights import State, open_weights, take_packed
+from workers.model.expert_weights import take_experts
+from workers.model.quantization.packed_weights import (
+    PackedWeight,
+    State,
+    open_weights,
+    take_packed,
+)
+from workers.model.quantization.rounding import Rounder
+
+_logger = logging.getLogger(__name__)
 
 DeviceMap = str | torch.device | None
 
@@ -36,7 +47,7 @@ class Source(NamedTuple):
         for index, (name, read) in enumerate(self.others.items()):
             progress("packing weights", index / len(self.others))
             module: Any = model.get_submodule(name)
-            del module.weight
+            del module.weight  # a Parameter's name takes nothing else
             module.weight = read()
 
 
@@ -46,17 +57,17 @@ def open_source(
     dtype: torch.dtype,
     device: torch.device,
     *,
-    keep_packed: bool,
-    as_fp8: bool,
+    kept_by: Multiplier | None,
+    rounding: Rounding | None,
 ) -> AbstractContextManager[Source]:
     """Return the source of a checkpoint's weights; its files are open in the context."""
-    if as_fp8:
-        return _open_for_fp8(checkpoint, config, dtype, device)
+    if rounding is not None:
+        return _open_for_rounding(checkpoint, config, dtype, device, rounding)
     weights = checkpoint.weights
-    has_kernels = any(packing.has_kernels for packing in weights.packed.values())
-    kept_bytes = weights.kept_bytes(dtype.itemsize)
-    if has_kernels and keep_packed and _device_map(kept_bytes, device) != "auto":
-        return _open_packed(checkpoint, config, dtype, device)
+    if kept_by and any(packing.is_kept(kept_by) for packing in weights.packed.values()):
+        kept_bytes = weights.kept_bytes(dtype.itemsize, kept_by)
+        if (device_map := _device_map(kept_bytes, device)) != "auto":
+            return _open_packed(checkpoint, config, dtype, device_map, kept_by)
     return _open_whole(checkpoint, config, dtype, device)
 
 
@@ -73,47 +84,79 @@ def _open_whole(
 
 
 @contextmanager
-def _open_for_fp8(
-    checkpoint: Checkpoint, config: PretrainedConfig, dtype: torch.dtype, device: torch.device
+def _open_for_rounding(
+    checkpoint: Checkpoint,
+    config: PretrainedConfig,
+    dtype: torch.dtype,
+    device: torch.device,
+    rounding: Rounding,
 ) -> Iterator[Source]:
     """Yield the source of plain weights that are rounded as they are read."""
     device_map = _device_map(_file_bytes(checkpoint) // 2, device)
     if device_map == "auto":
         raise ConfigError("quantization = 'fp8' is for one GPU, and the model does not fit into it")
-    place = _place(device_map)
+    place, rounder = _place(device_map), Rounder(rounding, dtype)
     with open_weights(checkpoint, dtype, place) as state:
-        others = {
-            name: partial(_read_as_fp8, state.pop(f"{name}.weight"), place)
-            for name in checkpoint.weights.decoder_linears
+        linears = checkpoint.weights.decoder_linears
+        taken = {name: state.pop(f"{name}.weight") for name in linears}
+        others: dict[str, Callable[[], Any]] = {
+            name: partial(_read_rounded, data, place, rounder) for name, data in taken.items()
         }
+        if rounding in FOR_CPUS:
+            read = partial(_read_rounded, device=place, rounder=rounder)
+            others |= take_experts(state, lambda data: partial(read, data))
         model_class = _without_weights(_model_class(config), others)
         yield Source(model_class, _arguments(device_map, state), others)
+    _logger.info(
+        "weights of layers are rounded to %s; their relative error is %.2f %%",
+        rounding,
+        100 * rounder.loss,
+    )
 
 
 @contextmanager
 def _open_packed(
-    checkpoint: Checkpoint, config: PretrainedConfig, dtype: torch.dtype, device: torch.device
+    checkpoint: Checkpoint,
+    config: PretrainedConfig,
+    dtype: torch.dtype,
+    device_map: DeviceMap,
+    kept_by: Multiplier,
 ) -> Iterator[Source]:
     """Yield the source of packed weights, of which linears of decoder layers stay packed."""
-    device_map = _device_map(checkpoint.weights.kept_bytes(dtype.itemsize), device)
     with open_weights(checkpoint, dtype, _place(device_map)) as state:
-        packed = take_packed(state, checkpoint.weights.decoder_linears)
-        others = {name: weight.keep for name, weight in packed.items()}
+        packed = take_packed(state, checkpoint.weights.decoder_linears, kept_by)
+        others: dict[str, Callable[[], Any]] = {
+            name: partial(weight.keep, kept_by) for name, weight in packed.items()
+        }
+        if kept_by == "native":
+            others |= take_experts(state, lambda data: _keeping(data, kept_by))
         model_class = _without_weights(_model_class(config), others)
         yield Source(model_class, _arguments(device_map, state), others)
 
 
-def _read_as_fp8(data: Any, device: torch.device) -> fp8.Fp8Weight:
-    return fp8.Fp8Weight.of(data[...].to(device))
+def _read_rounded(data: Any, device: torch.device, rounder: Rounder) -> Any:
+    return rounder(data[...].to(device))
+
+
+def _keeping(data: Any, by: Multiplier) -> Callable[[], Any] | None:
+    """Return what reads a weight that stays packed; None of others."""
+    is_kept = isinstance(data, PackedWeight) and data.packing.is_kept(by)
+    return partial(data.keep, by) if is_kept else None
 
 
 def _without_weights(model_class: Any, linears: Iterable[str]) -> Any:
-    """Return the class of a model of which some linears have no weight, by their names."""
+    """Return the class of a model of which some linears and experts have no weights, by their
+    names.
+    """
 
     def construct(self: Any, config: PretrainedConfig) -> None:
         model_class.__init__(self, config)
         for name in linears:
-            self.get_submodule(name).weight = None
+            module = self.get_submodule(name)
+            module.weight = None
+            for stacked in ("gate_up_proj", "down_proj"):  # of experts
+                if hasattr(module, stacked):
+                    module.register_parameter(stacked, None)
 
     return type(model_class.__name__, (model_class,), {"__init__": construct})
 

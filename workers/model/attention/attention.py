@@ -1,10 +1,10 @@
 """Attention in plain torch over a paged KV cache, and the plan of it for one step.
 
 Two kinds of work in one batch: groups of single-token rows, padded to the longest of their group,
-and spans of several tokens of one sequence. Single tokens are computed by workers/model/native where
-it could be compiled, without padding. Heads that share a key head lie together on the query
-axis. Queries come scaled. Where kernels do all that, their plan is in paged_plan.py. Refuses to
-know layers, weights and scheduling.
+and spans of several tokens of one sequence. Where workers/model/native could be compiled, single
+tokens are attended by it instead, without padding. Heads that share a key head lie together on the
+query axis. Queries come scaled. Where kernels do all that, their plan is in paged_plan.py. Refuses
+to know layers, weights and scheduling.
 """
 
 from dataclasses import dataclass, replace

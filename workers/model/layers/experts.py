@@ -15,7 +15,7 @@ from torch import Tensor
 
 from workers.model.layers.mlp import SharedExpert
 from workers.model.linear.batch_invariant import blocks_of_rows
-from workers.model.linear.linear import Linear
+from workers.model.linear.linear import Linear, join
 
 # More pairs an expert than this are many: they share its weights, and larger tiles pay. A guess.
 _MANY_PAIRS = 4
@@ -32,7 +32,7 @@ class Experts:
         self._multiply = module.experts
         if for_kernels:
             self._multiply = KernelExperts(module.experts, is_batch_invariant=is_batch_invariant)
-        elif not is_batch_invariant and module.experts.down_proj.device.type == "cpu":
+        elif LoopedExperts.takes(module.experts, is_batch_invariant=is_batch_invariant):
             self._multiply = LoopedExperts(module.experts)
         self._shared = None
         if hasattr(module, "shared_expert"):
@@ -69,11 +69,23 @@ class LoopedExperts:
     """
 
     def __init__(self, module: Any) -> None:
-        """Take the weights of transformers' experts; the module keeps none."""
-        self._gate_up = [Linear(weight) for weight in module.gate_up_proj.detach()]
-        self._down = [Linear(weight) for weight in module.down_proj.detach()]
+        """Take the weights of transformers' experts, or those of fewer bits that it holds as its
+        `weight`; the module keeps none.
+        """
+        fewer = getattr(module, "weight", None)
+        gate_up = fewer.gate_up if fewer else [[one] for one in module.gate_up_proj.detach()]
+        self._gate_up = [join(parts) for parts in gate_up]
+        self._down = [Linear(one) for one in (fewer.down if fewer else module.down_proj.detach())]
+        module.weight = None
         module.register_parameter("gate_up_proj", None)
         module.register_parameter("down_proj", None)
+
+    @staticmethod
+    def takes(module: Any, *, is_batch_invariant: bool) -> bool:
+        """Whether experts are multiplied so: on a CPU, but exact ones only if of fewer bits."""
+        if getattr(module, "weight", None) is not None:
+            return True
+        return not is_batch_invariant and module.down_proj.device.type == "cpu"
 
     def __call__(self, hidden: Tensor, experts: Tensor, weights: Tensor) -> Tensor:
         order = experts.view(-1).argsort(stable=True)

@@ -6,8 +6,9 @@ FP8 stay what they are. A batch-invariant product always has the same number of 
 kernel's that has one tile and one order of sums whatever the number of rows.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,11 +18,25 @@ from workers.model.layout import block_fp8_weight, int4_weight
 from workers.model.layout.block_fp8_weight import BlockFp8Weight
 from workers.model.layout.int4_weight import Int4Weight
 from workers.model.linear import batch_invariant
-from workers.model.quantization import fp8
+from workers.model.native import int4_tiles
+from workers.model.native.int4_tiles import Int4Tiles
+from workers.model.native.native import Native
+from workers.model.quantization import fp8, int8
 from workers.model.quantization.fp8 import Fp8Weight
+from workers.model.quantization.int8 import Int8Weight
 
-Weight = Tensor | Int4Weight | Fp8Weight | BlockFp8Weight
+Weight = Tensor | Int4Weight | Fp8Weight | BlockFp8Weight | Int4Tiles | Int8Weight
 Product = Callable[[Tensor], Tensor]
+
+# How weights of a kind are put side by side, along outputs; None where they cannot be.
+_CONCATENATE: Mapping[type, Callable[[Any], Weight | None]] = {
+    Tensor: lambda parts: torch.cat(list(parts)),
+    Int4Weight: int4_weight.concatenate,
+    Fp8Weight: fp8.concatenate,
+    BlockFp8Weight: block_fp8_weight.concatenate,
+    Int4Tiles: int4_tiles.concatenate,
+    Int8Weight: int8.concatenate,
+}
 
 
 class Linear:
@@ -44,10 +59,17 @@ def merge(parts: list[torch.nn.Linear], *, is_batch_invariant: bool) -> Product:
     """
     weights: list[Weight] = [_weight_of(part) for part in parts]
     biases = [part.bias.detach() for part in parts if part.bias is not None]
-    whole = _concatenate(weights)
     release(parts)
+    return join(weights, biases, is_batch_invariant=is_batch_invariant)
+
+
+def join(
+    weights: Sequence[Weight], biases: Sequence[Tensor] = (), *, is_batch_invariant: bool = False
+) -> Product:
+    """Return what multiplies by all weights side by side; `biases` are of all of them, or none."""
+    whole = _concatenate(weights)
     if whole is not None:
-        weights, biases = [whole], [torch.cat(biases)] if biases else []
+        weights, biases = [whole], [torch.cat(list(biases))] if biases else []
     pairs = zip(weights, biases, strict=True) if biases else ((one, None) for one in weights)
     each = [Linear(*pair, is_batch_invariant=is_batch_invariant) for pair in pairs]
     return each[0] if len(each) == 1 else lambda x: torch.cat([one(x) for one in each], dim=-1)
@@ -66,23 +88,18 @@ def _weight_of(part: torch.nn.Linear) -> Weight:
 
 def _concatenate(weights: Sequence[Weight]) -> Weight | None:
     """Return one weight with the outputs of all, None where they are no more alike than that."""
-    packed = [weight for weight in weights if isinstance(weight, Int4Weight)]
-    eights = [weight for weight in weights if isinstance(weight, Fp8Weight)]
-    blocks = [weight for weight in weights if isinstance(weight, BlockFp8Weight)]
-    plain = [weight for weight in weights if isinstance(weight, Tensor)]
     if len(weights) == 1:
         return weights[0]
-    if len(packed) == len(weights):
-        return int4_weight.concatenate(packed)
-    if len(eights) == len(weights):
-        return fp8.concatenate(eights)
-    if len(blocks) == len(weights):
-        return block_fp8_weight.concatenate(blocks)
-    return torch.cat(plain) if len(plain) == len(weights) else None
+    kinds = {Tensor if isinstance(weight, Tensor) else type(weight) for weight in weights}
+    return _CONCATENATE[kinds.pop()](weights) if len(kinds) == 1 else None
 
 
 def _choose_product(weight: Weight, bias: Tensor | None, is_batch_invariant: bool) -> Product:
     """Return what multiplies by a weight; Triton is imported for packed ones, not before."""
+    if isinstance(weight, Int4Tiles):
+        return _product_by_native(weight, bias)
+    if isinstance(weight, Int8Weight):
+        return weight.product(bias)
     if isinstance(weight, Int4Weight | BlockFp8Weight):
         return _product_by_kernel(weight, bias, is_batch_invariant)
     if not is_batch_invariant:
@@ -111,6 +128,17 @@ def _product_by_kernel(
             if isinstance(weight, BlockFp8Weight):
                 return block_fp8.multiply(x, weight, bias, is_batch_invariant=is_invariant)
             return int4.multiply(x, weight, bias, is_batch_invariant=is_invariant)
+
+    return multiply
+
+
+def _product_by_native(weight: Int4Tiles, bias: Tensor | None) -> Product:
+    wide = None if bias is None else bias.float()
+
+    def multiply(x: Tensor) -> Tensor:
+        native = Native.load(x.dtype)
+        assert native is not None, "weights stay packed only where the functions are"
+        return native.multiply_int4(x.contiguous(), weight, wide)
 
     return multiply
 

@@ -1,6 +1,6 @@
 /* Products with weights of 4 bits: x Wᵀ + b, where x is rounded to 8 bits with a scale a group.
 
-   y[m, n] = Σ over groups g of  scale[g, n] (x_scale[m, g] Σ q[n, k] x[m, k] - zero[g, n] x_sum[m, g])
+   y[m, n] = Σ over groups g of  scale[g, n] x_scale[m, g] (Σ q[n, k] x[m, k] - zero[g, n] x_sum[m, g])
 
    The inner sums are of integers, and groups are added in their order: a row is the same bits
    whatever is beside it. Sixteen outputs are a tile. For 8 inputs it has 64 bytes, of which byte
@@ -46,10 +46,10 @@ static inline integers dot(integers sums, bytes numbers, const int8_t *x) {
 #endif
 }
 
-/* Round a row to 8 bits: its numbers, each group's scale, and that times their sum.
+/* Round a row to 8 bits: its numbers, each group's scale, and the sum of its numbers.
    `order`, if there is one, says which input comes k-th. */
 static void round_row(const number *x, const int64_t *order, int inputs, int group, int padded,
-                      int8_t *to, float *x_scales, float *x_sums) {
+                      int8_t *to, float *x_scales, int32_t *x_sums) {
     for (int start = 0; start < padded; start += group) {
         float values[LANES];
         floats largest = {};
@@ -72,14 +72,14 @@ static void round_row(const number *x, const int64_t *order, int inputs, int gro
             total += nearest;
         }
         *x_scales++ = scale;
-        *x_sums++ = scale * total;
+        *x_sums++ = total;
     }
 }
 
 /* Multiply `rows` rows, a constant where this is inlined, by one tile. */
 static inline __attribute__((always_inline)) void
 multiply_tile(int rows, const uint8_t *tile, const uint16_t *scales, const uint8_t *zeros,
-              const int8_t *x, const float *x_scales, const float *x_sums, int group, int groups,
+              const int8_t *x, const float *x_scales, const int32_t *x_sums, int group, int groups,
               float *y) {
     floats sums[ROWS];
     for (int row = 0; row < rows; row++) sums[row] = (floats){};
@@ -95,11 +95,11 @@ multiply_tile(int rows, const uint8_t *tile, const uint16_t *scales, const uint8
             }
         }
         floats scale = from_half(scales + g * LANES);
-        floats zero = __builtin_convertvector(*(const zeros16 *)(zeros + g * LANES), floats);
+        integers zero = __builtin_convertvector(*(const zeros16 *)(zeros + g * LANES), integers);
         for (int row = 0; row < rows; row++) {
-            floats total = __builtin_convertvector(low[row] + high[row], floats);
             int at = row * groups + g;
-            sums[row] += scale * (total * x_scales[at] - zero * x_sums[at]);
+            integers total = low[row] + high[row] - zero * x_sums[at];
+            sums[row] += scale * x_scales[at] * __builtin_convertvector(total, floats);
         }
     }
     for (int row = 0; row < rows; row++) *(floats *)(y + row * LANES) = sums[row];
@@ -108,7 +108,7 @@ multiply_tile(int rows, const uint8_t *tile, const uint16_t *scales, const uint8
 /* Write x `[rows, inputs]` times a weight of `tiles` tiles, `[outputs, groups * group]` padded, with
    `scales` and `zeros` `[tiles, groups, 16]`, and what the scales of each tile are to be multiplied
    by in `factors`. `bias` float32 and `order` may be none. `scratch` has for each row groups * group
-   bytes, and behind those of all rows 2 * groups floats.
+   bytes, and behind those of all rows 2 * groups numbers of 32 bits.
 */
 void multiply_int4(const number *x, const uint8_t *weight, const uint16_t *scales,
                    const uint8_t *zeros, const float *factors, const float *bias,
@@ -116,7 +116,7 @@ void multiply_int4(const number *x, const uint8_t *weight, const uint16_t *scale
                    int32_t outputs, int32_t group, int32_t groups, int32_t threads) {
     int padded = group * groups, tiles = (outputs + LANES - 1) / LANES;
     float *x_scales = (float *)(scratch + (int64_t)rows * padded);
-    float *x_sums = x_scales + (int64_t)rows * groups;
+    int32_t *x_sums = (int32_t *)(x_scales + (int64_t)rows * groups);
 #pragma omp parallel num_threads(threads)
     {
 #pragma omp for

@@ -32,30 +32,44 @@ class Int4Tiles:
     scales: Tensor
     zeros: Tensor
     factors: Tensor
-    shape: tuple[int, int]
+    shape: Sequence[int]
     group_size: int
     order: Tensor | None = None
 
     @classmethod
     def of(cls, weight: Int4Weight) -> Self:
         """Return the same weight; its scales are rounded to half precision."""
-        num_outputs, num_inputs = weight.shape
-        group_size = min(weight.group_size, -(-num_inputs // TILE) * TILE)
+        scales, zeros = weight.scales, weight.zeros
+        return cls.pack(weight.numbers(), scales, zeros, weight.group_size, weight.order)
+
+    @classmethod
+    def pack(
+        cls,
+        numbers: Tensor,
+        scales: Tensor,
+        zeros: Tensor,
+        group_size: int,
+        order: Tensor | None = None,
+    ) -> Self:
+        """Return a weight of numbers uint8 [out, in], from 0 to 15, with the scales and the zero
+        points `[groups, out]` of Int4Weight.
+        """
+        num_outputs, num_inputs = shape = numbers.shape
+        group_size = min(group_size, -(-num_inputs // TILE) * TILE)
         by_tile = (-num_outputs % TILE, -num_inputs % group_size)
-        numbers = F.pad(weight.numbers(), (0, by_tile[1], 0, by_tile[0]))
+        numbers = F.pad(numbers, (0, by_tile[1], 0, by_tile[0]))
         halves = numbers.view(-1, TILE, numbers.shape[1] // _RUN, 2, _RUN // 2).unbind(3)
         tiles = (halves[0] | (halves[1] << 4)).transpose(1, 2).flatten(2).contiguous()
         scales, zeros = (
             F.pad(part.T, (0, 0, 0, by_tile[0])).unflatten(0, (-1, TILE)).transpose(1, 2)
-            for part in (weight.scales.float(), weight.zeros)
+            for part in (scales.float(), zeros)
         )
         factors = torch.exp2(scales.abs().amax((1, 2)).log2().ceil().nan_to_num_(neginf=0))
         halved = scales / factors[:, None, None]
         # What is smaller counts for nothing beside the tile's largest.
         halved = halved.sign() * halved.abs().clamp(min=_LEAST_HALF)
         zeros, halved = zeros.contiguous(), halved.half().contiguous()
-        shape = (num_outputs, num_inputs)
-        return cls(tiles, halved, zeros, factors, shape, group_size, weight.order)
+        return cls(tiles, halved, zeros, factors, shape, group_size, order)
 
     @property
     def num_bytes(self) -> int:
@@ -72,9 +86,15 @@ def concatenate(weights: Sequence[Int4Tiles]) -> Int4Tiles | None:
         return None
     if not all(_takes_the_same(first, other) for other in weights[1:]):
         return None
-    parts = zip(*((w.tiles, w.scales, w.zeros, w.factors) for w in weights), strict=True)
-    shape = (sum(weight.shape[0] for weight in weights), first.shape[1])
-    return Int4Tiles(*map(torch.cat, parts), shape, first.group_size, first.order)
+    return Int4Tiles(
+        torch.cat([weight.tiles for weight in weights]),
+        torch.cat([weight.scales for weight in weights]),
+        torch.cat([weight.zeros for weight in weights]),
+        torch.cat([weight.factors for weight in weights]),
+        (sum(weight.shape[0] for weight in weights), first.shape[1]),
+        first.group_size,
+        first.order,
+    )
 
 
 def _takes_the_same(one: Int4Tiles, other: Int4Tiles) -> bool:

@@ -82,6 +82,21 @@ void norm_rope_write(const number *qkv, const float *norms, const float *cos, co
         }
 }
 
+/* Round rows of x to 8 bits, plus 128, each with the scale that gives it back. */
+void round_rows(const number *x, uint8_t *values, float *scales, int32_t rows, int32_t width,
+                int32_t threads) {
+#pragma omp parallel for num_threads(threads) if ((int64_t)rows * width > SMALL)
+    for (int row = 0; row < rows; row++) {
+        const number *from = x + (int64_t)row * width;
+        uint8_t *to = values + (int64_t)row * width;
+        float largest = 1e-30f;
+        for (int i = 0; i < width; i++) largest = fmaxf(largest, fabsf(to_float(from[i])));
+        float inverse = 127 / largest;
+        for (int i = 0; i < width; i++) to[i] = (uint8_t)(lrintf(to_float(from[i]) * inverse) + 128);
+        scales[row] = largest / 127;
+    }
+}
+
 /* Write the SiLU of the first half of `[tokens, 2 width]` times the second. */
 void silu_mul(const number *gate_up, number *product, int32_t tokens, int32_t width,
               int32_t threads) {

@@ -2,6 +2,7 @@
 
 import ctypes
 from ctypes import c_float, c_int32, c_int64
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ _NO_WINDOW = 2**31 - 1
 
 
 class Native:
-    """What is computed by C for tensors of one dtype; they are contiguous, if not said otherwise."""
+    """What is computed by C, for contiguous tensors of one dtype."""
 
     def __init__(self, functions: ctypes.CDLL, dtype: torch.dtype) -> None:
         self._dtype = dtype
@@ -26,8 +27,10 @@ class Native:
         self._norm_rope_write = functions.norm_rope_write
         self._silu_mul = functions.silu_mul
         self._multiply_int4 = functions.multiply_int4
+        self._round_rows = functions.round_rows
 
     @classmethod
+    @cache
     def load(cls, dtype: torch.dtype) -> "Native | None":
         """Return the functions for a dtype; None, with a line in the log, where they cannot be."""
         functions = library.load(dtype)
@@ -129,6 +132,16 @@ class Native:
             *map(c_int32, (num_tokens, width, torch.get_num_threads())),
         )
         return product
+
+    def round_rows(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return x `[rows, width]` in 8 bits, plus 128, and the float32 scales `[rows, 1]`."""
+        assert x.dtype == self._dtype and x.is_contiguous()
+        values = torch.empty(x.shape, dtype=torch.uint8)
+        scales = torch.empty((len(x), 1))
+        self._round_rows(
+            *_pointers(x, values, scales), *map(c_int32, (*x.shape, torch.get_num_threads()))
+        )
+        return values, scales
 
     def multiply_int4(self, x: Tensor, weight: Int4Tiles, bias: Tensor | None) -> Tensor:
         """Return x Wᵀ + b for x `[rows, in]` and a float32 bias; every row as if it were alone."""

@@ -17,13 +17,16 @@ from safetensors import safe_open
 from torch import Tensor
 
 from workers.checkpoint.checkpoint import Checkpoint
-from workers.checkpoint.packings import Packing, ScaledPacking, WordPacking
+from workers.checkpoint.packings import Multiplier, Packing, ScaledPacking, WordPacking
 from workers.errors import ModelError
 from workers.model.layout.block_fp8_weight import BlockFp8Weight
 from workers.model.layout.int4_weight import Int4Weight
-from workers.model.quantization import packed_words, scaled_numbers
+from workers.model.native.int4_tiles import Int4Tiles
+from workers.model.quantization import int8, packed_words, scaled_numbers
+from workers.model.quantization.int8 import Int8Weight
 
 State = dict[str, Any]
+Kept = Int4Weight | BlockFp8Weight | Int4Tiles | Int8Weight
 
 
 class OpenTensor(NamedTuple):
@@ -47,18 +50,20 @@ class PackedWeight:
         with self._naming_the_part():
             return self._unpack(self._read())[index]
 
-    def keep(self) -> Int4Weight | BlockFp8Weight | Tensor:
-        """Return the weight in as many bits for kernels, whole where they could not read it."""
+    def keep(self, by: Multiplier) -> Kept | Tensor:
+        """Return the weight in as many bits, whole where what multiplies could not read it."""
         with self._naming_the_part():
             packed = self._read()
-            kept = self._repack(packed)
+            kept = self._repack(packed, by)
             return self._unpack(packed) if kept is None else kept
 
-    def _repack(self, packed: dict[str, Tensor]) -> Int4Weight | BlockFp8Weight | None:
+    def _repack(self, packed: dict[str, Tensor], by: Multiplier) -> Kept | None:
         if isinstance(self.packing, ScaledPacking):
-            return scaled_numbers.repack(self.packing, packed)
+            kept = scaled_numbers.repack(self.packing, packed, by)
+            return None if isinstance(kept, Int8Weight) and not int8.is_exact() else kept
         assert isinstance(self.packing, WordPacking)
-        return packed_words.repack(self.packing, packed)
+        words = packed_words.repack(self.packing, packed)
+        return words if words is None or by == "kernels" else Int4Tiles.of(words)
 
     def _unpack(self, packed: dict[str, Tensor]) -> Tensor:
         if isinstance(self.packing, ScaledPacking):
@@ -107,7 +112,7 @@ def open_weights(
         yield state
 
 
-def take_packed(state: State, linears: tuple[str, ...]) -> dict[str, PackedWeight]:
+def take_packed(state: State, linears: tuple[str, ...], by: Multiplier) -> dict[str, PackedWeight]:
     """Take the weights that can stay packed out of a state, by the names of their modules.
 
     Those are of linears in decoder layers: experts are stacked, the head is read by others.
@@ -116,7 +121,7 @@ def take_packed(state: State, linears: tuple[str, ...]) -> dict[str, PackedWeigh
     packed = {
         name: weight
         for name, weight in taken.items()
-        if isinstance(weight, PackedWeight) and weight.packing.has_kernels
+        if isinstance(weight, PackedWeight) and weight.packing.is_kept(by)
     }
     for name in packed:
         del state[f"{name}.weight"]

@@ -59,7 +59,7 @@ def repack(how: WordPacking, packed: Mapping[str, Tensor]) -> Int4Weight | None:
     That is of 8 bits, or where groups are no whole number of planes, or no order of the inputs
     makes each a run of `group_size`. Raise WrongPart as `unpack` does.
     """
-    if not how.has_kernels:
+    if how.bits != 4:
         return None
     how, packed = _as_gptq(how, packed)
     qweight, scales = packed["qweight"], packed["scales"].contiguous()

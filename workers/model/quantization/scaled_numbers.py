@@ -12,8 +12,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from workers.checkpoint.packings import ScaledPacking
+from workers.checkpoint.packings import Multiplier, ScaledPacking
 from workers.model.layout.block_fp8_weight import BlockFp8Weight, can_be_multiplied
+from workers.model.quantization.int8 import Int8Weight
 
 # Elements unpacked at once: what is held in float32 beside the packed and the finished weight.
 _SLAB = 1 << 20
@@ -40,10 +41,16 @@ def unpack(how: ScaledPacking, packed: Mapping[str, Tensor], dtype: torch.dtype)
     return weight
 
 
-def repack(how: ScaledPacking, packed: Mapping[str, Tensor]) -> BlockFp8Weight | None:
-    """Return the same weight as `unpack` does, in 8 bits; None where no kernel multiplies by it."""
+def repack(
+    how: ScaledPacking, packed: Mapping[str, Tensor], by: Multiplier
+) -> BlockFp8Weight | Int8Weight | None:
+    """Return the same weight as `unpack` does, in 8 bits; None where nothing multiplies by it."""
     numbers = packed["weight"]
-    if not how.has_kernels or not can_be_multiplied(numbers.device):
+    if not how.is_kept(by):
+        return None
+    if by == "native":
+        return Int8Weight(numbers, packed[how.scale].float().reshape(-1))
+    if not can_be_multiplied(numbers.device):
         return None
     num_outputs, num_inputs = numbers.shape
     scales = packed[how.scale].float().reshape(how.grid((num_outputs, num_inputs)))

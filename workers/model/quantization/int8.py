@@ -1,0 +1,96 @@
+"""Int8Weight: a weight of 8-bit integers with a scale for every output, and products with it.
+
+    y = (q_x q_Wᵀ) * scale_x * scale_W + b      q from -127 to 127, scales float32
+
+x is rounded row by row, with one scale a row. oneDNN multiplies, for which the numbers of x are
+moved by 128 to be unsigned. Sums of integers have no order, so a row is the same bits whatever is
+beside it. Without VNNI oneDNN adds pairs in 16 bits, where large ones are cut off: `is_exact` tries
+it, and where it is not, weights are unpacked.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from workers.model.native.native import Native
+
+LARGEST = 127
+_OFFSET = 128
+# The least a scale is computed from, so that rows of zeros divide by something.
+_LEAST = 1e-30
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class Int8Weight:
+    """A weight [out, in] on a CPU: `values` int8 of that shape, `scales` float32 `[out]`."""
+
+    values: Tensor
+    scales: Tensor
+
+    @classmethod
+    def of(cls, weight: Tensor) -> Self:
+        """Round a plain weight."""
+        weight = weight.float()
+        scales = weight.abs().amax(1).clamp_(min=_LEAST) / LARGEST
+        return cls((weight / scales[:, None]).round_().to(torch.int8), scales)
+
+    @property
+    def shape(self) -> torch.Size:
+        return self.values.shape
+
+    def unpack(self, dtype: torch.dtype) -> Tensor:
+        """Return the weight [out, in] in plain torch."""
+        return (self.values.float() * self.scales[:, None]).to(dtype)
+
+    def product(self, bias: Tensor | None) -> Callable[[Tensor], Tensor]:
+        """Return what multiplies x `[rows, in]`; it holds the weight in oneDNN's own layout."""
+        packed = torch.ops.onednn.qlinear_prepack(self.values, None)
+        scales, zeros = self.scales, torch.zeros(len(self.scales), dtype=torch.int32)
+
+        def multiply(x: Tensor) -> Tensor:
+            values, x_scales = round_rows(x)
+            y = torch.ops.onednn.qlinear_pointwise(
+                values, 1.0, _OFFSET, packed, scales, zeros, None, 1.0, 0, x.dtype, "none", [], ""
+            )
+            y = y.mul_(x_scales)
+            return y if bias is None else y.add_(bias)
+
+        return multiply
+
+
+def concatenate(weights: Sequence[Int8Weight]) -> Int8Weight:
+    """Return the weights side by side, along outputs."""
+    return Int8Weight(
+        torch.cat([weight.values for weight in weights]),
+        torch.cat([weight.scales for weight in weights]),
+    )
+
+
+def round_rows(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return x `[rows, in]` in 8 bits, plus 128, and the float32 scales `[rows, 1]`."""
+    if (native := Native.load(x.dtype)) is not None:
+        return native.round_rows(x.contiguous())
+    x = x.float()
+    scales = x.abs().amax(-1, keepdim=True).clamp_(min=_LEAST) / LARGEST
+    return (x / scales).round_().add_(_OFFSET).to(torch.uint8), scales
+
+
+@cache
+def is_exact() -> bool:
+    """Return whether this CPU adds products of 8 bits without loss; the log says if not."""
+    weight = Int8Weight(torch.full((16, 64), LARGEST, dtype=torch.int8), torch.ones(16))
+    found = weight.product(None)(torch.full((3, 64), 2.0))
+    if torch.allclose(found, torch.full((3, 16), 2.0 * 64 * LARGEST)):
+        return True
+    _logger.warning(
+        "this CPU has no VNNI: weights of 8 bits are unpacked, and take as much memory and time as"
+        " others"
+    )
+    return False
