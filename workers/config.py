@@ -12,7 +12,7 @@ class EngineConfig:
 
     `model` is a directory of safetensors, config.json and tokenizer.json. Zeros mean "choose":
     max_model_len from the model's config, max_num_batched_tokens 8192 on CUDA and 512 on CPU,
-    block_size 64 and 32, num_blocks from free memory, threads from the physical cores.
+    target_step_ms 150 on a CPU and none on CUDA, block_size 64 and 32, num_blocks from free memory, threads from the physical cores.
     `step_timeout` is in seconds. `rope_scaling`, `hf_overrides` and `speculative_config` are JSON
     objects as text; `generation_config` is auto, vllm or a directory. `replica` is which of several
     engines this is, each on the next GPU; -1 is the only one.
@@ -48,3 +48,4 @@ class EngineConfig:
     stub: bool = False
     stub_step_seconds: float = 0.0
     speculative_config: str = ""
+    target_step_ms: int = 0

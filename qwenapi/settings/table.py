@@ -86,6 +86,13 @@ class Settings:
     max_num_batched_tokens: int = _row(
         0, "most tokens in one engine step; 0: 8192 on CUDA, 512 on CPU", scope="model", minimum=0
     )
+    target_step_ms: int = _row(
+        0,
+        "milliseconds in which a step with prompts is to end where others wait for their next"
+        " token; 0: 150 on CPU, no such bound on CUDA",
+        scope="model",
+        minimum=0,
+    )
     block_size: int = _row(
         0, "tokens in a cache block; 0: 64 on CUDA, 32 on CPU", scope="model", minimum=0
     )

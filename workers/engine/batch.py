@@ -55,3 +55,14 @@ class Batch:
     @property
     def num_tokens(self) -> int:
         return sum(row.num_tokens for row in self.rows)
+
+    @property
+    def num_decodes(self) -> int:
+        """How many rows compute the newest token of an answer, and perhaps drafts."""
+        return sum(row.num_tokens - len(row.drafts) == 1 for row in self.rows)
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        """How many tokens of prompts are computed."""
+        counts = (row.num_tokens - len(row.drafts) for row in self.rows)
+        return sum(count for count in counts if count > 1)

@@ -20,12 +20,16 @@ from workers.engine.scheduler import Scheduler
 from workers.engine.sequence import Sequence
 from workers.engine.sequence_group import SequenceGroup
 from workers.engine.start import start
+from workers.engine.step_budget import StepBudget
 from workers.engine.state_manager import StateManager
 from workers.engine_core import Key, StepOutput
 from workers.grammar.compiled_grammar import CompiledGrammar
 from workers.model.loader import Progress
 from workers.wire.engine_stats import EngineStats
 from workers.wire.protocol import Chunk, Failed, Generate, PromptLogprobs, Started
+
+# A step of a CPU takes as long as its prompts want; this is what a reader does not notice yet.
+_CPU_STEP_MS = 150
 
 log = logging.getLogger(__name__)
 
@@ -47,11 +51,16 @@ class Engine:
         self._blocks = BlockManager(
             card.num_blocks, card.block_size, config.enable_prefix_caching, states
         )
+        default_ms = _CPU_STEP_MS if card.device == "cpu" else 0
+        self._budget = StepBudget(
+            card.max_num_batched_tokens, (config.target_step_ms or default_ms) / 1000
+        )
         self._scheduler = Scheduler(
             self._blocks,
             card.max_num_seqs,
             card.max_num_batched_tokens,
             speculative.num_tokens,
+            step_budget=self._budget,
         )
         self._overlaps = overlaps(config.async_scheduling, card.device)
         # The step whose samples are not known yet, where steps overlap.
@@ -123,6 +132,7 @@ class Engine:
             self._cached_tokens += cached_tokens
         if unclean := self._blocks.take_unclean():
             self._runner.clear(unclean)
+        started = time.perf_counter()
         launched = self._runner.launch(batch, previous) if batch.rows else None
         if previous is not None:
             self._take(previous, output)
@@ -130,6 +140,8 @@ class Engine:
             self._under_way = launched
         elif launched is not None:
             self._take(launched, output)
+            seconds = time.perf_counter() - started
+            self._budget.learn(batch.num_decodes, batch.num_prompt_tokens, seconds)
         return output
 
     def stats(self) -> EngineStats:

@@ -23,6 +23,7 @@ from workers.engine.sequence import Sequence, SequenceStatus
 from workers.engine.sequence_group import SequenceGroup
 from workers.engine.speculation import NO_DRAFTS, Drafts, Propose, Speculation, propose_by_ngrams
 from workers.engine.state_manager import CHUNK
+from workers.engine.step_budget import StepBudget
 from workers.engine.step_plan import StepPlan
 from workers.engine.waiting_queue import WaitingQueue, by_order
 from workers.engine_core import Key
@@ -43,6 +44,7 @@ class Scheduler:
         max_num_batched_tokens: int,
         num_speculative_tokens: int = 0,
         propose: Propose = propose_by_ngrams,
+        step_budget: StepBudget | None = None,
     ) -> None:
         assert 0 < max_num_seqs <= max_num_batched_tokens
         self.num_preemptions = 0
@@ -50,6 +52,7 @@ class Scheduler:
         self._blocks = blocks
         self._max_num_seqs = max_num_seqs
         self._budget = max_num_batched_tokens
+        self._step_budget = step_budget or StepBudget(max_num_batched_tokens, 0)
         self._watermark = int(_WATERMARK * blocks.num_blocks)
         self._waiting = WaitingQueue()
         self._tenants = TenantCounters()
@@ -113,7 +116,9 @@ class Scheduler:
         blocks = self._blocks
         states = blocks.states
         cut, num_drafts = (1, self._budget) if states is None else (CHUNK, states.num_for_drafts)
-        plan = StepPlan(self._budget, cut, self._is_scoring, num_drafts)
+        num_decodes = sum(sequence.num_uncomputed == 1 for sequence in self._running)
+        num_left = self._step_budget.tokens(num_decodes)
+        plan = StepPlan(self._budget, cut, self._is_scoring, num_drafts, num_left)
         before = self.num_preemptions
         may_guess = self.speculates  # else a step may be under way, and sequences not known whole
         self._continue_running(plan)

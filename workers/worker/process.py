@@ -18,6 +18,8 @@ from workers.worker.worker import Worker
 from workers.worker.worker_spec import WorkerSpec
 
 LOADING_TIMEOUT = 900.0
+# Rounds of libgomp's waiting loop, some tens of microseconds.
+SPIN_COUNT = 10_000
 
 
 def main(config: EngineConfig, spec: WorkerSpec, pipe: SupervisorPipe) -> None:
@@ -45,8 +47,7 @@ def main(config: EngineConfig, spec: WorkerSpec, pipe: SupervisorPipe) -> None:
 
 
 def _start(config: EngineConfig, spec: WorkerSpec, pipe: SupervisorPipe) -> Worker:
-    # OpenMP reads this once, when torch is imported: more threads than cores fight for them.
-    os.environ["OMP_NUM_THREADS"] = str(config.threads or os.cpu_count() or 1)
+    _prepare_openmp(config.threads)
     row = SharedMemory.open(spec.shared_memory_path, ENGINE_LAYOUT).lease(spec.index)
     row.update(
         pid=os.getpid(),
@@ -66,6 +67,16 @@ def _start(config: EngineConfig, spec: WorkerSpec, pipe: SupervisorPipe) -> Work
         pipe.progress(what, fraction)
 
     return Worker(_load_engine(config, progress), config, spec, row)
+
+
+def _prepare_openmp(threads: int) -> None:
+    """Set what OpenMP reads once, when torch is imported."""
+    # More threads than cores fight for them.
+    os.environ["OMP_NUM_THREADS"] = str(threads or os.cpu_count() or 1)
+    # A thread that waits for another spins for a while: for ever, it would keep that one from a
+    # core which a neighbour has taken; not at all, it would sleep through the next product.
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", str(SPIN_COUNT))
 
 
 def _is_out_of_memory(error: Exception) -> bool:
