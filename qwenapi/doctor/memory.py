@@ -145,8 +145,12 @@ def make_plan(settings: Settings, weights: Weights, of: ModelConfig, room: Room)
         2 * of.num_key_value_heads * of.head_dim * item * of.num_attention_layers * block_size
     )
     wanted = settings.max_model_len or of.context_length
-    is_hybrid = of.state_bytes > 0
-    has_kernels = room.is_gpu and settings.attention_backend != "torch" and not is_hybrid
+    speculative = SpeculativeConfig.of(settings.engine_config())
+    has_kernels = (
+        room.is_gpu
+        and settings.attention_backend != "torch"
+        and not (of.state_bytes and speculative.num_tokens)
+    )
     weight_bytes = _weight_bytes(settings, weights, item, has_kernels=has_kernels)
     workspace = (
         (CUDA_BASE_BYTES if room.is_gpu else CPU_BASE_BYTES)
@@ -158,7 +162,7 @@ def make_plan(settings: Settings, weights: Weights, of: ModelConfig, room: Room)
     per_block = block_bytes
     if of.state_bytes:
         with suppress(ConfigError):  # then there is room for blocks neither
-            drafts = SpeculativeConfig.of(settings.engine_config()).num_state_slots(rows)
+            drafts = speculative.num_state_slots(rows)
             fraction = settings.state_memory_fraction
             slots = StateSlots.fit(memory, of.state_bytes, rows, drafts, fraction)
             memory -= slots.fixed * of.state_bytes

@@ -89,7 +89,7 @@ class World:
         self.sequences = [
             SimpleNamespace(
                 token_ids=[chance.randrange(VOCABULARY) for _ in range(each * block_size)],
-                table=SimpleNamespace(ids=blocks[index * each : (index + 1) * each]),
+                table=SimpleNamespace(ids=blocks[index * each : (index + 1) * each], state=None),
             )
             for index in range(num_sequences)
         ]

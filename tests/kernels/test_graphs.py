@@ -142,9 +142,9 @@ def test_splits_and_tiles_follow_from_the_bucket_and_not_from_the_step(
     world = make_world(is_batch_invariant=False, num_sequences=2, max_model_len=2048)
     planned, forward = [], world.decoder.forward
 
-    def watched(token_ids, positions, plan, rows):
+    def watched(token_ids, positions, plan, rows, states):
         planned.append((plan.max_query, plan.num_splits, plan.is_batch_invariant))
-        return forward(token_ids, positions, plan, rows)
+        return forward(token_ids, positions, plan, rows, states)
 
     world.prefill(250, 3)
     monkeypatch.setattr(world.decoder, "forward", watched)
@@ -209,7 +209,7 @@ def test_token_ids_may_be_put_in_place_on_the_device(world):
 )
 def test_the_smallest_bucket_that_holds_a_batch(num_tokens, num_rows, num_samples, expected):
     max_query = 1 if num_rows == num_tokens else num_tokens
-    sizes = (num_tokens,), (num_rows + 1,), (num_rows,), (num_rows, 1), (num_samples,)
+    sizes = (num_tokens,), (num_rows + 1,), (num_rows,), (num_rows, 1), (num_samples,), (0,), (0,)
     flat = FlatBatch(*(torch.empty(size, device="meta") for size in sizes), max_query)
     assert Bucket.holding(flat, 256) == expected
 
