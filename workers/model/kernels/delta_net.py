@@ -27,7 +27,7 @@ _NORM_EPS = tl.constexpr(1e-6)
 _TOKENS = 16
 _CHANNELS_TILE = 256
 # Values of a state's head: 4,096 numbers of it where keys have 128.
-VALUES_TILE = 32
+_VALUES_TILE = 32
 # Elements of one program: 16 heads of 128.
 _HEADS_TILE = 2048
 _NUM_WARPS = 4
@@ -70,7 +70,7 @@ def step(convolved: Tensor, rates: Tensor, matrices: Tensor, plan: SlotPlan) -> 
     assert convolved.is_contiguous() and rates.is_contiguous() and matrices.is_contiguous()
     num_heads, key_dim, value_dim = matrices.shape[1:]
     read = convolved.new_empty((convolved.shape[0], num_heads, value_dim))
-    tile = min(VALUES_TILE, triton.next_power_of_2(value_dim))
+    tile = min(_VALUES_TILE, triton.next_power_of_2(value_dim))
     with torch.cuda.device_of(convolved):
         _step_rows[(plan.slots.shape[0], num_heads, triton.cdiv(value_dim, tile))](
             convolved, rates, matrices, read, plan.starts, plan.slots, plan.kept,
