@@ -94,7 +94,7 @@ class Graphs:
     @torch.inference_mode()
     def warm_up(self) -> None:
         """Record the graphs of steps in which all rows decode, the largest first, so that the
-        others find their memory in its place; on a batch of nothing but padding.
+        others find their memory in its place.
         """
         for size in reversed([size for size in _DECODE_ROWS if size <= self._max_rows]):
             if self._inputs is not None:
@@ -109,13 +109,17 @@ class Graphs:
         bucket = Bucket.holding(flat, self._max_rows)
         if self._inputs is None or bucket is None or not self._inputs.can_hold(flat):
             return None
-        self._inputs.fill(flat, bucket)
         if bucket not in self._replays:
             self._record(bucket)
-        replay = self._replays.get(bucket)
-        return None if replay is None else replay()[: flat.last_tokens.shape[0]]
+        if (replay := self._replays.get(bucket)) is None:
+            return None
+        self._inputs.fill(flat, bucket)
+        return replay()[: flat.last_tokens.shape[0]]
 
     def _record(self, bucket: Bucket) -> None:
+        """Record a graph on nothing but padding: what warms up must take no state a step further."""
+        assert self._inputs is not None
+        self._inputs.clear()
         try:
             self._replays[bucket] = self._capture(partial(self._compute, bucket))
         except RuntimeError:
@@ -229,6 +233,10 @@ class _Inputs:
     def can_hold(self, flat: FlatBatch) -> bool:
         """Whether the rows' block tables are no longer than max_model_len lets them be."""
         return flat.tables.shape[1] <= self._whole.tables.shape[1]
+
+    def clear(self) -> None:
+        """Let there be no tokens but padding."""
+        self._whole.starts.zero_()
 
     def fill(self, flat: FlatBatch, bucket: Bucket) -> None:
         """Copy a batch to the front. What is left of earlier ones behind it no row refers to."""
