@@ -148,9 +148,10 @@ def make_plan(settings: Settings, weights: Weights, of: ModelConfig, room: Room)
         2 * of.num_key_value_heads * of.head_dim * item * of.num_attention_layers * block_size
     )
     wanted = settings.max_model_len or of.context_length
-    is_hybrid = of.state_bytes > 0
+    speculative = SpeculativeConfig.of(settings.engine_config())
+    has_rollback = of.state_bytes and speculative.num_tokens  # which kernels have not
     kept_by: Multiplier | None = None
-    if settings.attention_backend != "torch" and not (room.is_gpu and is_hybrid):
+    if settings.attention_backend != "torch" and not (room.is_gpu and has_rollback):
         kept_by = "kernels" if room.is_gpu else "native" if has_compiler() else None
     weight_bytes = _weight_bytes(settings, weights, item, kept_by)
     workspace = (
@@ -163,7 +164,7 @@ def make_plan(settings: Settings, weights: Weights, of: ModelConfig, room: Room)
     per_block = block_bytes
     if of.state_bytes:
         with suppress(ConfigError):  # then there is room for blocks neither
-            drafts = SpeculativeConfig.of(settings.engine_config()).num_state_slots(rows)
+            drafts = speculative.num_state_slots(rows)
             fraction = settings.state_memory_fraction
             slots = StateSlots.fit(memory, of.state_bytes, rows, drafts, fraction)
             memory -= slots.fixed * of.state_bytes

@@ -60,6 +60,8 @@ def check_model(settings: Settings, *, with_memory: bool = True) -> Iterator[Che
         yield check_config(checkpoint)
         if not settings.stub:
             yield check_weights(checkpoint, settings.quantization)
+            if with_memory and settings.deterministic and not _is_cpu(settings):
+                checkpoint.check_deterministic_on_gpu()
         yield from check_tokenizer(checkpoint)
     except ConfigError as error:
         yield refused("model", error)

@@ -16,12 +16,16 @@ from transformers import (
 )
 
 from qwenapi.doctor.memory import Room, find_room, make_plan
+from qwenapi.doctor.report import check_model
 from qwenapi.settings.table import Settings
 from tests.engine.conftest import DIMENSIONS, EOS, HYBRID, MIXTURE, Driver, disturb_norms
 from tests.engine.test_hybrid import NEAR_TIE, prompt_of
 from tests.engine.test_parity import Comparison
+from tests.model.packers import Packer
+from tests.model.twins import write_twins
 from workers.checkpoint.checkpoint import Checkpoint
 from workers.config import EngineConfig
+from workers.engine import start as start_module
 from workers.engine.engine import Engine
 from workers.errors import ConfigError, ModelError
 from workers.model.capacity import resolve_limits
@@ -114,13 +118,72 @@ def test_a_missing_weight_of_the_text_is_named(tmp_path):
         start(tmp_path)
 
 
-@pytest.mark.parametrize(
-    "flags", [{"attention_backend": "triton"}, {"quantization": "fp8"}], ids=["kernels", "fp8"]
-)
-def test_what_hybrid_models_cannot_have_is_refused_in_one_sentence(tmp_path, flags):
+FP8_REFUSED = "quantization = 'fp8' is not for hybrid models; leave it out"
+EXACT_REFUSED = "--deterministic is for hybrid models on a CPU only; leave it out"
+
+
+def test_what_hybrid_models_cannot_have_is_refused_in_one_sentence(tmp_path, monkeypatch):
     write_published(tmp_path, "qwen3_5")
-    with pytest.raises(ConfigError, match="not for hybrid models; leave it out"):
-        start(tmp_path, **flags)
+    with pytest.raises(ConfigError, match=FP8_REFUSED):
+        start(tmp_path, quantization="fp8")
+    monkeypatch.setattr(start_module, "choose_device", lambda *_: torch.device("cuda"))
+    with pytest.raises(ConfigError, match=EXACT_REFUSED):
+        start(tmp_path, deterministic=True)
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [({"quantization": "fp8"}, FP8_REFUSED), ({"deterministic": True}, EXACT_REFUSED)],
+)
+def test_doctor_refuses_it_in_the_same_sentence(tmp_path, flags, sentence):
+    write_published(tmp_path, "qwen3_5")
+    (tmp_path / "tokenizer_config.json").write_text("{}")
+    settings = replace(Settings(), model=str(tmp_path), device="cuda", **flags)
+    *_, last = check_model(settings)
+    what, remedy = sentence.split("; ")
+    assert what in last.sentence and remedy in last.sentence
+
+
+def test_doctor_counts_packed_weights_where_kernels_keep_them(tmp_path):
+    write_published(tmp_path / "plain", "qwen3_5")
+    packed, _ = write_twins(tmp_path / "plain", tmp_path / "twins", Packer(group_size=32))
+    checkpoint, gpu = Checkpoint.at(packed), Room("GPU", True, 1 << 30, 1 << 30)
+    weights = checkpoint.weights
+
+    def num_bytes(**changes: object) -> int:
+        settings = replace(Settings(), dtype="bfloat16", **changes)
+        return make_plan(settings, weights, checkpoint.config, gpu).weights
+
+    assert num_bytes() == weights.kept_bytes(2)
+    assert num_bytes(num_speculative_tokens=2) == 2 * weights.num_parameters > num_bytes()
+
+
+class TestWhoComputes:
+    """Kernels on CUDA, but for what they cannot do; what is installed is attention's to say."""
+
+    @pytest.fixture
+    def uses(self, monkeypatch):
+        monkeypatch.setattr(start_module, "uses_kernels", lambda asked, device: asked != "torch")
+
+        def uses(**changes) -> bool:
+            config = EngineConfig("a folder", **changes)
+            return start_module._uses_kernels(config, torch.device("cuda"), is_hybrid=True)
+
+        return uses
+
+    def test_a_hybrid_model_on_cuda_has_kernels(self, uses, caplog):
+        assert uses() and uses(attention_backend="triton")
+        assert not uses(attention_backend="torch") and not caplog.records
+
+    def test_with_drafts_it_has_torch_and_a_line_in_the_log(self, uses, caplog):
+        assert not uses(num_speculative_tokens=2)
+        [record] = caplog.records
+        assert "a hybrid model with drafts is computed by torch on cuda" in record.message
+
+    @pytest.mark.parametrize("changes", [{"num_speculative_tokens": 2}, {"deterministic": True}])
+    def test_kernels_asked_for_in_vain_are_refused(self, uses, changes):
+        with pytest.raises(ConfigError, match="drafts or --deterministic; leave one out"):
+            uses(attention_backend="triton", **changes)
 
 
 MIB = 1 << 20

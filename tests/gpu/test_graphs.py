@@ -86,9 +86,9 @@ def test_a_graph_goes_on_without_more_memory(world):
 def test_what_cannot_be_recorded_leaves_a_decoder_that_goes_on(world, caplog):
     forward = world.decoder.forward
 
-    def looking(token_ids, positions, plan, rows):
+    def looking(token_ids, positions, plan, rows, states):
         int(token_ids[0])  # waits for the device, which no graph can
-        return forward(token_ids, positions, plan, rows)
+        return forward(token_ids, positions, plan, rows, states)
 
     graphs, stream = world.graphs(), torch.cuda.current_stream()
     flat = world.flat(1, 1, 1)

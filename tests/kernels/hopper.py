@@ -6,8 +6,10 @@ for each.
 
 import json
 import os
+import re
 import subprocess
 import sys
+import tempfile
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -49,3 +51,17 @@ def build(
             attributes[index,] = [["tt.divisibility", 16]]
     source = ASTSource(kernel, signature, constants, attributes)
     return triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
+
+
+def stack_bytes(compiled: Any) -> int:
+    """Return what a thread keeps on its stack: what did not fit into registers."""
+    import triton
+
+    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
+        said = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True)
+    found = re.search(r"STACK:(\d+)", said.stdout)
+    assert found is not None, said.stdout + said.stderr
+    return int(found[1])

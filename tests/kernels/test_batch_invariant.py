@@ -120,7 +120,7 @@ def test_an_exact_plan_has_one_split_and_keeps_its_word_on_another_device():
 
 def test_the_tile_of_an_exact_plan_is_that_of_every_length(dtype):
     tiles = {
-        paged_attention.choose_tile(longest, dtype, is_batch_invariant=True)
+        paged_attention.choose_tile(longest, dtype, 128, is_batch_invariant=True)
         for longest in (1, 2, 4096)
     }
     assert len(tiles) == 1

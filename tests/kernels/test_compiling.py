@@ -34,7 +34,7 @@ CASES = ((1, 1, 64, False, 0), (1, 8, 16, False, 0), (9, 1, 64, False, 0), (9, 1
          (1, 8, 64, False, 4096), (9, 1, 64, False, 4096), (1, 1, 64, True, 0), (9, 1, 16, True, 0))
 for max_query, splits, block_size, is_batch_invariant, window in CASES:
     tile = paged_attention.choose_tile(
-        max_query, torch.bfloat16, is_batch_invariant=is_batch_invariant
+        max_query, torch.bfloat16, 128, is_batch_invariant=is_batch_invariant
     )
     constants = {
         "GROUP": 4, "HEAD_DIM": 128, "PADDED_DIM": 128, "BLOCK_SIZE": block_size,

@@ -88,29 +88,32 @@ class Heads:
     sin: Tensor
     slots: Tensor
     pages: list[Tensor]
+    is_gated: bool = False
 
     @classmethod
     def make(
         cls, num_tokens: int, num_heads: int, num_kv_heads: int, head_dim: int, *,
-        has_norm: bool, dtype: torch.dtype, seed: int = 0,
+        has_norm: bool, dtype: torch.dtype, seed: int = 0, rotated: int = 0, is_gated: bool = False,
     ) -> "Heads":  # fmt: skip
         torch.manual_seed(seed)
         num_rotated = num_heads + num_kv_heads
-        qkv = randn(num_tokens, (num_rotated + num_kv_heads) * head_dim, dtype=dtype) * 2
+        num_all = num_rotated + num_kv_heads + is_gated * num_heads
+        qkv = randn(num_tokens, num_all * head_dim, dtype=dtype) * 2
         head_norm = randn(num_rotated, head_dim) + 1 if has_norm else None
         # Halves that differ, so that none is taken for the other.
-        angles = torch.rand(num_tokens, 1, head_dim, device=DEVICE) * 100
+        angles = torch.rand(num_tokens, 1, rotated or head_dim, device=DEVICE) * 100
         slots = torch.randperm(4 * BLOCK_SIZE, dtype=torch.int32)[:num_tokens].to(DEVICE)
         shape = (4, BLOCK_SIZE, num_kv_heads, head_dim)
         pages = [torch.full(shape, torch.nan, dtype=dtype, device=DEVICE) for _ in range(2)]
-        return cls(qkv, head_norm, 0.3, angles.cos(), angles.sin(), slots, pages)
+        return cls(qkv, head_norm, 0.3, angles.cos(), angles.sin(), slots, pages, is_gated)
 
     def run(self, function) -> tuple[Tensor, Tensor, Tensor]:
         """Return queries, keys and values; the pages stay as they are."""
         keys, values = (pages.clone() for pages in self.pages)
         query = function(
-            self.qkv, self.head_norm, EPS, self.scale, self.cos, self.sin, self.slots, keys, values
-        )
+            self.qkv, self.head_norm, EPS, self.scale, self.cos, self.sin, self.slots, keys, values,
+            is_gated=self.is_gated,
+        )  # fmt: skip
         return query, keys, values
 
     def check(self) -> None:
@@ -143,11 +146,44 @@ class TestNormRopeWrite:
     def test_heads_fill_several_tiles(self, has_norm, dtype, poisoned):
         Heads.make(2, 40, 8, 128, has_norm=has_norm, dtype=dtype).check()
 
+    @pytest.mark.parametrize("seed", range(8))
+    def test_heads_rotated_in_part_with_gates_beside_them(self, seed, dtype, poisoned):
+        """As hybrid models have them; a model may have either without the other."""
+        chance = random.Random(seed)
+        num_kv_heads = chance.choice([1, 2])
+        Heads.make(
+            chance.randint(1, 5),
+            chance.randint(1, 7) * num_kv_heads,
+            num_kv_heads,
+            [256, 32, 80, 48][seed % 4],
+            rotated=[64, 8, 20, 0][seed % 4],
+            is_gated=seed != 1,
+            has_norm=chance.random() < 0.8,
+            dtype=dtype,
+            seed=seed,
+        ).check()
+
     def test_padding_tokens_share_the_first_slot(self, dtype):
         heads = Heads.make(5, 4, 2, 16, has_norm=True, dtype=dtype)
         heads.slots = torch.tensor([9, 0, 17, 0, 0], dtype=torch.int32, device=DEVICE)
         keys = heads.run(layers.norm_rope_write)[1].flatten(0, 1)
         assert (~keys.isnan()).all(-1).all(-1).nonzero()[:, 0].tolist() == [0, 9, 17]
+
+
+class TestGateHeads:
+    @pytest.mark.parametrize(("num_heads", "head_dim"), [(1, 16), (6, 256), (3, 80)])
+    def test_equals_torch_and_is_rounded_where_torch_rounds(self, num_heads, head_dim, dtype):
+        torch.manual_seed(head_dim)
+        heads = Heads.make(4, num_heads, 1, head_dim, has_norm=False, dtype=dtype, is_gated=True)
+        context = randn(4, num_heads, head_dim, dtype=dtype)
+        gate = heads.qkv.view(4, -1, head_dim)[:, 1 : 2 * num_heads : 2]
+        expected = context * gate.sigmoid()
+        own, frame = framed(context)
+        gated = layers.gate_heads(own, heads.qkv)
+        assert gated is own and frame[[0, -1]].isnan().all()
+        torch.testing.assert_close(gated, expected, rtol=4 * ROUNDED_ONCE[dtype], atol=1e-7)
+        if dtype != torch.float32:
+            assert (gated != expected).float().mean() < 0.01
 
 
 class TestSiluMul:

@@ -33,7 +33,8 @@ for width, num_warps in ((4096, 16), (896, 4)):
 for num_heads, num_kv_heads, half, heads, has_norm in ((32, 8, 64, 16, 1), (14, 2, 32, 32, 0)):
     compile(
         "_normalize_rotate_and_write", 4, NUM_HEADS=num_heads, NUM_KV_HEADS=num_kv_heads,
-        HALF=half, PADDED_HALF=half, HEADS=heads, HAS_NORM=bool(has_norm),
+        HALF=half, PADDED_HALF=half, REST=0, PADDED_REST=0, HEADS=heads, HAS_NORM=bool(has_norm),
+        IS_GATED=False,
     )
 for width in (12288, 4864):
     compile("_silu_and_multiply", 4, WIDTH=width, TILE=1024)

@@ -9,7 +9,7 @@ from tests.engine.conftest import HYBRIDS, MODELS
 from tests.engine.test_hybrid_loading import PUBLISHED, write_published
 from tests.model import record
 from tests.model.packers import CompressedPacker, Fp8Packer, Packer
-from tests.model.twins import check_twins, load, logits_of, write_twins
+from tests.model.twins import NOT_PACKED, check_twins, load, logits_of, write_twins
 from workers.checkpoint.architectures import ARCHITECTURES
 from workers.checkpoint.checkpoint import Checkpoint
 from workers.model.layout.block_fp8_weight import BlockFp8Weight
@@ -65,7 +65,7 @@ def test_an_architecture_loads_from_a_format(
 
 
 @pytest.mark.parametrize("form", [form for form in PACKERS if form.endswith(" 4")])
-@pytest.mark.parametrize("name", [name for name in MODELS if name not in HYBRIDS])
+@pytest.mark.parametrize("name", [*MODELS, *SEEING])
 def test_kernels_multiply_by_linears_of_4_bits(
     source_of, tmp_path, prompts, check_record, name, form
 ):
@@ -73,13 +73,14 @@ def test_kernels_multiply_by_linears_of_4_bits(
     packed, plain = write_twins(source_of(name), tmp_path, PACKERS[form])
     prompt = prompts(1, longest=24)[0]
     kept = load(packed, kept_by="kernels")
-    assert isinstance(kept.model.layers[0].self_attn.q_proj.weight, Int4Weight)
+    assert isinstance(kept.model.layers[-1].self_attn.q_proj.weight, Int4Weight)
     found, expected = logits_of(kept, prompt), logits_of(load(plain), prompt)
-    assert float((found - expected).norm() / expected.norm()) < 1e-5
+    limit = 1e-4 if name.startswith(HYBRIDS) else 1e-5
+    assert float((found - expected).norm() / expected.norm()) < limit
     check_record(packed, "kept by kernels")
 
 
-@pytest.mark.parametrize("name", [name for name in MODELS if name not in HYBRIDS])
+@pytest.mark.parametrize("name", [*MODELS, *SEEING])
 def test_kernels_multiply_by_fp8_of_blocks_of_128(source_of, tmp_path, prompts, check_record, name):
     """Weights are the very numbers; activations are rounded, to 3 bits of a mantissa."""
     pytest.importorskip("triton", reason="kernels need the package triton")
@@ -87,13 +88,17 @@ def test_kernels_multiply_by_fp8_of_blocks_of_128(source_of, tmp_path, prompts, 
     prompt = prompts(1, longest=24)[0]
     kept, other = load(packed, kept_by="kernels"), load(plain)
     linears = [part for part in kept.model.named_modules() if hasattr(part[1], "out_features")]
-    blocks = {name: part.weight for name, part in linears if "proj" in name}
+    packable = [part for part in linears if not f"{part[0]}.weight".endswith(NOT_PACKED)]
+    blocks = {name: part.weight for name, part in packable}
     assert len(blocks) >= 8
     for module, weight in blocks.items():
         assert isinstance(weight, BlockFp8Weight)
         assert torch.equal(weight.unpack(torch.float32), other.model.get_submodule(module).weight)
     found, expected = logits_of(kept, prompt), logits_of(other, prompt)
-    assert 1e-3 < float((found - expected).norm() / expected.norm()) < 0.2
+    # A state carries what was rounded from token to token, and routers choose others by it; logits
+    # that have nothing in common differ by 1.4.
+    limit = 0.8 if name.startswith(HYBRIDS) else 0.2
+    assert 1e-3 < float((found - expected).norm() / expected.norm()) < limit
     check_record(packed, "kept by kernels")
 
 

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from workers.checkpoint.checkpoint import Checkpoint
 from workers.model.attention.attention import AttentionPlan, PrefillSpan
 from workers.model.decoder import CacheShape, Decoder
+from workers.model.layout.state_plan import SlotCopy, StatePlan, StateSpan
 from workers.model.loader import load_config, load_weights
 
 # As the makers of packed checkpoints leave out: routers, narrow projections, what is no linear.
@@ -94,8 +95,9 @@ def logits_of(model, token_ids):
     apart.
     """
     decoder, num_tokens = Decoder(model), len(token_ids)
-    decoder.allocate_cache(CacheShape.of(model.config, torch.float32), 2, num_tokens)
+    decoder.allocate_cache(CacheShape.of(model.config, torch.float32), 2, num_tokens, num_slots=2)
     positions = torch.arange(num_tokens)
     slots = positions + num_tokens
     plan = AttentionPlan(slots, (), (PrefillSpan(0, num_tokens, slots[:0], num_tokens),))
-    return decoder.forward(torch.tensor(token_ids), positions, plan, positions)
+    states = StatePlan((SlotCopy(None, 1),), None, (), (), (StateSpan(0, num_tokens, slot=1),))
+    return decoder.forward(torch.tensor(token_ids), positions, plan, positions, states)

@@ -179,8 +179,15 @@ class Checkpoint:
         changed = " as --hf-overrides and --rope-scaling change it" if self.overrides.fields else ""
         return Path(f"{self.config_file}{changed}")
 
+    def check_deterministic_on_gpu(self) -> None:
+        """Raise ConfigError of a model whose exact answers no kernel computes."""
+        if self.config.state_bytes:
+            raise ConfigError("--deterministic is for hybrid models on a CPU only; leave it out")
+
     def _check_rounding(self) -> None:
         """Refuse plain weights that the product of 8 bits cannot take."""
+        if self.config.state_bytes:
+            raise ConfigError("quantization = 'fp8' is not for hybrid models; leave it out")
         for name in self.weights.decoder_linears:
             shape = self.weights.shapes[f"{name}.weight"]
             if any(size % _FP8_MULTIPLE for size in shape):

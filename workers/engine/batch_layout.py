@@ -1,6 +1,7 @@
 """Place a batch's rows on the device as one FlatBatch, by a single copy of integers.
 
 token ids │ starts │ lengths │ last tokens of sampled rows │ block tables, one row after another
+         state slots │ slots of copies: where the model has states
 """
 
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from workers.engine.batch import Row
+from workers.engine.state_layout import slots_of_rows, slots_of_tokens
 from workers.model.layout.flat_batch import FlatBatch
 
 # In elements of four bytes.
@@ -18,15 +20,18 @@ _ALIGNMENT = 4
 
 def flatten_rows(rows: Sequence[Row], block_size: int, device: torch.device) -> FlatBatch:
     """Lay rows out flat on a device, in their order."""
+    has_states = rows[0].sequence.table.state is not None
     counts = np.array([row.num_tokens for row in rows])
     starts = np.concatenate(([0], counts.cumsum()))
     lengths = np.array([row.stop for row in rows])
     tables = _tables(rows, -(-lengths // block_size))
     samples = np.array(tokens_with_logits(rows))
-    parts = [_token_ids(rows, starts), starts, lengths, samples, tables.ravel()]
-    token_ids, on_device, lengths_there, last_tokens, flat = _upload(parts, device)
-    table = flat.view(tables.shape)
-    return FlatBatch(token_ids, on_device, lengths_there, table, last_tokens, int(counts.max()))
+    slots = slots_of_rows(rows) if has_states else np.empty(0)
+    kept = slots_of_tokens(rows, starts) if has_states else np.empty(0)
+    parts = [_token_ids(rows, starts), starts, lengths, tables.ravel(), samples, slots, kept]
+    there = _upload(parts, device)
+    there[3] = there[3].view(tables.shape)
+    return FlatBatch(*there, max_query=int(counts.max()))
 
 
 def tokens_with_logits(rows: Sequence[Row]) -> list[int]:

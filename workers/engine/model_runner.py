@@ -140,6 +140,7 @@ class ModelRunner:
         rows = list(batch.rows)
         flat = flatten_rows(rows, self._block_size, self._decoder.device)
         _fill_awaited(flat.token_ids, rows, previous)
+        self._decoder.copy_states(batch.copies)
         logits = self._graphs.forward(flat) if self._graphs else None
         if logits is None:
             logits = self._decoder.forward_flat(flat, flat.last_tokens)

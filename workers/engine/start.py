@@ -34,6 +34,7 @@ from workers.model.capacity import (
 from workers.model.decoder import CacheShape, Decoder
 from workers.model.graphs import Graphs
 from workers.model.layout.paged_plan import PagedPlan
+from workers.model.layout.slot_plan import SlotPlan, States
 from workers.model.layout.state_plan import SlotCopy, StatePlan, StateSpan
 from workers.model.loader import (
     Progress,
@@ -63,8 +64,9 @@ def start(config: EngineConfig, progress: Progress) -> tuple[ModelCard, ModelRun
     checkpoint.check_quantization(config.quantization)
     model_config = load_config(checkpoint)
     rounding = checkpoint.rounding(config.quantization)
-    as_fp8 = rounding == "fp8"
-    for_kernels = _uses_kernels(config, device, is_hybrid=is_hybrid(model_config), as_fp8=as_fp8)
+    if config.deterministic and device.type == "cuda":
+        checkpoint.check_deterministic_on_gpu()
+    for_kernels = _uses_kernels(config, device, is_hybrid=is_hybrid(model_config))
     if config.deterministic and device.type != "cpu" and not for_kernels:
         raise ConfigError(
             f"--deterministic on {device} is computed by kernels: leave --attention-backend out,"
@@ -75,7 +77,7 @@ def start(config: EngineConfig, progress: Progress) -> tuple[ModelCard, ModelRun
     shape = CacheShape.of(model_config, dtype, for_kernels=for_kernels, native=native)
     torch.set_num_threads(config.threads or physical_cores())
     _keep_freed_memory()
-    if as_fp8:
+    if rounding == "fp8":
         fp8.check(device, dtype)
     kept_by: Multiplier | None = "kernels" if for_kernels else "native" if native else None
     model = load_weights(
@@ -88,22 +90,24 @@ def start(config: EngineConfig, progress: Progress) -> tuple[ModelCard, ModelRun
     return _card(checkpoint, dtype, device, limits), runner
 
 
-def _uses_kernels(
-    config: EngineConfig, device: torch.device, *, is_hybrid: bool, as_fp8: bool
-) -> bool:
-    """Return whether attention is the kernels'; refuse what a hybrid model cannot have yet."""
-    if not is_hybrid:
-        return uses_kernels(config.attention_backend, device)
-    if config.attention_backend == "triton":
-        raise ConfigError("attention_backend = 'triton' is not for hybrid models; leave it out")
-    if as_fp8:
-        raise ConfigError("quantization = 'fp8' is not for hybrid models; leave it out")
-    if device.type == "cuda" and config.deterministic:
-        raise ConfigError("--deterministic is for hybrid models on a CPU only; leave it out")
+def _uses_kernels(config: EngineConfig, device: torch.device, *, is_hybrid: bool) -> bool:
+    """Return whether attention, and a hybrid model's states, are the kernels'.
+
+    These take no state back to before a wrong draft, and compute none token by token.
+    """
+    asked = config.attention_backend
+    has_drafts = SpeculativeConfig.of(config).num_tokens > 0
+    if not is_hybrid or not (has_drafts or config.deterministic):
+        return uses_kernels(asked, device)
+    if asked == "triton":
+        raise ConfigError(
+            "attention_backend = 'triton' is not for hybrid models with drafts or --deterministic;"
+            " leave one out"
+        )
     if device.type == "cuda":
         _logger.warning(
-            "a hybrid model on %s is computed by torch, without kernels and CUDA graphs, and so"
-            " slower than it could be",
+            "a hybrid model with drafts is computed by torch on %s, without kernels and CUDA"
+            " graphs, and so slower than it could be; without --num-speculative-tokens it is not",
             device,
         )
     return False
@@ -191,9 +195,8 @@ def _run_worst_step(decoder: Decoder, shape: CacheShape, num_tokens: int, num_ro
     rows = zeros[: min(num_rows, num_tokens)]
     positions = torch.arange(num_tokens, device=decoder.device)
     plan = _worst_plan(zeros, shape.for_kernels, decoder.is_batch_invariant)
-    span = StateSpan(0, num_tokens, slot=1)
-    states = StatePlan((SlotCopy(None, 1),), None, (), (), (span,))
-    logits = decoder.forward(zeros, positions, plan, rows, states)
+    decoder.copy_states((SlotCopy(None, 1),))
+    logits = decoder.forward(zeros, positions, plan, rows, _worst_states(plan, num_tokens))
     params = SamplingParams(max_tokens=1, temperature=1.0, top_k=1, top_p=0.5, logprobs=1)
     sample(logits, [SamplingRow(params)] * len(rows), by_kernels=shape.for_kernels)
     decoder.allocate_cache(shape, 1, 1)
@@ -209,6 +212,14 @@ def _worst_plan(zeros: Tensor, for_kernels: bool, is_batch_invariant: bool) -> P
     return PagedPlan(
         slots, ends, ends[1:], slots[None], num_tokens, is_batch_invariant=is_batch_invariant
     )
+
+
+def _worst_states(plan: Plan, num_tokens: int) -> States:
+    """Return the plan of its states, which lie in slot 1."""
+    if isinstance(plan, PagedPlan):
+        kept, slots = torch.zeros_like(plan.slots), torch.ones_like(plan.lengths)
+        return SlotPlan(plan.starts, plan.lengths, slots, kept, num_tokens)
+    return StatePlan((), None, (), (), (StateSpan(0, num_tokens, slot=1),))
 
 
 def _card(

@@ -1,10 +1,11 @@
 """Lay out the state slots of a batch's rows: the plan of the layers that have states.
 
-Knows how rows lie in the flat batch, decoding ones first. Refuses to know tensors of states.
+For torch that is a StatePlan, for kernels two rows of numbers. Knows how rows lie in the flat batch, for torch decoding ones first. Refuses to know tensors of states.
 """
 
 from collections.abc import Iterator, Sequence
 
+import numpy as np
 import torch
 
 from workers.engine.batch import Row
@@ -34,6 +35,23 @@ def plan_states(
         ),
         tuple(_spans(spans, len(decodes))),
     )
+
+
+def slots_of_rows(rows: Sequence[Row]) -> np.ndarray:
+    """Return the slot of each row."""
+    return np.array([_state_of(row).slot for row in rows])
+
+
+def slots_of_tokens(rows: Sequence[Row], starts: np.ndarray) -> np.ndarray:
+    """Return the slot to be given a copy of the state behind each token of a flat batch, mostly 0.
+
+    Row r begins at `starts[r]`.
+    """
+    kept = np.zeros(starts[-1], np.int32)
+    for row, start in zip(rows, starts, strict=False):
+        for position, slot in _state_of(row).kept_within(row.start, row.stop):
+            kept[start + position - row.start - 1] = slot
+    return kept
 
 
 def _runs(slots: list[int]) -> Iterator[StateRun]:

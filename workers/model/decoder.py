@@ -4,6 +4,7 @@ Takes the weights out of a transformers model layer by layer, so that memory nev
 Layers may lie on several devices; hidden states follow them.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -18,7 +19,8 @@ from workers.model.attention.kv_cache import KVCache
 from workers.model.layers.qwen_layers import DecoderLayer, Hidden, LayerCache, RMSNorm, Rope
 from workers.model.layers.state_cache import StateCache
 from workers.model.layout.flat_batch import FlatBatch
-from workers.model.layout.state_plan import StatePlan
+from workers.model.layout.slot_plan import States
+from workers.model.layout.state_plan import SlotCopy
 from workers.model.linear.linear import Linear
 from workers.model.native.native import Native
 
@@ -122,11 +124,20 @@ class Decoder:
             if not isinstance(cache, StateCache):
                 cache.clear(blocks)
 
+    def copy_states(self, copies: Sequence[SlotCopy]) -> None:
+        """Copy or empty state slots in all layers, one copy after the other.
+
+        Where kernels compute: else it is part of a StatePlan.
+        """
+        for cache in self._caches:
+            if isinstance(cache, StateCache):
+                cache.copy(copies)
+
     def forward_flat(self, flat: FlatBatch, rows: Tensor) -> Tensor:
         """Return the logits at `rows` of a flat batch, whose attention kernels plan and compute."""
         num_kv_heads, is_batch_invariant = self.cache_shape.num_kv_heads, self.is_batch_invariant
         positions, plan = flat.plan_attention(num_kv_heads, self.block_size, is_batch_invariant)
-        return self.forward(flat.token_ids, positions, plan, rows)
+        return self.forward(flat.token_ids, positions, plan, rows, flat.plan_states())
 
     @torch.inference_mode()
     def forward(
@@ -135,7 +146,7 @@ class Decoder:
         positions: Tensor,
         plan: Plan,
         rows: Tensor,
-        states: StatePlan | None = None,
+        states: States | None = None,
     ) -> Tensor:
         """Return the logits `[len(rows), vocabulary]` of the tokens at `rows` of the flat batch."""
         hidden = Hidden(self._embedding[token_ids])

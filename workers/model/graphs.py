@@ -5,8 +5,8 @@ positions to logits, it finds on the device; what it fixes follows from its buck
 
     3 rows in the bucket of 4:   token ids │a│b│c│·│   starts │0│1│2│3│3│
 
-The last token is padding, and writes to the trash block; the last row has no tokens. Refuses to
-know sequences and sampling.
+The last token is padding, and writes to the trash block; the last row has no tokens, and so changes
+no state. Copies of states are made before a graph begins. Refuses to know sequences and sampling.
 
 Checked on a CPU with a stand-in for the recording, which calls again what it was given. Not
 checked: any GPU, and so no recording. tests/gpu/test_graphs.py is for one.
@@ -87,13 +87,14 @@ class Graphs:
         self._logits: Tensor | None = None
         if set(decoder.layer_devices) == {decoder.device}:
             max_blocks = -(-max_model_len // decoder.block_size)
-            self._inputs = _Inputs(self._max_rows, max_blocks, decoder.device)
+            has_states = decoder.slot_bytes > 0
+            self._inputs = _Inputs(self._max_rows, max_blocks, has_states, decoder.device)
             self._capture = capture or CudaCapture(decoder.device)
 
     @torch.inference_mode()
     def warm_up(self) -> None:
         """Record the graphs of steps in which all rows decode, the largest first, so that the
-        others find their memory in its place; on a batch of nothing but padding.
+        others find their memory in its place.
         """
         for size in reversed([size for size in _DECODE_ROWS if size <= self._max_rows]):
             if self._inputs is not None:
@@ -108,13 +109,17 @@ class Graphs:
         bucket = Bucket.holding(flat, self._max_rows)
         if self._inputs is None or bucket is None or not self._inputs.can_hold(flat):
             return None
-        self._inputs.fill(flat, bucket)
         if bucket not in self._replays:
             self._record(bucket)
-        replay = self._replays.get(bucket)
-        return None if replay is None else replay()[: flat.last_tokens.shape[0]]
+        if (replay := self._replays.get(bucket)) is None:
+            return None
+        self._inputs.fill(flat, bucket)
+        return replay()[: flat.last_tokens.shape[0]]
 
     def _record(self, bucket: Bucket) -> None:
+        """Record a graph on nothing but padding: what warms up must take no state a step further."""
+        assert self._inputs is not None
+        self._inputs.clear()
         try:
             self._replays[bucket] = self._capture(partial(self._compute, bucket))
         except RuntimeError:
@@ -196,7 +201,9 @@ class CudaCapture:
 class _Inputs:
     """What all graphs read: a batch of the largest size, of which each bucket sees the front."""
 
-    def __init__(self, max_rows: int, max_blocks: int, device: torch.device) -> None:
+    def __init__(
+        self, max_rows: int, max_blocks: int, has_states: bool, device: torch.device
+    ) -> None:
         zeros = partial(torch.zeros, dtype=torch.int32, device=device)
         self._whole = FlatBatch(
             token_ids=zeros(max(_MIXED_TOKENS)),
@@ -204,6 +211,8 @@ class _Inputs:
             lengths=zeros(max_rows),
             tables=zeros((max_rows, max_blocks)),
             last_tokens=zeros(_MOST_SAMPLES),
+            slots=zeros(max_rows * has_states),
+            kept=zeros(max(_MIXED_TOKENS) * has_states),
             max_query=max(_MIXED_TOKENS),
         )
 
@@ -216,12 +225,18 @@ class _Inputs:
             whole.lengths[: bucket.num_rows],
             whole.tables[: bucket.num_rows],
             whole.last_tokens[: bucket.num_samples],
+            whole.slots[: bucket.num_rows],
+            whole.kept[: bucket.num_tokens],
             max_query=1 if bucket.is_decode else bucket.num_tokens,
         )
 
     def can_hold(self, flat: FlatBatch) -> bool:
         """Whether the rows' block tables are no longer than max_model_len lets them be."""
         return flat.tables.shape[1] <= self._whole.tables.shape[1]
+
+    def clear(self) -> None:
+        """Let there be no tokens but padding."""
+        self._whole.starts.zero_()
 
     def fill(self, flat: FlatBatch, bucket: Bucket) -> None:
         """Copy a batch to the front. What is left of earlier ones behind it no row refers to."""
@@ -233,6 +248,8 @@ class _Inputs:
         whole.lengths[:num_rows].copy_(flat.lengths)
         whole.tables[:num_rows, : flat.tables.shape[1]].copy_(flat.tables)
         whole.last_tokens[: flat.last_tokens.shape[0]].copy_(flat.last_tokens)
+        whole.slots[: flat.slots.shape[0]].copy_(flat.slots)
+        whole.kept[: flat.kept.shape[0]].copy_(flat.kept)
 
 
 def _fit(count: int, sizes: tuple[int, ...]) -> int | None:

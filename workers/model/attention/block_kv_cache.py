@@ -43,13 +43,15 @@ class BlockKVCache:
         cos: Tensor,
         sin: Tensor,
         slots: Tensor,
+        *,
+        is_gated: bool = False,
     ) -> Tensor:
         """Store keys and values at the slots of the tokens, keys normalized and rotated.
 
         Return the queries `[tokens, heads, head_dim]`, scaled as well. See kernels/layers.py.
         """
         return self._norm_rope_write(
-            qkv, head_norm, eps, scale, cos, sin, slots, self._keys, self._values
+            qkv, head_norm, eps, scale, cos, sin, slots, self._keys, self._values, is_gated=is_gated
         )
 
     def attend(self, query: Tensor, plan: PagedPlan, window: int | None = None) -> Tensor:

@@ -26,6 +26,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from workers.model.kernels.rows import find_row
 from workers.model.layout.paged_plan import PagedPlan
 
 _LOG2_E = tl.constexpr(1.4426950408889634)
@@ -44,6 +45,8 @@ class AttentionTile(NamedTuple):
 # keys and values in flight, and two to four leave one.
 _DECODE = AttentionTile(queries=16, keys=64, num_warps=4, num_stages=5)
 _PREFILL = AttentionTile(queries=128, keys=64, num_warps=8, num_stages=5)
+# Beside 128 queries of 256 dimensions, as hybrid models have them, two tiles in flight do not fit.
+_PREFILL_WIDE = AttentionTile(queries=128, keys=64, num_warps=8, num_stages=3)
 # The fewest queries that Hopper's instruction for a group of four warps takes.
 _BATCH_INVARIANT = AttentionTile(queries=64, keys=64, num_warps=4, num_stages=5)
 # Full float32 has no matrix units, and twice the bytes. It is for checking, not for speed.
@@ -63,7 +66,9 @@ def attend(
     num_kv_heads, num_rows = keys.shape[2], plan.lengths.shape[0]
     assert query.stride()[1:] == (head_dim, 1) and keys.stride() == values.stride()
     group = num_heads // num_kv_heads
-    tile = choose_tile(plan.max_query, query.dtype, is_batch_invariant=plan.is_batch_invariant)
+    tile = choose_tile(
+        plan.max_query, query.dtype, head_dim, is_batch_invariant=plan.is_batch_invariant
+    )
     assert group <= tile.queries, f"{group} heads share a key head: more than a tile holds"
     tokens_per_block = tile.queries // group
     is_single = plan.max_query == 1 and not plan.is_batch_invariant
@@ -89,7 +94,7 @@ def attend(
 
 
 def choose_tile(
-    max_query: int, dtype: torch.dtype, *, is_batch_invariant: bool = False
+    max_query: int, dtype: torch.dtype, head_dim: int, *, is_batch_invariant: bool = False
 ) -> AttentionTile:
     """Return the shape of programs: by the most tokens of a row, or one for all."""
     is_single = max_query == 1 and not is_batch_invariant
@@ -97,7 +102,9 @@ def choose_tile(
         return _DECODE_FLOAT32 if is_single else _PREFILL_FLOAT32
     if is_batch_invariant:
         return _BATCH_INVARIANT
-    return _DECODE if is_single else _PREFILL
+    if is_single:
+        return _DECODE
+    return _PREFILL_WIDE if head_dim > 128 else _PREFILL
 
 
 def _padded(head_dim: int) -> int:
@@ -139,7 +146,8 @@ def _attend_tiles(
     if IS_SINGLE:
         row, first = block, 0
     else:
-        row, first = _find_row(block, starts, num_rows, tokens_per_block)
+        row, number = find_row(block, starts, num_rows, tokens_per_block)
+        first = number * tokens_per_block
     start = tl.load(starts + row)
     num_tokens = tl.load(starts + row + 1) - start
     if first >= num_tokens:
@@ -218,20 +226,6 @@ def _fold_tile(q, key, value, is_visible, largest, total, acc):
     shrink = tl.exp2(largest - finite)
     part = tl.dot(weights.to(value.dtype), value, input_precision="ieee")
     return larger, total * shrink + tl.sum(weights, 1), acc * shrink[:, None] + part
-
-
-@triton.jit
-def _find_row(block, starts, num_rows, tokens_per_block: tl.constexpr):
-    """Return the row a block of queries belongs to, and the first of the row's tokens in it."""
-    low = 0
-    high = num_rows
-    while high - low > 1:
-        middle = (low + high) // 2
-        is_before = tl.load(starts + middle) // tokens_per_block + middle <= block
-        low = tl.where(is_before, middle, low)
-        high = tl.where(is_before, high, middle)
-    before = tl.load(starts + low) // tokens_per_block + low
-    return low, (block - before) * tokens_per_block
 
 
 @triton.jit

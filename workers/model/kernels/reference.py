@@ -53,16 +53,20 @@ def write(slots: Tensor, key: Tensor, value: Tensor, keys: Tensor, values: Tenso
 
 def norm_rope_write(
     qkv: Tensor, head_norm: Tensor | None, eps: float, scale: float, cos: Tensor, sin: Tensor,
-    slots: Tensor, keys: Tensor, values: Tensor,
+    slots: Tensor, keys: Tensor, values: Tensor, *, is_gated: bool = False,
 ) -> Tensor:  # fmt: skip
     """Write keys and values to their slots and return queries, computed in float64."""
     num_kv_heads, head_dim = keys.shape[2:]
     heads = qkv.view(len(qkv), -1, head_dim)
+    if is_gated:
+        queries, others = heads[:, : -2 * num_kv_heads : 2], heads[:, -2 * num_kv_heads :]
+        heads = torch.cat((queries, others), 1)
     rotated, value = heads[:, :-num_kv_heads].double(), heads[:, -num_kv_heads:]
     if head_norm is not None:
         mean = rotated.square().mean(-1, keepdim=True)
         rotated = rotated / (mean + eps).sqrt() * head_norm
-    low, high = rotated.chunk(2, -1)
-    rotated = rotated * cos + torch.cat((high, low), -1) * sin
+    turned, rest = rotated.split((cos.shape[-1], head_dim - cos.shape[-1]), -1)
+    low, high = turned.chunk(2, -1)
+    rotated = torch.cat((turned * cos + torch.cat((high, low), -1) * sin, rest), -1)
     write(slots, rotated[:, -num_kv_heads:].to(qkv.dtype), value, keys, values)
     return (rotated[:, :-num_kv_heads] * scale).to(qkv.dtype)

@@ -5,10 +5,11 @@
                   z     ────────────────────────────────────────────────────────────┘
 
 After transformers' `Qwen3NextGatedDeltaNet` and `Qwen3_5GatedDeltaNet`, whose modules give the
-weights; between the projections everything is float32. Prompts are computed by chunks of 64 tokens,
+weights; between the projections everything is float32. By torch, prompts are computed by chunks of 64 tokens,
 decoding rows together, drafts one by one as if they were decoded. Where batch invariance is asked
 for, every token is computed alone, by the recurrent rule: so it has the same bits in a prompt, in a
-part of one, and as a decoded token. Refuses to know who owns a slot.
+part of one, and as a decoded token. By kernels, see kernels/delta_net.py. Refuses to know who owns
+a slot.
 """
 
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from torch import Tensor
 from workers.model.layers import delta_rule
 from workers.model.layers.delta_rule import RuleInputs
 from workers.model.layers.state_cache import StateCache, StateShape
+from workers.model.layout.slot_plan import SlotPlan, States
 from workers.model.layout.state_plan import SlotCopy, StatePlan
 from workers.model.linear import batch_invariant
 from workers.model.linear.linear import merge
@@ -53,7 +55,10 @@ class Inputs(NamedTuple):
 class GatedDeltaNet:
     """One layer's weights; its states lie in a StateCache."""
 
-    def __init__(self, module: Any, *, is_batch_invariant: bool) -> None:
+    def __init__(
+        self, module: Any, *, is_batch_invariant: bool = False, for_kernels: bool = False
+    ) -> None:
+        assert not (is_batch_invariant and for_kernels), "no kernel is batch-invariant"
         self.state_shape = state_shape_of(module)
         self._num_key_heads = int(module.num_k_heads)
         self._is_batch_invariant = is_batch_invariant
@@ -68,15 +73,37 @@ class GatedDeltaNet:
         self._rate_bias = module.dt_bias.detach().float()
         self._norm = module.norm.weight.detach().float()
         self._eps = float(module.norm.variance_epsilon)
+        if for_kernels:
+            self._kernel_rates = torch.stack((self._rate, self._rate_bias))
+            self._columns = self._find_columns().to(self._rate.device)
 
-    def __call__(self, normed: Tensor, cache: StateCache, plan: StatePlan) -> Tensor:
+    def __call__(self, normed: Tensor, cache: StateCache, plan: States) -> Tensor:
         """Return `[tokens, hidden]`; the states of all rows are then one step further."""
+        projected = self._in(normed)
+        if isinstance(plan, SlotPlan):
+            return self._out(self._compute_by_kernels(projected, cache, plan))
+        return self._out(self._compute_by_torch(projected, cache, plan).to(normed.dtype))
+
+    def _compute_by_kernels(self, projected: Tensor, cache: StateCache, plan: SlotPlan) -> Tensor:
+        """Return what the rule reads of all tokens, normalized, `[tokens, heads * value_dim]`."""
+        from workers.model.kernels import delta_net, delta_scan
+
+        convolved, rates = delta_net.prepare(
+            projected, self._columns, self._taps, self._kernel_rates, cache.inputs, plan
+        )
+        read = delta_net.step(convolved, rates, cache.matrices, plan)
+        if plan.max_query > 1:
+            delta_scan.scan(convolved, rates, cache.matrices, plan, read)
+        gates = self._columns[self.state_shape.channels :]
+        return delta_net.normalize(read, projected, gates, self._norm, self._eps)
+
+    def _compute_by_torch(self, projected: Tensor, cache: StateCache, plan: StatePlan) -> Tensor:
+        """Return the same, float32."""
         cache.copy(plan.before)
-        split = self._split_interleaved if self._is_interleaved else self._split
-        x = split(self._in(normed))
+        x = self._split_any(projected)
         beta, decay = self._by_token(self._rates, x.beta, x.alpha).unbind(1)
         tokens = Inputs(x.mixed.float(), decay, beta)
-        read = torch.empty(x.gate.shape, dtype=torch.float32, device=normed.device)
+        read = torch.empty(x.gate.shape, dtype=torch.float32, device=projected.device)
         self._decode(tokens, cache, plan, read)
         for span in plan.spans:
             rows = slice(span.first, span.stop)
@@ -85,8 +112,7 @@ class GatedDeltaNet:
             read[rows] = compute(tokens.at(rows), cache, span.slot)
             if span.kept is not None:
                 cache.copy([SlotCopy(span.slot, span.kept)])
-        output = self._by_token(self._normalize, read, x.gate)
-        return self._out(output.to(normed.dtype).flatten(1))
+        return self._by_token(self._normalize, read, x.gate).flatten(1)
 
     def _decode(self, tokens: Inputs, cache: StateCache, plan: StatePlan, read: Tensor) -> None:
         """Compute the decoding rows, which come first in the flat batch, into `read`."""
@@ -157,6 +183,17 @@ class GatedDeltaNet:
         return (
             batch_invariant.by_row(compute, *parts) if self._is_batch_invariant else compute(*parts)
         )
+
+    def _find_columns(self) -> Tensor:
+        """Return where in a row of projections `mixed`, `gate`, `beta` and `alpha` lie, int32."""
+        shape = self.state_shape
+        num_columns = shape.channels + shape.num_heads * (shape.value_dim + 2)
+        parts = self._split_any(torch.arange(num_columns, dtype=torch.int32)[None])
+        return torch.cat([part.flatten() for part in parts])
+
+    def _split_any(self, projected: Tensor) -> Projected:
+        split = self._split_interleaved if self._is_interleaved else self._split
+        return split(projected)
 
     def _split(self, projected: Tensor) -> Projected:
         """Take apart what follows each other: q, k, v │ z │ b │ a."""

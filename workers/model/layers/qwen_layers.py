@@ -22,7 +22,7 @@ from workers.model.layers.gated_delta_net import GatedDeltaNet
 from workers.model.layers.mlp import MLP
 from workers.model.layers.state_cache import StateCache, StateShape
 from workers.model.layout.paged_plan import PagedPlan
-from workers.model.layout.state_plan import StatePlan
+from workers.model.layout.slot_plan import States
 from workers.model.linear import batch_invariant
 from workers.model.linear.linear import merge
 
@@ -156,9 +156,11 @@ class Attention:
         assert isinstance(plan, PagedPlan)
         scale = self._scale if self._head_norm is None else 1.0
         query = cache.rotate_and_write(
-            qkv, self._head_norm, self._eps, scale, rope.cos, rope.sin, plan.slots
-        )
-        return cache.attend(query, plan, self.window)
+            qkv, self._head_norm, self._eps, scale, rope.cos, rope.sin, plan.slots,
+            is_gated=self._is_gated,
+        )  # fmt: skip
+        context = cache.attend(query, plan, self.window)
+        return _kernels().gate_heads(context, qkv) if self._is_gated else context
 
     def _attend_by_torch(self, qkv: Tensor, rope: Rope, cache: KVCache, plan: Plan) -> Tensor:
         heads, gate = self._split_gate(qkv)
@@ -209,7 +211,9 @@ class DecoderLayer:
         self._post_norm = RMSNorm(module.post_attention_layernorm, for_kernels=for_kernels)
         self._mixer: Attention | GatedDeltaNet
         if hasattr(module, "linear_attn"):
-            self._mixer = GatedDeltaNet(module.linear_attn, is_batch_invariant=is_batch_invariant)
+            self._mixer = GatedDeltaNet(
+                module.linear_attn, is_batch_invariant=is_batch_invariant, for_kernels=for_kernels
+            )
         else:
             self._mixer = Attention(module.self_attn, is_batch_invariant=is_batch_invariant)
         feed_forward = MLP if hasattr(module.mlp, "gate_proj") else Experts
@@ -228,7 +232,7 @@ class DecoderLayer:
         return None if isinstance(self._mixer, GatedDeltaNet) else self._mixer.window
 
     def __call__(
-        self, hidden: Hidden, rope: Rope, cache: LayerCache, plan: Plan, states: StatePlan | None
+        self, hidden: Hidden, rope: Rope, cache: LayerCache, plan: Plan, states: States | None
     ) -> Hidden:
         """Return the sum with attention added, and the MLP's outputs for the next norm to add."""
         normed, residual = self._input_norm(hidden)

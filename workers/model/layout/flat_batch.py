@@ -1,4 +1,4 @@
-"""FlatBatch: the rows of a step as five tensors on the device, from which its plan follows.
+"""FlatBatch: the rows of a step as a few tensors on the device, from which its plans follow.
 
 Knows shapes alone, so that what it derives may be recorded in a CUDA graph: how many splits and
 what tile is decided by sizes of tensors and never by what they hold. Refuses to know sequences.
@@ -9,6 +9,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from workers.model.layout.paged_plan import PagedPlan, choose_splits, locate
+from workers.model.layout.slot_plan import SlotPlan
 
 
 class FlatBatch(NamedTuple):
@@ -16,7 +17,8 @@ class FlatBatch(NamedTuple):
 
     `token_ids` `[tokens]`, `starts` `[rows + 1]`, `lengths` `[rows]`, `tables` `[rows, blocks]`,
     `last_tokens` `[samples]`: the tokens behind which to sample. `max_query` bounds the tokens of
-    any row.
+    any row. Of a model with states, `slots` `[rows]` and `kept` `[tokens]` are as in slot_plan.py;
+    of others they are empty.
     """
 
     token_ids: Tensor
@@ -24,6 +26,8 @@ class FlatBatch(NamedTuple):
     lengths: Tensor
     tables: Tensor
     last_tokens: Tensor
+    slots: Tensor
+    kept: Tensor
     max_query: int
 
     def plan_attention(
@@ -38,3 +42,9 @@ class FlatBatch(NamedTuple):
             longest = num_blocks * block_size
             num_splits = choose_splits(num_rows, num_kv_heads, longest, self.starts.device)
         return positions, PagedPlan(slots, *rows, self.max_query, num_splits, is_batch_invariant)
+
+    def plan_states(self) -> SlotPlan | None:
+        """Return the plan of the layers that have states; None where there are none."""
+        if not self.slots.shape[0]:
+            return None
+        return SlotPlan(self.starts, self.lengths, self.slots, self.kept, self.max_query)
