@@ -141,9 +141,9 @@ def make_plan(settings: Settings, weights: Weights, of: ModelConfig, room: Room)
     budget = settings.max_num_batched_tokens or (8192 if room.is_gpu else 512)
     rows = min(settings.max_num_seqs, budget)
     block_size = settings.block_size or (64 if room.is_gpu else 32)
-    block_bytes = (
-        2 * of.num_key_value_heads * of.head_dim * item * of.num_attention_layers * block_size
-    )
+    num_layers = of.num_attention_layers + weights.has_drafter
+    block_bytes = 2 * of.num_key_value_heads * of.head_dim * item * num_layers * block_size
+    slot_bytes = of.state_bytes + weights.has_drafter * of.hidden_size * item
     wanted = settings.max_model_len or of.context_length
     is_hybrid = of.state_bytes > 0
     has_kernels = room.is_gpu and settings.attention_backend != "torch" and not is_hybrid
@@ -156,13 +156,13 @@ def make_plan(settings: Settings, weights: Weights, of: ModelConfig, room: Room)
     free = max(0, room.free // room.num_engines - weight_bytes - workspace)
     memory, slots = _cache_bytes(settings, room, free), None
     per_block = block_bytes
-    if of.state_bytes:
+    if is_hybrid:
         with suppress(ConfigError):  # then there is room for blocks neither
             drafts = SpeculativeConfig.of(settings.engine_config()).num_state_slots(rows)
             fraction = settings.state_memory_fraction
-            slots = StateSlots.fit(memory, of.state_bytes, rows, drafts, fraction)
-            memory -= slots.fixed * of.state_bytes
-            per_block += int(slots.per_token * block_size * of.state_bytes)
+            slots = StateSlots.fit(memory, slot_bytes, rows, drafts, fraction)
+            memory -= slots.fixed * slot_bytes
+            per_block += int(slots.per_token * block_size * slot_bytes)
         rows = slots.running if slots else 0
     num_blocks = settings.num_blocks or memory // per_block
     if not (settings.num_blocks or settings.kv_cache_gb):
@@ -176,7 +176,7 @@ def make_plan(settings: Settings, weights: Weights, of: ModelConfig, room: Room)
         num_blocks,
         wanted,
         rows,
-        num_slots * of.state_bytes,
+        num_slots * slot_bytes,
     )
 
 

@@ -60,6 +60,7 @@ def test_its_numbers_are_those_of_the_pages(start_server):
     assert engine["generated_tokens"] == server.row()["generated_tokens"] == 21
     assert engine["phase"] == "idle" and engine["restarts"] == 0
     assert engine["last_sign_of_life"] < 30
+    assert (engine["drafted_tokens"], engine["accepted_tokens"]) == (0, 0)
     assert shown["http_processes"] == 1 and shown["uptime"] > 0
 
 

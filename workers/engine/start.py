@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from workers.checkpoint.checkpoint import Checkpoint
-from workers.checkpoint.speculative_config import MAX_SPECULATING_ROWS, SpeculativeConfig
+from workers.checkpoint.speculative_config import MAX_SPECULATING_ROWS, MTP, SpeculativeConfig
 from workers.config import EngineConfig
 from workers.cpu_cores import physical_cores
 from workers.engine.model_runner import ModelRunner
@@ -93,6 +93,12 @@ def _uses_kernels(
         raise ConfigError("quantization = 'fp8' is not for hybrid models; leave it out")
     if device.type == "cuda" and config.deterministic:
         raise ConfigError("--deterministic is for hybrid models on a CPU only; leave it out")
+    if device.type == "cuda" and SpeculativeConfig.of(config).method == MTP:
+        _logger.warning(
+            "speculative_config: method mtp goes back from wrong drafts, which no kernel does: the"
+            " model is computed by torch"
+        )
+        return False
     if device.type == "cuda":
         _logger.warning(
             "a hybrid model on %s is computed by torch, without kernels and CUDA graphs, and so"

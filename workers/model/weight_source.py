@@ -16,6 +16,7 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PretrainedConfig, PreTrain
 
 from workers.checkpoint.checkpoint import Checkpoint
 from workers.errors import ConfigError
+from workers.model.mtp import MtpModules
 from workers.model.quantization import fp8
 from workers.model.quantization.packed_weights import State, open_weights, take_packed
 
@@ -69,7 +70,10 @@ def _open_whole(
     unpacked_bytes = weights.num_parameters * dtype.itemsize
     device_map = _device_map(unpacked_bytes if weights.packed else _file_bytes(checkpoint), device)
     with open_weights(checkpoint, dtype, _place(device_map)) as state:
-        yield Source(_model_class(config), _arguments(device_map, state), {})
+        model_class = _model_class(config)
+        if weights.has_drafter:
+            model_class = _with_drafter(model_class)
+        yield Source(model_class, _arguments(device_map, state), {})
 
 
 @contextmanager
@@ -116,6 +120,17 @@ def _without_weights(model_class: Any, linears: Iterable[str]) -> Any:
             self.get_submodule(name).weight = None
 
     return type(model_class.__name__, (model_class,), {"__init__": construct})
+
+
+def _with_drafter(model_class: Any) -> Any:
+    """Return the class of a model that has its layer for multi-token prediction beside it."""
+
+    def construct(self: Any, config: PretrainedConfig) -> None:
+        model_class.__init__(self, config)
+        self.mtp = MtpModules(config, self.model)
+
+    changes = {"__init__": construct, "_keys_to_ignore_on_load_unexpected": None}
+    return type(model_class.__name__, (model_class,), changes)
 
 
 def _arguments(device_map: DeviceMap, state: State) -> dict[str, Any]:

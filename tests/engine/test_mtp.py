@@ -1,0 +1,282 @@
+"""A hybrid's own layer drafts what it should, and no answer is another for it."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from qwenapi.doctor.memory import find_room, make_plan
+from qwenapi.doctor.report import refuse_unfit
+from qwenapi.settings.table import Settings
+from tests.engine.conftest import HYBRIDS, Driver, write_model
+from tests.engine.mtp_models import (
+    published,
+    write_predictable,
+    write_random,
+    write_tensors,
+)
+from tests.engine.test_hybrid import DRAWN, NEAR_TIE, prompt_of
+from tests.engine.test_steps import load, said
+from workers.checkpoint.checkpoint import Checkpoint
+from workers.config import EngineConfig
+from workers.engine.engine import Engine
+from workers.errors import ConfigError
+
+WRITERS = {"random": write_random, "predictable": write_predictable}
+
+
+@pytest.fixture(params=HYBRIDS)
+def name(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def mtp_model(tmp_path_factory):
+    """Return a model of an architecture and a kind, written once."""
+    made = {}
+
+    def mtp_model(name, kind):
+        if (name, kind) not in made:
+            made[name, kind] = WRITERS[kind](tmp_path_factory.mktemp(f"{name}_{kind}"), name)
+        return made[name, kind]
+
+    return mtp_model
+
+
+def mtp(count=3):
+    return json.dumps({"method": "mtp", "num_speculative_tokens": count})
+
+
+def start(path, drafts=3, **settings):
+    """Return a driver; without drafts, one whose answers the others' must equal."""
+    defaults = {"num_blocks": 400, "block_size": 8, "threads": 2, "dtype": "float32"}
+    speculative = {"speculative_config": mtp(drafts)} if drafts else {}
+    config = EngineConfig(str(path), device="cpu", **(defaults | speculative | settings))
+    return Driver(Engine(config, lambda stage, fraction: None))
+
+
+def record(driver):
+    """Return the list of all drafts that are made from now on, each with the text before it."""
+    speculation, found = driver.engine._scheduler.speculation, []
+    propose = speculation._propose
+
+    def recorded(asked):
+        drafts = propose(asked)
+        found.extend(
+            (list(sequence.token_ids), draft)
+            for sequence, draft in zip(asked, drafts, strict=True)
+            if draft
+        )
+        return drafts
+
+    speculation._propose = recorded
+    return found
+
+
+def check_drafts(found, reference):
+    for tokens, drafts in found:
+        for draft, logits in zip(drafts, reference.logits(tokens, drafts), strict=True):
+            assert logits[draft] > logits.max() - NEAR_TIE, (len(tokens), drafts)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"max_num_batched_tokens": 65, "block_size": 32},
+        {"num_blocks": 26, "max_num_batched_tokens": 48},
+        {"enable_prefix_caching": False},
+        {"deterministic": True},
+        {"async_scheduling": "on"},
+    ],
+    ids=["whole", "in pieces", "preempted", "not cached", "deterministic", "overlapping"],
+)
+@pytest.mark.parametrize("kind", WRITERS)
+def test_drafts_are_those_of_the_reference(mtp_model, prompts, name, kind, settings):
+    path, reference = mtp_model(name, kind)
+    driver = start(path, max_num_seqs=8, **settings)
+    found = record(driver)
+    for key, prompt in enumerate([[7], *prompts(5, longest=80), prompt_of(130)]):
+        drawn = DRAWN if key % 2 else {}
+        driver.add(key, prompt, max_tokens=12, choices=(0, 1) if key == 1 else (0,), **drawn)
+    driver.run()
+    assert len(found) > 20 and max(len(drafts) for _, drafts in found) == 3
+    assert bool(driver.engine.stats().preemptions) == ("num_blocks" in settings)
+    check_drafts(found, reference)
+
+
+def test_drafts_behind_a_prefix_found_again_are_no_others(mtp_model, name):
+    """Also where another token followed the prefix before, and where an answer is gone on with."""
+    path, reference = mtp_model(name, "random")
+    driver = start(path)
+    prefix = prompt_of(150)
+    driver.add(0, prefix, max_tokens=60)
+    turn = [*prefix, *driver.run().tokens(0), *prompt_of(9)]
+    found = record(driver)
+    for key, prompt in enumerate((prefix, [*prefix[:128], 5], turn, [*turn[:-3], 4]), start=1):
+        driver.add(key, prompt, max_tokens=8)
+        driver.run()
+    assert list(driver.cached_tokens.values()) == [0, 128, 128, 192, 192]
+    assert len(found) > 20
+    check_drafts(found, reference)
+
+
+@pytest.mark.parametrize("mode", [{}, {"async_scheduling": "on"}], ids=["plain", "overlapping"])
+@pytest.mark.parametrize("kind", WRITERS)
+def test_a_random_load_is_answered_alike(mtp_model, prompts, name, kind, mode):
+    path = mtp_model(name, kind).path
+    settings = {"num_blocks": 26, "max_num_seqs": 6, "max_num_batched_tokens": 48}
+    plain, drafting = start(path, 0, **settings), start(path, **settings, **mode)
+    assert load(drafting, prompts, 1) == load(plain, prompts, 1)
+    stats = drafting.engine.stats()
+    assert stats.preemptions > 0 and stats.drafted_tokens > stats.accepted_tokens
+
+
+def test_sixteen_at_once_are_answered_alike(mtp_model, prompts, name):
+    path = mtp_model(name, "predictable").path
+    drivers = start(path, 0), start(path)
+    for driver in drivers:
+        for key, prompt in enumerate(prompts(16, longest=150)):
+            fields = {"logprobs": 2} | (DRAWN if key % 2 else {})
+            driver.add(key, prompt, max_tokens=10 + key, **fields)
+        driver.run()
+    for key in range(16):
+        assert said(drivers[1], key) == said(drivers[0], key)
+    assert drivers[1].engine.stats().accepted_tokens > 0
+
+
+def test_a_state_goes_back_from_wrong_drafts_to_the_bit(mtp_model, name):
+    bits = []
+    for drafts in (0, 3):
+        driver = start(mtp_model(name, "predictable").path, drafts, deterministic=True)
+        driver.add(0, prompt_of(50), max_tokens=60, logprobs=2, **DRAWN)
+        bits.append([chunk.logprobs for chunk in driver.run().chunks[0]])
+    stats = driver.engine.stats()
+    assert bits[0] == bits[1] and 0 < stats.accepted_tokens < stats.drafted_tokens
+
+
+@pytest.mark.parametrize("cut", [0, 1, 7, 30])
+def test_a_resumed_answer_is_the_undisturbed_one(mtp_model, name, cut):
+    path = mtp_model(name, "predictable").path
+    fields = {"max_tokens": 40} | DRAWN
+    whole, successor = start(path, 0), start(path)
+    whole.add(0, prompt_of(100), **fields)
+    tokens = whole.run().tokens(0)
+    successor.add(0, prompt_of(100), **fields, resume=(tuple(tokens[:cut]),))
+    assert successor.run().tokens(0) == tokens[cut:]
+
+
+def test_what_is_predictable_takes_few_steps_and_what_is_random_as_many(mtp_model, name):
+    steps, shares = [], []
+    for kind in ("predictable", "random"):
+        driver = start(mtp_model(name, kind).path)
+        driver.add(0, prompt_of(40), max_tokens=80)
+        driver.run()
+        stats = driver.engine.stats()
+        steps.append(driver.steps)
+        shares.append(stats.accepted_tokens / stats.drafted_tokens)
+    assert shares[0] > 0.9 and shares[1] < 0.1
+    assert steps[0] < 30 and steps[1] > 60
+
+
+def test_a_row_whose_drafts_fail_takes_no_steps_from_the_others(mtp_model, name):
+    path = mtp_model(name, "predictable").path
+    steps = []
+    for with_other in (False, True):
+        driver = start(path)
+        driver.add(0, prompt_of(40), max_tokens=60)
+        if with_other:  # of all tokens one as likely as the other
+            driver.add(1, prompt_of(41), max_tokens=200, temperature=50.0, seed=1)
+        while 0 not in driver.finished:
+            driver.step()
+        steps.append(driver.steps)
+    assert steps[0] == steps[1] < 25
+
+
+def test_a_draft_ends_where_the_sequence_does(mtp_model, name):
+    path = mtp_model(name, "predictable").path
+    for count in range(1, 9):
+        driver = start(path, 4, max_model_len=64, num_blocks=9)
+        driver.add(0, prompt_of(64 - count), max_tokens=50)
+        assert len(driver.run().tokens(0)) == count
+
+
+@pytest.mark.parametrize("fused", [False, True], ids=["one by one", "fused"])
+def test_experts_load_in_either_layout(tmp_path, fused):
+    path, reference = write_random(tmp_path, "qwen3_5_moe")
+    write_tensors(path, published(reference, fused=fused))
+    driver = start(path)
+    found = record(driver)
+    driver.add(0, prompt_of(30))
+    driver.run()
+    check_drafts(found, reference)
+
+
+def doctors_words(path, **changes):
+    settings = Settings(model=str(path), device="cpu", num_blocks=20, speculative_config=mtp())
+    with pytest.raises(ConfigError) as caught:
+        refuse_unfit(replace(settings, **changes))
+    return str(caught.value)
+
+
+def engines_words(path, monkeypatch):
+    monkeypatch.setattr("workers.model.loader.open_source", None)  # nothing is read to refuse it
+    with pytest.raises(ConfigError) as caught:
+        start(path)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("architecture", ["qwen3_5", "qwen3"])
+def test_a_model_without_the_layer_is_refused_in_one_sentence(tmp_path, monkeypatch, architecture):
+    write_model(tmp_path, architecture)
+    words = engines_words(tmp_path, monkeypatch)
+    assert words == doctors_words(tmp_path)
+    assert words == (
+        "speculative_config: method mtp takes the mtp.* tensors of a hybrid model, and"
+        f" {tmp_path} has none; choose method ngram, or leave it out"
+    )
+
+
+@pytest.mark.parametrize(
+    ("part", "new", "words"),
+    [
+        ("mtp.fc.weight", None, "mtp.fc.weight is missing"),
+        ("mtp.fc.weight", torch.zeros(64, 64), "mtp.fc.weight has the shape [64, 64]"),
+        ("mtp.layers.0.self_attn.q_norm.weight", torch.zeros(32).int(), "is of type I32"),
+        ("mtp.layers.1.input_layernorm.weight", torch.zeros(64), "no place for mtp.layers.1."),
+    ],
+)
+def test_a_damaged_layer_is_named_if_it_is_asked_for(tmp_path, monkeypatch, part, new, words):
+    path, reference = write_random(tmp_path, "qwen3_5")
+    tensors = published(reference)
+    tensors.pop(part, None)
+    write_tensors(path, tensors | ({} if new is None else {part: new}))
+    Checkpoint.at(path).check()
+    found = engines_words(path, monkeypatch)
+    assert words in found and found == doctors_words(path)
+
+
+@pytest.mark.parametrize("changes", [{"max_num_seqs": 4}, {"kv_cache_gb": 0.02}])
+def test_the_doctor_counts_the_layer(mtp_model, name, changes):
+    path = mtp_model(name, "random").path
+    plans = []
+    for speculative in ("", mtp(2)):
+        settings = Settings(model=str(path), dtype="float32", device="cpu")
+        settings = replace(settings, speculative_config=speculative, **changes)
+        checkpoint = Checkpoint.of(settings.engine_config())
+        room = find_room(settings, 0)
+        plans.append(make_plan(settings, checkpoint.weights, checkpoint.config, room))
+    engine = Engine(replace(settings.engine_config(), threads=2), lambda stage, fraction: None)
+    states = engine._blocks.states
+    slot_bytes = checkpoint.config.state_bytes + 4 * 64
+    assert engine.card.num_blocks == plans[1].num_blocks
+    assert plans[1].state_bytes == (states.num_slots + states.num_for_drafts + 1) * slot_bytes
+    layer = sum(parameter.numel() for parameter in mtp_model(name, "random").reference.parameters())
+    assert plans[1].weights - plans[0].weights == 4 * layer
+    assert plans[1].block_bytes == 2 * plans[0].block_bytes  # one layer of four has attention
+
+
+def test_the_layer_is_not_loaded_where_nobody_asks_for_it(mtp_model, name):
+    driver = start(mtp_model(name, "random").path, 0)
+    assert driver.engine._runner._decoder.drafter is None
