@@ -81,15 +81,15 @@ class MtpModel(NamedTuple):
     reference: Reference
 
 
-def write_random(path: Path, name: str) -> MtpModel:
+def write_random(path: Path, name: str, **changes: object) -> MtpModel:
     """Write a model whose drafting layer knows nothing of it."""
-    model = write_model(path, name)
+    model = write_model(path, name, **changes)
     return _write(path, name, Reference(model, name))
 
 
-def write_predictable(path: Path, name: str) -> MtpModel:
+def write_predictable(path: Path, name: str, **changes: object) -> MtpModel:
     """Write a model that mostly counts upwards, as its drafting layer does by the embedding."""
-    model = write_model(path, name, tie_word_embeddings=False)
+    model = write_model(path, name, tie_word_embeddings=False, **changes)
     with torch.no_grad():
         model.lm_head.weight.copy_(model.model.embed_tokens.weight.roll(1, 0))
         reference = Reference(model, name)

@@ -1,23 +1,30 @@
 """A hybrid's own layer drafts what it should, and no answer is another for it."""
 
 import json
+import shutil
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
+from tokenizers import Tokenizer
 
 from qwenapi.doctor.memory import find_room, make_plan
 from qwenapi.doctor.report import refuse_unfit
 from qwenapi.settings.table import Settings
 from tests.engine.conftest import HYBRIDS, Driver, write_model
+from tests.engine.grammar_driver import GrammarDriver, compiler_of
 from tests.engine.mtp_models import (
     published,
     write_predictable,
     write_random,
     write_tensors,
 )
+from tests.engine.test_grammar import VOCABULARY, answers
 from tests.engine.test_hybrid import DRAWN, NEAR_TIE, prompt_of
 from tests.engine.test_steps import load, said
+from tests.grammar.conftest import DEMO, IM_END
+from tests.model.packers import Fp8Packer
 from workers.checkpoint.checkpoint import Checkpoint
 from workers.config import EngineConfig
 from workers.engine.engine import Engine
@@ -81,18 +88,17 @@ def check_drafts(found, reference):
 
 
 @pytest.mark.parametrize(
-    "settings",
+    ("kind", "settings"),
     [
-        {},
-        {"max_num_batched_tokens": 65, "block_size": 32},
-        {"num_blocks": 26, "max_num_batched_tokens": 48},
-        {"enable_prefix_caching": False},
-        {"deterministic": True},
-        {"async_scheduling": "on"},
+        ("random", {}),
+        ("predictable", {}),
+        ("random", {"max_num_batched_tokens": 65, "block_size": 32}),
+        ("predictable", {"num_blocks": 26, "max_num_batched_tokens": 48}),
+        ("random", {"deterministic": True, "enable_prefix_caching": False}),
+        ("predictable", {"async_scheduling": "on"}),
     ],
-    ids=["whole", "in pieces", "preempted", "not cached", "deterministic", "overlapping"],
+    ids=["whole", "counting", "in pieces", "preempted", "deterministic", "overlapping"],
 )
-@pytest.mark.parametrize("kind", WRITERS)
 def test_drafts_are_those_of_the_reference(mtp_model, prompts, name, kind, settings):
     path, reference = mtp_model(name, kind)
     driver = start(path, max_num_seqs=8, **settings)
@@ -106,12 +112,15 @@ def test_drafts_are_those_of_the_reference(mtp_model, prompts, name, kind, setti
     check_drafts(found, reference)
 
 
-def test_drafts_behind_a_prefix_found_again_are_no_others(mtp_model, name):
-    """Also where another token followed the prefix before, and where an answer is gone on with."""
+@pytest.mark.parametrize("penalty", [0.0, 0.1])
+def test_drafts_behind_a_prefix_found_again_are_no_others(mtp_model, name, penalty):
+    """Also where another token followed the prefix before, and where an answer is gone on with
+    that was decoded with drafts or, because of a penalty, without.
+    """
     path, reference = mtp_model(name, "random")
     driver = start(path)
     prefix = prompt_of(150)
-    driver.add(0, prefix, max_tokens=60)
+    driver.add(0, prefix, max_tokens=60, frequency_penalty=penalty)
     turn = [*prefix, *driver.run().tokens(0), *prompt_of(9)]
     found = record(driver)
     for key, prompt in enumerate((prefix, [*prefix[:128], 5], turn, [*turn[:-3], 4]), start=1):
@@ -123,9 +132,8 @@ def test_drafts_behind_a_prefix_found_again_are_no_others(mtp_model, name):
 
 
 @pytest.mark.parametrize("mode", [{}, {"async_scheduling": "on"}], ids=["plain", "overlapping"])
-@pytest.mark.parametrize("kind", WRITERS)
-def test_a_random_load_is_answered_alike(mtp_model, prompts, name, kind, mode):
-    path = mtp_model(name, kind).path
+def test_a_random_load_is_answered_alike(mtp_model, prompts, name, mode):
+    path = mtp_model(name, "predictable").path
     settings = {"num_blocks": 26, "max_num_seqs": 6, "max_num_batched_tokens": 48}
     plain, drafting = start(path, 0, **settings), start(path, **settings, **mode)
     assert load(drafting, prompts, 1) == load(plain, prompts, 1)
@@ -133,9 +141,12 @@ def test_a_random_load_is_answered_alike(mtp_model, prompts, name, kind, mode):
     assert stats.preemptions > 0 and stats.drafted_tokens > stats.accepted_tokens
 
 
-def test_sixteen_at_once_are_answered_alike(mtp_model, prompts, name):
-    path = mtp_model(name, "predictable").path
-    drivers = start(path, 0), start(path)
+@pytest.mark.parametrize("overlapping", ["off", "on"])
+def test_sixteen_at_once_are_answered_alike(mtp_model, prompts, name, overlapping):
+    """Drafts are made once no more than eight are left, of whom some steps had none."""
+    path, reference = mtp_model(name, "predictable")
+    drivers = start(path, 0), start(path, async_scheduling=overlapping)
+    found = record(drivers[1])
     for driver in drivers:
         for key, prompt in enumerate(prompts(16, longest=150)):
             fields = {"logprobs": 2} | (DRAWN if key % 2 else {})
@@ -144,6 +155,7 @@ def test_sixteen_at_once_are_answered_alike(mtp_model, prompts, name):
     for key in range(16):
         assert said(drivers[1], key) == said(drivers[0], key)
     assert drivers[1].engine.stats().accepted_tokens > 0
+    check_drafts(found, reference)
 
 
 def test_a_state_goes_back_from_wrong_drafts_to_the_bit(mtp_model, name):
@@ -154,6 +166,20 @@ def test_a_state_goes_back_from_wrong_drafts_to_the_bit(mtp_model, name):
         bits.append([chunk.logprobs for chunk in driver.run().chunks[0]])
     stats = driver.engine.stats()
     assert bits[0] == bits[1] and 0 < stats.accepted_tokens < stats.drafted_tokens
+
+
+@pytest.mark.parametrize("kind", ["drawn", "greedy"])
+def test_an_answer_of_a_given_form_is_the_same(tmp_path, name, kind):
+    fields = {"vocab_size": VOCABULARY, "eos_token_id": IM_END}
+    write_random(tmp_path, name, **fields)
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [IM_END]}))
+    shutil.copy(DEMO, tmp_path / "tokenizer.json")
+    plain, drafting = start(tmp_path, 0).engine, start(tmp_path).engine
+    compiler, tokenizer = compiler_of(plain.card), Tokenizer.from_file(str(DEMO))
+    one, other = (answers(GrammarDriver(e, compiler, tokenizer), kind) for e in (plain, drafting))
+    compiler.close()
+    assert one == other
+    assert drafting.stats().drafted_tokens > 0
 
 
 @pytest.mark.parametrize("cut", [0, 1, 7, 30])
@@ -211,6 +237,29 @@ def test_experts_load_in_either_layout(tmp_path, fused):
     driver.add(0, prompt_of(30))
     driver.run()
     check_drafts(found, reference)
+
+
+@pytest.mark.parametrize("architecture", ["qwen3_5", "qwen3_next"])
+def test_a_packed_layer_drafts_as_its_unpacked_twin(tmp_path, architecture):
+    path, reference = write_random(tmp_path, architecture)
+    packer, rng = Fp8Packer((24, 48)), np.random.default_rng(4)
+    packed, plain = {}, {}
+    for name, tensor in published(reference).items():
+        plain[name] = packed[name] = tensor
+        if name.endswith("proj.weight"):
+            parts, exact = packer.linear(tensor.numpy(), rng)
+            plain[name] = torch.from_numpy(exact)
+            packed |= {name.removesuffix("weight") + part: value for part, value in parts.items()}
+    file, found = tmp_path / "config.json", []
+    for tensors, more in ((packed, {"quantization_config": packer.config}), (plain, {})):
+        fields = json.loads(file.read_text()) | {"quantization_config": None}
+        file.write_text(json.dumps(fields | more))
+        write_tensors(path, tensors)
+        driver = start(path)
+        found.append(record(driver))
+        driver.add(0, prompt_of(30))
+        driver.run()
+    assert found[0] == found[1] != []
 
 
 def doctors_words(path, **changes):

@@ -126,17 +126,19 @@ class ModelRunner:
         drafter, drafts = self._decoder.drafter, {sequence: list[int]() for sequence in asked}
         assert drafter is not None
         rows = [s for s in asked if s.num_uncomputed == 1 and s in self._places]
-        if rows:
-            places = [self._places[s] + len(s.token_ids) - 2 for s in rows]
-            hidden = self._decoder.newest[places]
-            token_ids = self._tensor([s.token_ids[-1] for s in rows])
-        for depth in range(max((asked[s] for s in rows), default=0)):
+        if not rows:
+            return [()] * len(asked)
+        hidden = self._decoder.newest[[self._places[s] + len(s.token_ids) - 2 for s in rows]]
+        token_ids = self._tensor([s.token_ids[-1] for s in rows])
+        for depth in range(max(asked[s] for s in rows)):
             kept = [i for i, s in enumerate(rows) if depth < asked[s]]
             rows = [rows[i] for i in kept]
             positions = [len(s.token_ids) - 1 + depth for s in rows]
-            plan = self._plan_drafts(rows, positions)
             token_ids, hidden = drafter.draft(
-                token_ids[kept], hidden[kept], self._tensor(positions), plan
+                token_ids[kept],
+                hidden[kept],
+                self._tensor(positions),
+                self._plan_drafts(rows, positions),
             )
             for sequence, token_id in zip(rows, token_ids.tolist(), strict=True):
                 drafts[sequence].append(token_id)

@@ -77,6 +77,7 @@ class Decoder:
         modules = getattr(model, "mtp", None)
         if isinstance(modules, MtpModules):
             assert not for_kernels, "multi-token prediction is computed by torch"
+            modules.to(self._norm.device)  # a model that is spread may have spread them too
             self.drafter = MtpDrafter(modules, self._embedding, self._rotary, self._logits)
         self.is_batch_invariant = is_batch_invariant
         self.device: torch.device = self._embedding.device

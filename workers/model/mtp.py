@@ -76,8 +76,8 @@ class MtpDrafter:
         """Keep keys and values in `cache`, and hidden states in as many new slots."""
         self._cache = cache
         # Not filled: a slot is emptied before its first token.
-        shape = (num_slots, self._width)
-        self._behind = torch.empty(shape, dtype=self._embedding.dtype, device=self.device)
+        shape, dtype = (num_slots, self._width), self._embedding.dtype
+        self._behind = torch.empty(shape, dtype=dtype, device=self.device)
 
     def clear(self, blocks: list[int]) -> None:
         """Put zeros into blocks."""
@@ -90,17 +90,18 @@ class MtpDrafter:
         each.
         """
         device = self.device
-        before = self._shift(hidden.to(device), plan.to(device))
+        before = self._shift(hidden, plan.to(device))
         joined = self._join(token_ids, before)
         self._layer.remember(joined, rope.to(device), self._cache, slots.to(device))
 
+    @torch.inference_mode()
     def draft(
         self, token_ids: Tensor, hidden: Tensor, positions: Tensor, plan: AttentionPlan
     ) -> tuple[Tensor, Tensor]:
         """Return what may follow tokens, given the hidden state before each, and what to give in
         its place for the drafts behind.
         """
-        joined = self._join(token_ids, hidden.to(self.device))
+        joined = self._join(token_ids, hidden)
         rope = Rope.compute(self._rotary, positions).to(self.device)
         output = self._layer(joined, rope, self._cache, plan.to(self.device), None)
         normed, _ = self._norm(output)
