@@ -28,6 +28,7 @@ from tests.model.packers import Fp8Packer
 from workers.checkpoint.checkpoint import Checkpoint
 from workers.config import EngineConfig
 from workers.engine.engine import Engine
+from workers.engine.start import _uses_kernels
 from workers.errors import ConfigError
 
 WRITERS = {"random": write_random, "predictable": write_predictable}
@@ -344,3 +345,9 @@ def test_the_doctor_counts_the_layer(mtp_model, name, changes):
 def test_the_layer_is_not_loaded_where_nobody_asks_for_it(mtp_model, name):
     driver = start(mtp_model(name, "random").path, 0)
     assert driver.engine._runner._decoder.drafter is None
+
+
+def test_on_cuda_it_is_said_that_torch_computes_the_model(caplog):
+    config = EngineConfig("model", speculative_config=mtp())
+    assert not _uses_kernels(config, torch.device("cuda"), is_hybrid=True, as_fp8=False)
+    assert "drafts by method mtp is computed by torch on cuda" in caplog.text

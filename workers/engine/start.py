@@ -95,8 +95,9 @@ def _uses_kernels(
         raise ConfigError("--deterministic is for hybrid models on a CPU only; leave it out")
     if device.type == "cuda" and SpeculativeConfig.of(config).method == MTP:
         _logger.warning(
-            "speculative_config: method mtp goes back from wrong drafts, which no kernel does: the"
-            " model is computed by torch"
+            "a hybrid model that drafts by method mtp is computed by torch on %s, without kernels"
+            " and CUDA graphs, as no kernel goes back from wrong drafts",
+            device,
         )
         return False
     if device.type == "cuda":

@@ -16,7 +16,7 @@ vLLM counts places from the hidden state's, one less; in rotations only differen
 sequence's first place, before which there is no hidden state, is attended by none.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from copy import copy
 from typing import Any
 
@@ -108,31 +108,27 @@ class MtpDrafter:
         return self._head(normed).argmax(-1), normed
 
     def _join(self, token_ids: Tensor, hidden: Tensor) -> Hidden:
+        """Return the layer's input for tokens, given the hidden state before each."""
         embedded = self._embedding[token_ids.to(self._embedding.device)].to(self.device)
-        parts = [
-            norm(Hidden(part))[0]
-            for norm, part in ((self._norm_embedding, embedded), (self._norm_hidden, hidden))
-        ]
-        return Hidden(self._fc(torch.cat(parts, -1)))
+        token, _ = self._norm_embedding(Hidden(embedded))
+        before, _ = self._norm_hidden(Hidden(hidden))
+        return Hidden(self._fc(torch.cat((token, before), -1)))
 
     def _shift(self, hidden: Tensor, plan: StatePlan) -> Tensor:
         """Return the hidden state before each token, and leave the last one in each slot."""
         before = torch.empty_like(hidden)
-        self._copy(plan.before)
+        copy_slots(plan.before, self._behind)
         for run in plan.runs:
             rows: slice | Tensor = slice(run.first, run.stop)
             if plan.order is not None:
                 rows = plan.order[rows]
             before[rows] = self._behind[run.slots]
             self._behind[run.slots] = hidden[rows]
-        self._copy(plan.after)
+        copy_slots(plan.after, self._behind)
         for span in plan.spans:
             before[span.first] = self._behind[span.slot]
             before[span.first + 1 : span.stop] = hidden[span.first : span.stop - 1]
             self._behind[span.slot] = hidden[span.stop - 1]
             if span.kept is not None:
-                self._copy([SlotCopy(span.slot, span.kept)])
+                copy_slots([SlotCopy(span.slot, span.kept)], self._behind)
         return before
-
-    def _copy(self, copies: Sequence[SlotCopy]) -> None:
-        copy_slots(copies, self._behind)
