@@ -254,6 +254,22 @@ def test_experts_load_in_either_layout(tmp_path, fused):
     check_drafts(found, reference)
 
 
+def test_numbers_that_are_none_in_the_layer_spoil_drafts_alone(tmp_path, prompts):
+    path, reference = write_random(tmp_path, "qwen3_5")
+    tensors = published(reference)
+    tensors["mtp.fc.weight"][5, 3] = float("nan")
+    write_tensors(path, tensors)
+    drivers = start(path, 0, num_blocks=26), start(path, num_blocks=26)
+    for driver in drivers:
+        for key, prompt in enumerate(prompts(8, longest=60)):
+            driver.add(key, prompt, logprobs=2)
+        driver.run()
+        assert not driver.failed
+    for key in range(8):
+        assert said(drivers[1], key) == said(drivers[0], key)
+    assert drivers[1].engine.stats().drafted_tokens > 0
+
+
 @pytest.mark.parametrize("architecture", ["qwen3_5", "qwen3_next"])
 def test_a_packed_layer_drafts_as_its_unpacked_twin(tmp_path, architecture):
     path, reference = write_random(tmp_path, architecture)
