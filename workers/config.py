@@ -12,7 +12,8 @@ class EngineConfig:
 
     `model` is a directory of safetensors, config.json and tokenizer.json. Zeros mean "choose":
     max_model_len from the model's config, max_num_batched_tokens 8192 on CUDA and 512 on CPU,
-    target_step_ms 150 on a CPU and none on CUDA, block_size 64 and 32, num_blocks from free memory, threads from the physical cores.
+    target_step_ms 150 on a CPU and none on CUDA, block_size 64 and 32, num_blocks from free memory,
+    threads from the physical cores.
     `step_timeout` is in seconds. `rope_scaling`, `hf_overrides` and `speculative_config` are JSON
     objects as text; `generation_config` is auto, vllm or a directory. `replica` is which of several
     engines this is, each on the next GPU; -1 is the only one.

@@ -250,6 +250,8 @@ def _engine_report(
         "kv_cache_usage": round(row.kv_cache_usage, 6),
         "generated_tokens": values[key],
         "tokens_per_second": _rate(grown, seconds),
+        "drafted_tokens": values["drafted_tokens"],
+        "accepted_tokens": values["accepted_tokens"],
         "restarts": row.num_restarts,
         "last_sign_of_life": round(engine.beat_age, 3),
     }
@@ -298,17 +300,18 @@ def _screen(shown: Mapping[str, Any]) -> "RenderableType":
     engines = [
         [str(row["engine"]), row["phase"], str(row["running"]), str(row["waiting"])]
         + [f"{row['kv_cache_usage']:.1%}", _number(row["tokens_per_second"])]
+        + [_share(row["accepted_tokens"], row["drafted_tokens"])]
         + [str(row["restarts"]), f"{row['last_sign_of_life']:.1f} s ago"]
         for row in shown["engines"]
     ]
     titles = ("profile", "runs", "waits", "accepted", "done", "failed", "cancelled", "tokens/s")
     times = ("first\ntoken", "between\ntokens", "whole\nanswer")
-    about = ("engine", "phase", "runs", "waits", "cache used", "tokens/s", "restarts")
+    about = ("engine", "phase", "runs", "waits", "cache used", "tokens/s")
     return Group(
         Text(head, style="bold red" if shown["alerts"] else "bold"),
         _table([*titles, *times], profiles),
         Text("Times are p50 / p95 in seconds, each the upper bound of its histogram's bucket."),
-        _table([*about, "last sign"], engines),
+        _table([*about, "drafts right", "restarts", "last sign"], engines),
     )
 
 
@@ -325,6 +328,10 @@ def _table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> "RenderableT
 
 def _number(value: float | None) -> str:
     return "–" if value is None else f"{value:g}"
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{part / whole:.0%}" if whole else "–"
 
 
 def _pair(percentiles: Mapping[str, float | None]) -> str:

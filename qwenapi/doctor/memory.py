@@ -144,16 +144,18 @@ def make_plan(settings: Settings, weights: Weights, of: ModelConfig, room: Room)
     budget = settings.max_num_batched_tokens or (8192 if room.is_gpu else 512)
     rows = min(settings.max_num_seqs, budget)
     block_size = settings.block_size or (64 if room.is_gpu else 32)
-    block_bytes = (
-        2 * of.num_key_value_heads * of.head_dim * item * of.num_attention_layers * block_size
-    )
+    num_layers = of.num_attention_layers + weights.has_drafter
+    block_bytes = 2 * of.num_key_value_heads * of.head_dim * item * num_layers * block_size
+    slot_bytes = of.state_bytes + weights.has_drafter * of.hidden_size * item
     wanted = settings.max_model_len or of.context_length
     speculative = SpeculativeConfig.of(settings.engine_config())
-    has_rollback = of.state_bytes and speculative.num_tokens  # which kernels have not
-    kept_by: Multiplier | None = None
-    if settings.attention_backend != "torch" and not (room.is_gpu and has_rollback):
-        kept_by = "kernels" if room.is_gpu else "native" if has_compiler() else None
-    weight_bytes = _weight_bytes(settings, weights, item, kept_by)
+    # Kernels of hybrid models do not go back from drafts; see workers/engine/start.py.
+    may_multiply = settings.attention_backend != "torch"
+    if room.is_gpu and of.state_bytes and speculative.num_tokens:
+        may_multiply = False
+    weight_bytes = _weight_bytes(
+        settings, weights, item, _multiplier(room) if may_multiply else None
+    )
     workspace = (
         (CUDA_BASE_BYTES if room.is_gpu else CPU_BASE_BYTES)
         + budget * (4 * of.hidden_size + 3 * of.intermediate_size) * item
@@ -166,9 +168,9 @@ def make_plan(settings: Settings, weights: Weights, of: ModelConfig, room: Room)
         with suppress(ConfigError):  # then there is room for blocks neither
             drafts = speculative.num_state_slots(rows)
             fraction = settings.state_memory_fraction
-            slots = StateSlots.fit(memory, of.state_bytes, rows, drafts, fraction)
-            memory -= slots.fixed * of.state_bytes
-            per_block += int(slots.per_token * block_size * of.state_bytes)
+            slots = StateSlots.fit(memory, slot_bytes, rows, drafts, fraction)
+            memory -= slots.fixed * slot_bytes
+            per_block += int(slots.per_token * block_size * slot_bytes)
         rows = slots.running if slots else 0
     num_blocks = settings.num_blocks or memory // per_block
     if not (settings.num_blocks or settings.kv_cache_gb):
@@ -182,7 +184,7 @@ def make_plan(settings: Settings, weights: Weights, of: ModelConfig, room: Room)
         num_blocks,
         wanted,
         rows,
-        num_slots * of.state_bytes,
+        num_slots * slot_bytes,
     )
 
 
@@ -208,9 +210,12 @@ def _weight_bytes(
     return weights.num_parameters * item
 
 
-def has_compiler() -> bool:
-    """Return whether an engine here could compile its functions."""
-    return bool(os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang"))
+def _multiplier(room: Room) -> Multiplier | None:
+    """Return what multiplies by weights of fewer bits; on a CPU that takes a compiler."""
+    if room.is_gpu:
+        return "kernels"
+    has_compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
+    return "native" if has_compiler else None
 
 
 def visible_gpus() -> list[Room]:

@@ -154,7 +154,7 @@ class Settings:
     )
     speculative_config: str = _row(
         "",
-        "who drafts how many tokens a step, as vLLM writes it: method ngram; JSON",
+        "who drafts how many tokens a step, as vLLM writes it: method ngram or mtp; JSON",
         scope="model",
     )
     async_scheduling: str = _row(

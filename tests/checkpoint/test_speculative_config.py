@@ -24,6 +24,10 @@ def config(said=None, count=0):
         ({"method": "ngram", "num_speculative_tokens": 4}, 0, SpeculativeConfig(4)),
         ({"method": "ngram", "num_speculative_tokens": 4}, 4, SpeculativeConfig(4)),
         ({"method": "ngram"}, 5, SpeculativeConfig(5)),
+        ({"method": "mtp", "num_speculative_tokens": 2}, 0, SpeculativeConfig(2, "mtp")),
+        ({"method": "mtp"}, 0, SpeculativeConfig(1, "mtp")),
+        ({"method": "qwen3_next_mtp"}, 3, SpeculativeConfig(3, "mtp")),
+        ({"method": "qwen3_5_mtp"}, 0, SpeculativeConfig(1, "mtp")),
     ],
 )
 def test_either_setting_says_it(said, count, expected):
@@ -34,7 +38,7 @@ def test_either_setting_says_it(said, count, expected):
     ("said", "count", "words"),
     [
         ("[", 0, "speculative_config = '[': not JSON"),
-        ({"method": "eagle"}, 0, "method is 'eagle', not one of ngram"),
+        ({"method": "eagle"}, 0, "method is 'eagle', not one of ngram, mtp"),
         ({"method": ["ngram"]}, 0, "not one of ngram"),
         ({"num_speculative_tokens": 2}, 0, "method is None, not one of ngram"),
         ({"method": "ngram", "num_speculative_tokens": 0}, 0, "is 0, not one of 1 to 16"),

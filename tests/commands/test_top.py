@@ -8,11 +8,19 @@ from pathlib import Path
 
 import pytest
 
-from qwenapi.commands.top import find, report, upper_bound
+from qwenapi.commands.top import (
+    EngineReading,
+    TopReading,
+    _show_once,
+    find,
+    report,
+    upper_bound,
+)
 from qwenapi.metrics.layout import HISTOGRAMS, metrics_layout
 from qwenapi.metrics.snapshot import Distribution, take_snapshot
 from tests.running_server import RunningServer, wait_for
 from workers.errors import ConfigError
+from workers.wire.engine_stats import ENGINE_LAYOUT, EngineRow
 from workers.wire.shared_memory import SharedMemory
 from workers.wire.shared_memory_files import shared_memory_path
 
@@ -60,6 +68,7 @@ def test_its_numbers_are_those_of_the_pages(start_server):
     assert engine["generated_tokens"] == server.row()["generated_tokens"] == 21
     assert engine["phase"] == "idle" and engine["restarts"] == 0
     assert engine["last_sign_of_life"] < 30
+    assert (engine["drafted_tokens"], engine["accepted_tokens"]) == (0, 0)
     assert shown["http_processes"] == 1 and shown["uptime"] > 0
 
 
@@ -92,6 +101,16 @@ def test_its_table_names_every_profile_and_engine(start_server):
     for word in ("openai", "coder", "qwen2", "guide", "browser", "news", "upper bound", "idle"):
         assert word in done.stdout
     assert max(map(len, done.stdout.splitlines())) <= 160
+
+
+@pytest.mark.parametrize(("drafted", "accepted", "words"), [(0, 0, "–"), (8, 6, "75%")])
+def test_its_table_says_how_many_drafts_were_right(capsys, drafted, accepted, words):
+    values = dict.fromkeys(ENGINE_LAYOUT.fields, 0)
+    values |= {"drafted_tokens": drafted, "accepted_tokens": accepted}
+    reading = TopReading(1.0, None, [EngineReading(EngineRow(0, "", "idle", values), 0.0)])
+    _show_once(report(reading, reading), as_json=False)
+    titles, row = capsys.readouterr().out.splitlines()[-2:]
+    assert row[: titles.index("drafts right") + len("drafts right")].endswith(f" {words}")
 
 
 def test_both_halves_are_found_where_they_run_apart(tmp_path, start_server):

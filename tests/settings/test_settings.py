@@ -154,7 +154,7 @@ def test_a_mistake_in_the_environment_names_the_variable():
         load(QWENAPI_LOG_REQUESTS="maybe")
 
 
-@pytest.mark.parametrize("said", ['{"method": "mtp"}', '{"method": "ngram", "depth": 1}', "[]"])
+@pytest.mark.parametrize("said", ['{"method": "eagle"}', '{"method": "ngram", "depth": 1}', "[]"])
 def test_who_drafts_is_refused_before_anything_starts(said):
     with pytest.raises(ConfigError, match="speculative_config"):
         load("--speculative-config", said)

@@ -27,6 +27,8 @@ Shape = tuple[int, ...]
 Tensors = Iterator[tuple[str, Shape]]
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+# What the names of the layer for multi-token prediction begin with, in files and in memory.
+DRAFTER = "mtp."
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,10 @@ class Architecture:
     prefixes: tuple[str, ...] = ("model.", "")
     text_model_type: str = ""
 
+    @property
+    def is_hybrid(self) -> bool:
+        return LINEAR_ATTENTION in self.layer_types
+
     def read_config(self, raw: Mapping[str, Any], file: Path) -> ModelConfig:
         return ModelConfig.read(flatten(raw, file), self.fields, self.layer_types, file)
 
@@ -57,15 +63,32 @@ class Architecture:
         hidden = config.hidden_size
         yield EMBEDDING, (config.vocab_size, hidden)
         for i in range(config.num_hidden_layers):
-            layer = f"model.layers.{i}"
-            yield f"{layer}.input_layernorm.weight", (hidden,)
-            for name, shape in self.attention(config, i):
-                yield f"{layer}.{name}", shape
-            yield f"{layer}.post_attention_layernorm.weight", (hidden,)
-            for name, shape in feed_forward(config, i):
-                yield f"{layer}.{name}", shape
+            parts = self.attention(config, i), feed_forward(config, i)
+            yield from decoder_layer(f"model.layers.{i}", hidden, *parts)
         yield "model.norm.weight", (hidden,)
         yield HEAD, (config.vocab_size, hidden)
+
+    def drafter_shapes(self, config: ModelConfig, *, has_fused_experts: bool = False) -> Tensors:
+        """Yield every tensor of a hybrid's layer for multi-token prediction, which has attention
+        whatever the model's first layer has. Embeddings and head are the model's.
+        """
+        feed_forward = fused_experts if has_fused_experts else self.feed_forward
+        hidden = config.hidden_size
+        yield from linear(f"{DRAFTER}fc", hidden, 2 * hidden)
+        yield f"{DRAFTER}pre_fc_norm_embedding.weight", (hidden,)
+        yield f"{DRAFTER}pre_fc_norm_hidden.weight", (hidden,)
+        parts = gated_attention(config), feed_forward(config, 0)
+        yield from decoder_layer(f"{DRAFTER}layers.0", hidden, *parts)
+        yield f"{DRAFTER}norm.weight", (hidden,)
+
+
+def decoder_layer(name: str, hidden: int, attention: Tensors, feed_forward: Tensors) -> Tensors:
+    yield f"{name}.input_layernorm.weight", (hidden,)
+    for part, shape in attention:
+        yield f"{name}.{part}", shape
+    yield f"{name}.post_attention_layernorm.weight", (hidden,)
+    for part, shape in feed_forward:
+        yield f"{name}.{part}", shape
 
 
 def linear(name: str, num_outputs: int, num_inputs: int, *, bias: bool = False) -> Tensors:

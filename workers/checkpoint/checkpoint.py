@@ -26,6 +26,7 @@ from workers.checkpoint.quantization import read_quantization
 from workers.checkpoint.rounding import ROUNDINGS, Rounding
 from workers.checkpoint.safetensors_header import header_bytes
 from workers.checkpoint.sampling_defaults import sampling_defaults
+from workers.checkpoint.speculative_config import MTP, SpeculativeConfig
 from workers.checkpoint.weights import Weights, find_files, read_weights
 from workers.config import EngineConfig
 from workers.errors import ConfigError, ModelError
@@ -39,11 +40,13 @@ class Checkpoint:
     """An existing model folder; each property raises ModelError naming the file that is wrong.
 
     `generation_folder` has the generation_config.json that counts, if it is not the model's own.
+    `with_drafter`, its layer for multi-token prediction is one of its weights.
     """
 
     directory: Path
     overrides: Overrides = field(default_factory=Overrides)
     generation_folder: Path | None = None
+    with_drafter: bool = False
 
     @classmethod
     def at(cls, path: str | Path) -> "Checkpoint":
@@ -58,6 +61,7 @@ class Checkpoint:
             find_folder(config.model),
             Overrides.parse(config.rope_scaling, config.hf_overrides),
             None if folder in ("auto", "vllm") else Path(folder),
+            SpeculativeConfig.of(config).method == MTP,
         )
 
     def check(self, quantization: str = "auto") -> None:
@@ -115,7 +119,13 @@ class Checkpoint:
 
     @cached_property
     def weights(self) -> Weights:
-        return read_weights(self.directory, self._architecture, self.config, self.quantization)
+        return read_weights(
+            self.directory,
+            self._architecture,
+            self.config,
+            self.quantization,
+            with_drafter=self.with_drafter,
+        )
 
     @cached_property
     def generation_config(self) -> dict[str, Any]:

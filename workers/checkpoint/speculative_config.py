@@ -1,7 +1,8 @@
 """SpeculativeConfig: who drafts tokens and how many, as `--speculative-config` of vLLM says it.
 
---speculative-config '{"method": "ngram", "num_speculative_tokens": 2}'
---num-speculative-tokens 2                                              the same, and shorter
+--speculative-config '{"method": "mtp", "num_speculative_tokens": 2}'    the model's own layer
+--speculative-config '{"method": "ngram", "num_speculative_tokens": 2}'  the text so far
+--num-speculative-tokens 2                                               the same, and shorter
 """
 
 from dataclasses import dataclass
@@ -14,15 +15,22 @@ from workers.errors import ConfigError
 MAX_SPECULATING_ROWS = 8
 MOST_TOKENS = 16
 
-_METHODS = ("ngram",)
+NGRAM, MTP = "ngram", "mtp"
+# The last two are names by which older releases of vLLM knew the layers of two architectures.
+_METHODS = {NGRAM: NGRAM, MTP: MTP, "qwen3_next_mtp": MTP, "qwen3_5_mtp": MTP}
 _FIELDS = ("method", "num_speculative_tokens")
 
 
 @dataclass(frozen=True)
 class SpeculativeConfig:
-    """At most `num_tokens` drafts a step of a row: what followed the same tokens before."""
+    """At most `num_tokens` drafts a step of a row.
+
+    By `ngram` they are what followed the same tokens before, by `mtp` what the checkpoint's own
+    layer for multi-token prediction says.
+    """
 
     num_tokens: int = 0
+    method: str = NGRAM
 
     @classmethod
     def of(cls, config: EngineConfig) -> "SpeculativeConfig":
@@ -36,7 +44,8 @@ class SpeculativeConfig:
                 )
         if not fields:
             return cls(config.num_speculative_tokens)
-        if (said := fields.get("method")) not in _METHODS:
+        said = fields.get("method")
+        if not isinstance(said, str) or said not in _METHODS:
             raise ConfigError(
                 f"speculative_config: method is {said!r}, not one of {', '.join(_METHODS)}"
             )
@@ -52,7 +61,7 @@ class SpeculativeConfig:
                 f"num_speculative_tokens = {asked}, but speculative_config says {count}; leave one"
                 " of them out"
             )
-        return cls(count)
+        return cls(count, _METHODS[said])
 
     def num_state_slots(self, max_num_seqs: int) -> int:
         """Return how many states a step of a hybrid model keeps to go back to."""

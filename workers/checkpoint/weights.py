@@ -9,9 +9,17 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
-from workers.checkpoint.architectures import EMBEDDING, HEAD, Architecture, Shape
+from workers.checkpoint.architectures import (
+    DRAFTER,
+    EMBEDDING,
+    HEAD,
+    Architecture,
+    Shape,
+    Tensors,
+)
 from workers.checkpoint.files import read_json
 from workers.checkpoint.model_config import ModelConfig
 from workers.checkpoint.packings import (
@@ -23,18 +31,17 @@ from workers.checkpoint.packings import (
     ScaledPacking,
 )
 from workers.checkpoint.safetensors_header import StoredTensor, not_zero, read_header
-from workers.errors import ModelError
+from workers.errors import ConfigError, ModelError
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 
-# What no text model needs: drafting layers, vision and audio towers, tables of old files that are
-# computed anew.
+# What no text model needs: vision and audio towers, tables of old files that are computed anew.
 _LEFT_OUT = re.compile(
-    r"^(mtp|(model\.)?(visual|vision_tower|vision_model|audio_tower))\.|\.rotary_emb\.inv_freq$"
+    r"^(model\.)?(visual|vision_tower|vision_model|audio_tower)\.|\.rotary_emb\.inv_freq$"
 )
 _LORA = re.compile(r"\b(lora_[AB]|lora_embedding_[AB]|lora_magnitude_vector|base_layer)\b")
-_FUSED_EXPERTS = re.compile(r"model\.layers\.\d+\.mlp\.experts\.gate_up_proj$")
+_FUSED_EXPERTS = re.compile(r"(model|mtp)\.layers\.\d+\.mlp\.experts\.gate_up_proj$")
 _PACKED_PARTS = (
     *("qweight", "qzeros", "scales"),
     *("weight_packed", "weight_scale", "weight_scale_inv"),
@@ -50,7 +57,8 @@ Stored = dict[str, StoredTensor]
 
 @dataclass(frozen=True)
 class Weights:
-    """The tensors that a model is made of, by their names in memory.
+    """The tensors that a model is made of, by their names in memory; its drafting layer's among
+    them, where one is asked for.
 
     `shapes` are those of the unpacked model, `packed` how a module's weight is packed, if it is.
     `unused` are scales of activations and caches.
@@ -85,6 +93,11 @@ class Weights:
         return total
 
     @property
+    def has_drafter(self) -> bool:
+        """Whether the layer for multi-token prediction is one of them."""
+        return any(name.startswith(DRAFTER) for name in self.shapes)
+
+    @property
     def dtypes(self) -> str:
         return ", ".join(sorted({tensor.dtype for tensor in self.tensors.values()}))
 
@@ -100,12 +113,14 @@ class Weights:
 
     @property
     def decoder_linears(self) -> tuple[str, ...]:
-        """Return the modules of the layers' linears; routers and experts are none."""
+        """Return the modules of the model's layers' linears; routers and experts are none."""
         modules = [name.removesuffix(".weight") for name in self.shapes if name.endswith(".weight")]
         return tuple(
             module
             for module in modules
-            if "proj" in module.rpartition(".")[2] and ".experts." not in module
+            if "proj" in module.rpartition(".")[2]
+            and ".experts." not in module
+            and not module.startswith(DRAFTER)
         )
 
 
@@ -133,17 +148,25 @@ def read_weights(
     architecture: Architecture,
     config: ModelConfig,
     quantization: Quantization | None,
+    *,
+    with_drafter: bool = False,
 ) -> Weights:
-    """Return what the headers say; raise ModelError naming the file and tensor that is wrong."""
+    """Return what the headers say; raise ModelError naming the file and tensor that is wrong, or
+    ConfigError of a drafting layer that is asked for and not there.
+    """
     files = find_files(directory)
     place = files[0] if len(files) == 1 else directory
     stored = _named_as_in_memory(_read_headers(files, directory), architecture.prefixes)
     _refuse_lora(stored)
+    if not with_drafter:
+        stored = {name: stored[name] for name in stored if not name.startswith(DRAFTER)}
     tensors: Stored = {}
     shapes: dict[str, Shape] = {}
     packed: dict[str, Packing] = {}
-    has_fused_experts = any(_FUSED_EXPERTS.match(name) for name in stored)
-    for name, shape in architecture.shapes(config, has_fused_experts=has_fused_experts):
+    wanted = architecture.shapes(config, has_fused_experts=_has_fused_experts("model.", stored))
+    if with_drafter:
+        wanted = chain(wanted, _drafter_shapes(architecture, config, stored, directory))
+    for name, shape in wanted:
         module = name.removesuffix(".weight")
         packing = _packing_of(module, stored, quantization)
         if packing is not None:
@@ -161,6 +184,22 @@ def read_weights(
     unused = _take_static_scales(stored) if packed else ()
     _refuse_unknown(stored)
     return Weights(tensors, shapes, packed, files, unused)
+
+
+def _drafter_shapes(
+    architecture: Architecture, config: ModelConfig, stored: Stored, directory: Path
+) -> Tensors:
+    if not architecture.is_hybrid or not any(name.startswith(DRAFTER) for name in stored):
+        raise ConfigError(
+            f"speculative_config: method mtp takes the {DRAFTER}* tensors of a hybrid model, and"
+            f" {directory} has none; choose method ngram, or leave it out"
+        )
+    fused = _has_fused_experts(DRAFTER, stored)
+    return architecture.drafter_shapes(config, has_fused_experts=fused)
+
+
+def _has_fused_experts(prefix: str, stored: Stored) -> bool:
+    return any(name.startswith(prefix) and _FUSED_EXPERTS.match(name) for name in stored)
 
 
 def named_by_index(index: Path) -> dict[str, str]:

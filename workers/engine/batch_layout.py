@@ -29,9 +29,10 @@ def flatten_rows(rows: Sequence[Row], block_size: int, device: torch.device) -> 
     slots = slots_of_rows(rows) if has_states else np.empty(0)
     kept = slots_of_tokens(rows, starts) if has_states else np.empty(0)
     parts = [_token_ids(rows, starts), starts, lengths, tables.ravel(), samples, slots, kept]
-    there = _upload(parts, device)
-    there[3] = there[3].view(tables.shape)
-    return FlatBatch(*there, max_query=int(counts.max()))
+    token_ids, begin, seen, flat, *others = _upload(parts, device)
+    last_tokens, of_rows, of_tokens = others
+    table, longest = flat.view(tables.shape), int(counts.max())
+    return FlatBatch(token_ids, begin, seen, table, last_tokens, of_rows, of_tokens, longest)
 
 
 def tokens_with_logits(rows: Sequence[Row]) -> list[int]:

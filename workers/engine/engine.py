@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from workers.checkpoint.speculative_config import SpeculativeConfig
+from workers.checkpoint.speculative_config import MTP, SpeculativeConfig
 from workers.config import EngineConfig
 from workers.engine.block_manager import BlockManager
 from workers.engine.model_runner import RunningStep
@@ -19,9 +19,10 @@ from workers.engine.sampler import Sample
 from workers.engine.scheduler import Scheduler
 from workers.engine.sequence import Sequence
 from workers.engine.sequence_group import SequenceGroup
+from workers.engine.speculation import propose_by_ngrams
 from workers.engine.start import start
-from workers.engine.step_budget import StepBudget
 from workers.engine.state_manager import StateManager
+from workers.engine.step_budget import StepBudget
 from workers.engine_core import Key, StepOutput
 from workers.grammar.compiled_grammar import CompiledGrammar
 from workers.model.loader import Progress
@@ -60,7 +61,8 @@ class Engine:
             card.max_num_seqs,
             card.max_num_batched_tokens,
             speculative.num_tokens,
-            step_budget=self._budget,
+            self._runner.propose if speculative.method == MTP else propose_by_ngrams,
+            self._budget,
         )
         self._overlaps = overlaps(config.async_scheduling, card.device)
         # The step whose samples are not known yet, where steps overlap.

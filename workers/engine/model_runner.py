@@ -6,8 +6,8 @@ who runs next and what becomes of a token. Where kernels attend, batch_layout.py
     flat batch:  one token of each decoding row, shortest context first │ the spans of prompts
 """
 
-from collections.abc import Iterable, Iterator
-from itertools import islice
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import accumulate, islice
 
 import torch
 from torch import Tensor
@@ -88,6 +88,8 @@ class ModelRunner:
         heads = torch.arange(decoder.cache_shape.num_kv_heads, device=decoder.device)
         self._head_offsets = heads[:, None] * decoder.num_blocks
         self._masks = TokenMasks(torch.get_num_threads())
+        # Where the newest hidden states of each sequence lie among the decoder's; see _places.
+        self._places: dict[Sequence, int] = {}
 
     def device_memory(self) -> dict[str, int]:
         """Return the bytes torch holds on the device, named as in EngineStats; none on a CPU."""
@@ -112,6 +114,8 @@ class ModelRunner:
         """Begin a step; `previous`, if still under way, samples what some rows begin with."""
         forward = self._forward_by_kernels if self._for_kernels else self._forward_by_torch
         rows, logits = forward(batch, previous)
+        if self._decoder.drafter is not None:
+            self._places = _places(rows)
         sampling = [_sampling_row(row, index) for row in rows for index in range(row.num_samples)]
         scores = self._score(rows, logits[len(sampling) :])
         if not sampling:
@@ -120,6 +124,42 @@ class ModelRunner:
         masks = self._masks.of(rows, logits)  # while a GPU computes these
         choice = choose(logits, sampling, masks, by_kernels=self._for_kernels)
         return RunningStep(rows, choice, scores)
+
+    def propose(self, asked: Mapping[Sequence, int]) -> list[tuple[int, ...]]:
+        """Return drafts by the model's own layer: none for a sequence of which the newest step has
+        not computed all but the last token, as behind a prompt not computed yet.
+        """
+        drafter, drafts = self._decoder.drafter, {sequence: list[int]() for sequence in asked}
+        assert drafter is not None
+        rows = [s for s in asked if s.num_uncomputed == 1 and s in self._places]
+        if not rows:
+            return [()] * len(asked)
+        hidden = self._decoder.newest[[self._places[s] + len(s.token_ids) - 2 for s in rows]]
+        token_ids = self._tensor([s.token_ids[-1] for s in rows])
+        for depth in range(max(asked[s] for s in rows)):
+            kept = [i for i, s in enumerate(rows) if depth < asked[s]]
+            rows = [rows[i] for i in kept]
+            positions = [len(s.token_ids) - 1 + depth for s in rows]
+            token_ids, hidden = drafter.draft(
+                token_ids[kept],
+                hidden[kept],
+                self._tensor(positions),
+                self._plan_drafts(rows, positions),
+            )
+            for sequence, token_id in zip(rows, token_ids.tolist(), strict=True):
+                drafts[sequence].append(token_id)
+        return [tuple(found) for found in drafts.values()]
+
+    def _plan_drafts(self, sequences: list[Sequence], positions: list[int]) -> AttentionPlan:
+        """Plan attention of one token a sequence to all before it but the first: see mtp.py."""
+        size, groups, slots = self._block_size, [], []
+        for i, (sequence, position) in enumerate(zip(sequences, positions, strict=True)):
+            ids = sequence.table.ids
+            blocks = self._consecutive(sequence) or self._head_blocks([ids])
+            is_first = torch.arange(position + 1, device=self._head_offsets.device)[None] == 0
+            groups.append(DecodeGroup(i, i + 1, blocks, position + 1, self._mask(is_first)))
+            slots.append(ids[position // size] * size + position % size)
+        return AttentionPlan(self._tensor(slots), tuple(groups), ())
 
     def _score(self, rows: Rows, logits: Tensor) -> TokenChoice | None:
         """Say how likely tokens of prompts were, from the logits before each, in rows' order."""
@@ -276,6 +316,14 @@ def _fill_awaited(token_ids: Tensor, rows: Rows, previous: RunningStep | None) -
         tokens = previous.tokens_of(awaited.values())
         where = to_device(torch.tensor(list(awaited)), token_ids.device)
         token_ids[where] = tokens.to(token_ids)
+
+
+def _places(rows: Rows) -> dict[Sequence, int]:
+    """Return where each sequence's token 0 would be among the tokens that are sampled behind."""
+    ends = accumulate(row.num_samples for row in rows)
+    return {
+        row.sequence: end - row.stop for row, end in zip(rows, ends, strict=True) if row.num_samples
+    }
 
 
 def _padded(ids: list[int], num_blocks: int) -> list[int]:

@@ -1,6 +1,6 @@
 """StepBudget: how many tokens a step may compute, so that those who decode get theirs in time.
 
-    step   ├ one token of each that decodes ┤ as many tokens of prompts as the target leaves time for ┤
+    step   ├ a token of each that decodes ┤ tokens of prompts, as long as the target leaves time ┤
 
 What a step without prompts takes, and a prompt's token beside it, is learned from the steps done.
 Where nobody decodes nobody waits, and a step is as large as it may be.

@@ -13,15 +13,16 @@ import torch
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
-from workers.model.attention.attention import LayerKVCache, Plan
+from workers.model.attention.attention import AttentionPlan, LayerKVCache, Plan
 from workers.model.attention.block_kv_cache import BlockKVCache
 from workers.model.attention.kv_cache import KVCache
 from workers.model.layers.qwen_layers import DecoderLayer, Hidden, LayerCache, RMSNorm, Rope
 from workers.model.layers.state_cache import StateCache
 from workers.model.layout.flat_batch import FlatBatch
 from workers.model.layout.slot_plan import States
-from workers.model.layout.state_plan import SlotCopy
+from workers.model.layout.state_plan import SlotCopy, StatePlan
 from workers.model.linear.linear import Linear
+from workers.model.mtp import MtpDrafter, MtpModules
 from workers.model.native.native import Native
 
 
@@ -83,17 +84,26 @@ class Decoder:
         self._norm = RMSNorm(base.norm, for_kernels=for_kernels)
         self._head_device = head.device
         self._head = Linear(head, is_batch_invariant=is_batch_invariant)
+        self.drafter: MtpDrafter | None = None
+        modules = getattr(model, "mtp", None)
+        if isinstance(modules, MtpModules):
+            assert not for_kernels, "multi-token prediction is computed by torch"
+            modules.to(self._norm.device)  # a model that is spread may have spread them too
+            self.drafter = MtpDrafter(modules, self._embedding, self._rotary, self._logits)
         self.is_batch_invariant = is_batch_invariant
         self.device: torch.device = self._embedding.device
         self.dtype: torch.dtype = self._embedding.dtype
 
     @property
     def layer_devices(self) -> list[torch.device]:
-        return [layer.device for layer in self._layers]
+        drafter = [] if self.drafter is None else [self.drafter.device]
+        return [layer.device for layer in self._layers] + drafter
 
     @property
     def num_attention_layers(self) -> int:
-        return sum(layer.state_shape is None for layer in self._layers)
+        """How many layers keep keys and values, a drafting one among them."""
+        num_own = sum(layer.state_shape is None for layer in self._layers)
+        return num_own + (self.drafter is not None)
 
     @cached_property
     def window(self) -> int | None:
@@ -104,7 +114,8 @@ class Decoder:
     def slot_bytes(self) -> int:
         """The bytes of one sequence's state in all layers; 0 for a model without states."""
         shapes = [layer.state_shape for layer in self._layers]
-        return sum(shape.slot_bytes for shape in shapes if shape is not None)
+        own = sum(shape.slot_bytes for shape in shapes if shape is not None)
+        return own + (self.drafter.slot_bytes if self.drafter else 0)
 
     def allocate_cache(
         self, shape: CacheShape, num_blocks: int, block_size: int, num_slots: int = 0
@@ -116,6 +127,10 @@ class Decoder:
                 self._caches.append(shape.allocate(num_blocks, block_size, layer.device))
             else:
                 self._caches.append(StateCache(layer.state_shape, num_slots, layer.device))
+        if self.drafter is not None:
+            cache = shape.allocate(num_blocks, block_size, self.drafter.device)
+            assert isinstance(cache, KVCache)
+            self.drafter.allocate(cache, num_slots)
         self.cache_shape, self.num_blocks, self.block_size = shape, num_blocks, block_size
 
     def clear_cache(self, blocks: list[int]) -> None:
@@ -123,6 +138,8 @@ class Decoder:
         for cache in self._caches:
             if not isinstance(cache, StateCache):
                 cache.clear(blocks)
+        if self.drafter is not None:
+            self.drafter.clear(blocks)
 
     def copy_states(self, copies: Sequence[SlotCopy]) -> None:
         """Copy or empty state slots in all layers, one copy after the other.
@@ -148,7 +165,10 @@ class Decoder:
         rows: Tensor,
         states: States | None = None,
     ) -> Tensor:
-        """Return the logits `[len(rows), vocabulary]` of the tokens at `rows` of the flat batch."""
+        """Return the logits `[len(rows), vocabulary]` of the tokens at `rows` of the flat batch.
+
+        A drafter follows, and the hidden states that these are of are then `newest`.
+        """
         hidden = Hidden(self._embedding[token_ids])
         rope = Rope.compute(self._rotary, positions).to(self.device)
         device = self.device
@@ -158,5 +178,14 @@ class Decoder:
                 hidden, rope, plan = hidden.to(device), rope.to(device), plan.to(device)
                 states = None if states is None else states.to(device)
             hidden = layer(hidden, rope, cache, plan, states)
-        normed, _ = self._norm(hidden.at(rows.to(device)).to(self._norm.device))
+        if self.drafter is None:
+            normed, _ = self._norm(hidden.at(rows.to(device)).to(self._norm.device))
+            return self._logits(normed)
+        assert isinstance(plan, AttentionPlan) and isinstance(states, StatePlan)
+        behind, _ = self._norm(hidden.to(self._norm.device))
+        self.drafter.follow(token_ids, behind, rope, plan.slots, states)
+        self.newest = behind[rows.to(behind.device)]
+        return self._logits(self.newest)
+
+    def _logits(self, normed: Tensor) -> Tensor:
         return self._head(normed.to(self._head_device))

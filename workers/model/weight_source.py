@@ -20,6 +20,7 @@ from workers.checkpoint.packings import Multiplier
 from workers.checkpoint.rounding import FOR_CPUS, Rounding
 from workers.errors import ConfigError
 from workers.model.expert_weights import take_experts
+from workers.model.mtp import MtpModules
 from workers.model.quantization.packed_weights import (
     PackedWeight,
     State,
@@ -80,7 +81,7 @@ def _open_whole(
     unpacked_bytes = weights.num_parameters * dtype.itemsize
     device_map = _device_map(unpacked_bytes if weights.packed else _file_bytes(checkpoint), device)
     with open_weights(checkpoint, dtype, _place(device_map)) as state:
-        yield Source(_model_class(config), _arguments(device_map, state), {})
+        yield Source(_model_class(checkpoint, config), _arguments(device_map, state), {})
 
 
 @contextmanager
@@ -105,7 +106,7 @@ def _open_for_rounding(
         if rounding in FOR_CPUS:
             read = partial(_read_rounded, device=place, rounder=rounder)
             others |= take_experts(state, lambda data: partial(read, data))
-        model_class = _without_weights(_model_class(config), others)
+        model_class = _without_weights(_model_class(checkpoint, config), others)
         yield Source(model_class, _arguments(device_map, state), others)
     _logger.info(
         "weights of layers are rounded to %s; their relative error is %.2f %%",
@@ -130,7 +131,7 @@ def _open_packed(
         }
         if kept_by == "native":
             others |= take_experts(state, lambda data: _keeping(data, kept_by))
-        model_class = _without_weights(_model_class(config), others)
+        model_class = _without_weights(_model_class(checkpoint, config), others)
         yield Source(model_class, _arguments(device_map, state), others)
 
 
@@ -161,6 +162,17 @@ def _without_weights(model_class: Any, linears: Iterable[str]) -> Any:
     return type(model_class.__name__, (model_class,), {"__init__": construct})
 
 
+def _with_drafter(model_class: Any) -> Any:
+    """Return the class of a model that has its layer for multi-token prediction beside it."""
+
+    def construct(self: Any, config: PretrainedConfig) -> None:
+        model_class.__init__(self, config)
+        self.mtp = MtpModules(config, self.model)
+
+    changes = {"__init__": construct, "_keys_to_ignore_on_load_unexpected": None}
+    return type(model_class.__name__, (model_class,), changes)
+
+
 def _arguments(device_map: DeviceMap, state: State) -> dict[str, Any]:
     """Return the arguments of from_pretrained that make it read these tensors and no file."""
     return {
@@ -170,8 +182,9 @@ def _arguments(device_map: DeviceMap, state: State) -> dict[str, Any]:
     }
 
 
-def _model_class(config: PretrainedConfig) -> Any:
-    return MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+def _model_class(checkpoint: Checkpoint, config: PretrainedConfig) -> Any:
+    model_class = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    return _with_drafter(model_class) if checkpoint.weights.has_drafter else model_class
 
 
 def _file_bytes(checkpoint: Checkpoint) -> int:

@@ -162,12 +162,15 @@ class Attention:
         context = cache.attend(query, plan, self.window)
         return _kernels().gate_heads(context, qkv) if self._is_gated else context
 
+    def remember(self, normed: Tensor, rope: Rope, cache: KVCache, slots: Tensor) -> None:
+        """Store keys and values of tokens of whose own attention nothing is asked."""
+        heads, _ = self._split_gate(self._qkv(normed))
+        _, key, value = self._rotated(heads, rope)
+        cache.write(slots, key, value)
+
     def _attend_by_torch(self, qkv: Tensor, rope: Rope, cache: KVCache, plan: Plan) -> Tensor:
         heads, gate = self._split_gate(qkv)
-        num_rotated = self._num_heads + self._num_kv_heads
-        rotated = self._normalize_and_rotate(heads[:, :num_rotated], rope).to(heads.dtype)
-        query, key = rotated[:, : self._num_heads], rotated[:, self._num_heads :]
-        value = heads[:, num_rotated:]
+        query, key, value = self._rotated(heads, rope)
         assert isinstance(plan, AttentionPlan)
         cache.write(plan.slots, key, value)
         context = attend(query, key, value, cache, plan, self.window)
@@ -181,6 +184,12 @@ class Attention:
         pairs = heads[:, : 2 * self._num_heads].unflatten(1, (self._num_heads, 2))
         ungated = torch.cat((pairs[:, :, 0], heads[:, 2 * self._num_heads :]), 1)
         return ungated, pairs[:, :, 1]
+
+    def _rotated(self, heads: Tensor, rope: Rope) -> tuple[Tensor, Tensor, Tensor]:
+        """Return queries, keys and values, the first two as they attend."""
+        num_rotated = self._num_heads + self._num_kv_heads
+        rotated = self._normalize_and_rotate(heads[:, :num_rotated], rope).to(heads.dtype)
+        return rotated[:, : self._num_heads], rotated[:, self._num_heads :], heads[:, num_rotated:]
 
     def _normalize_and_rotate(self, heads: Tensor, rope: Rope) -> Tensor:
         """Return float32 queries and keys; the queries are scaled for the softmax."""
@@ -244,6 +253,12 @@ class DecoderLayer:
             delta = self._mixer(normed, rope, cache, plan)
         normed, residual = self._post_norm(Hidden(residual, delta))
         return Hidden(residual, self._mlp(normed))
+
+    def remember(self, hidden: Hidden, rope: Rope, cache: KVCache, slots: Tensor) -> None:
+        """Store keys and values of tokens of which nothing else is asked."""
+        assert isinstance(self._mixer, Attention)
+        normed, _ = self._input_norm(hidden)
+        self._mixer.remember(normed, rope, cache, slots)
 
 
 def _kernels() -> Any:

@@ -46,13 +46,18 @@ class StateCache:
 
     def copy(self, copies: Iterable[SlotCopy]) -> None:
         """Copy or empty slots, one after the other."""
-        for source, target in copies:
-            for slots in (self.matrices, self.inputs):
-                if source is None:
-                    slots[target].zero_()
-                else:
-                    slots[target].copy_(slots[source])
+        copy_slots(copies, self.matrices, self.inputs)
 
     def views(self, slots: slice) -> tuple[Tensor, Tensor]:
         """Return matrices and inputs of neighbouring slots, to be changed in place."""
         return self.matrices[slots], self.inputs[slots]
+
+
+def copy_slots(copies: Iterable[SlotCopy], *caches: Tensor) -> None:
+    """Copy or empty slots of all caches, one slot after the other."""
+    for source, target in copies:
+        for slots in caches:
+            if source is None:
+                slots[target].zero_()
+            else:
+                slots[target].copy_(slots[source])
