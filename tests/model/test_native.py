@@ -8,6 +8,8 @@ import stat
 import pytest
 import torch
 
+from workers.model.layers.mlp import silu_mul
+from workers.model.layers.qwen_layers import Rope, add_rms_norm
 from workers.model.layout.int4_weight import Int4Weight, num_words, pack_words
 from workers.model.native import library
 from workers.model.native.int4_tiles import Int4Tiles, concatenate
@@ -272,3 +274,64 @@ def test_older_cpus_compute_the_same(native, arch, monkeypatch, loading):
     query = (torch.randn(2, 6, 64) / 8).to(native.dtype)
     found, expected = (cache.attend(one, query).float() for one in (older, native))
     assert error_of(found, expected.double()) < native.error
+
+
+@pytest.mark.parametrize("num_tokens", [1, 3, 200])
+@pytest.mark.parametrize("has_delta", [False, True])
+def test_norms_are_added_and_rounded_as_by_torch(native, num_tokens, has_delta):
+    torch.manual_seed(num_tokens)
+    residual = (torch.randn(num_tokens, 96) * 50).to(native.dtype)
+    delta = torch.randn(num_tokens, 96).to(native.dtype) if has_delta else None
+    weight = torch.rand(96) + 0.5
+    mine, theirs = residual.clone(), residual.clone()
+    found, total = native.add_rms_norm(delta, mine, weight, 1e-6)
+    expected, other = add_rms_norm(delta, theirs, weight, 1e-6)
+    assert total is mine and torch.equal(total, other)
+    assert error_of(found, expected.double()) < native.error
+
+
+@pytest.mark.parametrize(("head_dim", "rotated"), [(128, 128), (64, 16), (16, 16), (256, 64)])
+@pytest.mark.parametrize("is_normed", [False, True])
+def test_heads_are_rotated_and_written(native, head_dim, rotated, is_normed):
+    torch.manual_seed(head_dim)
+    num_tokens, heads, kv_heads, num_slots = 7, 6, 2, 40
+    qkv = torch.randn(num_tokens, (heads + 2 * kv_heads) * head_dim).to(native.dtype)
+    norms = torch.rand(heads + kv_heads, head_dim) + 0.5 if is_normed else None
+    angles = torch.randn(num_tokens, 1, rotated // 2)
+    cos = angles.cos().repeat(1, 1, 2)
+    sin = torch.cat((-angles.sin(), angles.sin()), -1)
+    slots = torch.randperm(num_slots)[:num_tokens]
+    keys, values = (torch.full((kv_heads, num_slots, head_dim), 9.0).to(native.dtype) for _ in "kv")
+    scale = 1.0 if is_normed else 0.25
+    query = native.norm_rope_write(qkv, norms, 1e-6, scale, cos, sin, slots, keys, values)
+    split = qkv.view(num_tokens, -1, head_dim)
+    x = split[:, : heads + kv_heads].float()
+    if is_normed:
+        x = x * (x.square().mean(-1, keepdim=True) + 1e-6).rsqrt() * norms
+    else:
+        x[:, :heads] *= scale
+    x = Rope(cos, sin).rotate(x)
+    assert error_of(query, x[:, :heads].double()) < native.error
+    assert error_of(keys[:, slots].transpose(0, 1), x[:, heads:].double()) < native.error
+    assert torch.equal(values[:, slots].transpose(0, 1), split[:, heads + kv_heads :])
+    rest = torch.ones(num_slots, dtype=torch.bool)
+    rest[slots] = False
+    assert keys[:, rest].eq(9).all() and values[:, rest].eq(9).all()
+
+
+def test_silu_is_that_of_torch_at_both_ends(native):
+    gate = torch.cat((torch.linspace(-120, 120, 60), torch.tensor([0.0, -0.0, 1e-30, -1e-30])))
+    gate_up = torch.cat((gate, torch.randn(64)))[None].repeat(3, 1).to(native.dtype)
+    expected = silu_mul(gate_up.double())
+    assert error_of(native.silu_mul(gate_up), expected) < 2 * native.error
+
+
+def test_what_lies_between_products_depends_on_nothing_beside_it(native):
+    x = torch.randn(600, 128).to(native.dtype)
+    together = native.silu_mul(x), native.add_rms_norm(None, x.clone(), torch.ones(128), 1e-6)[0]
+    for row in (0, 7, 599):
+        own = x[row : row + 1].clone()
+        assert torch.equal(native.silu_mul(own)[0], together[0][row])
+        assert torch.equal(
+            native.add_rms_norm(None, own, torch.ones(128), 1e-6)[0][0], together[1][row]
+        )

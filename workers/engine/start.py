@@ -139,7 +139,12 @@ def _build(
 ) -> tuple[Decoder, CapacityLimits]:
     """Return the decoder with a cache of the size that fits beside it."""
     progress("merging weights", 0.0)
-    decoder = Decoder(model, is_batch_invariant=config.deterministic, for_kernels=shape.for_kernels)
+    decoder = Decoder(
+        model,
+        is_batch_invariant=config.deterministic,
+        for_kernels=shape.for_kernels,
+        native=shape.native,
+    )
     device = decoder.device
     layers = decoder.layer_devices
     if device.type == "cuda":

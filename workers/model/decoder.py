@@ -66,22 +66,29 @@ class Decoder:
     """The model of one engine. Its cache is allocated when it is known how much memory is left."""
 
     def __init__(
-        self, model: PreTrainedModel, *, is_batch_invariant: bool = False, for_kernels: bool = False
+        self,
+        model: PreTrainedModel,
+        *,
+        is_batch_invariant: bool = False,
+        for_kernels: bool = False,
+        native: Native | None = None,
     ) -> None:
         """With `is_batch_invariant`, a token's logits depend on nothing beside it.
 
         With `for_kernels`, a layer is about ten launches; its cache must be for kernels too.
+        `native` are functions for the layers of a CPU.
         """
+        by: Any = {"for_kernels": for_kernels, "native": native}
         base: Any = model.model
         head = model.lm_head.weight.detach()
         self._embedding = base.embed_tokens.weight.detach()
         self._rotary = base.rotary_emb
         self._layers = [
-            DecoderLayer(layer, is_batch_invariant=is_batch_invariant, for_kernels=for_kernels)
+            DecoderLayer(layer, is_batch_invariant=is_batch_invariant, **by)
             for layer in base.layers
         ]
         self._caches: list[LayerCache] = []
-        self._norm = RMSNorm(base.norm, for_kernels=for_kernels)
+        self._norm = RMSNorm(base.norm, **by)
         self._head_device = head.device
         self._head = Linear(head, is_batch_invariant=is_batch_invariant)
         self.drafter: MtpDrafter | None = None

@@ -105,18 +105,11 @@ Plan = AttentionPlan | PagedPlan
 LayerKVCache = KVCache | BlockKVCache
 
 
-def attend(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    cache: KVCache,
-    plan: AttentionPlan,
-    window: int | None = None,
-) -> Tensor:
+def attend(query: Tensor, cache: KVCache, plan: AttentionPlan, window: int | None = None) -> Tensor:
     """Return the context `[tokens, heads, head_dim]` of all tokens of a step.
 
-    `key` and `value` are those of the step's own tokens, already written to the cache. With a
-    `window` a token sees itself and so many less one before it.
+    Keys and values of the step's own tokens are in the cache. With a `window` a token sees itself
+    and so many less one before it.
     """
     context = torch.empty_like(query, memory_format=torch.contiguous_format)
     if plan.tokens is not None:
@@ -126,16 +119,12 @@ def attend(
         context[rows] = _attend_group(query[rows], cache, group, window)
     for span in plan.prefills:
         rows = slice(span.first, span.stop)
+        keys, values = cache.gather(span.blocks)
         if plan.is_batch_invariant:
-            keys, values = cache.gather(span.blocks)
             context[rows] = batch_invariant.attend_span(
                 query[rows], keys[:, : span.length], values[:, : span.length], window
             )
             continue
-        if span.num_computed == 0:
-            keys, values = key[rows].transpose(0, 1), value[rows].transpose(0, 1)
-        else:
-            keys, values = cache.gather(span.blocks)
         seen = slice(max(0, span.num_computed - window + 1) if window else 0, span.length)
         context[rows] = _attend_span(query[rows], keys[:, seen], values[:, seen], window)
     return context

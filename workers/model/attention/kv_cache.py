@@ -50,6 +50,30 @@ class KVCache:
         for part in (self._keys, self._values):
             part.view(self.num_kv_heads, self._num_blocks, -1).index_fill_(1, where, 0)
 
+    @property
+    def is_compiled(self) -> bool:
+        """Whether functions in C write to it and attend; see workers/model/native."""
+        return self._native is not None
+
+    def rotate_and_write(
+        self,
+        heads: Tensor,
+        head_norm: Tensor | None,
+        eps: float,
+        scale: float,
+        cos: Tensor,
+        sin: Tensor,
+        slots: Tensor,
+    ) -> Tensor:
+        """Store keys and values of `[tokens, heads + 2 kv_heads, head_dim]` at the slots of the
+        tokens, keys normalized and rotated; return the queries, scaled as well.
+        """
+        assert self._native is not None
+        keys, values = self._keys, self._values
+        return self._native.norm_rope_write(
+            heads.flatten(1), head_norm, eps, scale, cos, sin, slots, keys, values
+        )
+
     def attend(
         self,
         query: Tensor,

@@ -7,15 +7,17 @@ shapes alone decide the way and nothing waits for the host, so a CUDA graph may 
 on a CPU, the kernels under Triton's interpreter. Not checked: any GPU.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from workers.model.layers.mlp import SharedExpert
+from workers.model.layers.mlp import SharedExpert, silu_mul
 from workers.model.linear.batch_invariant import blocks_of_rows
 from workers.model.linear.linear import Linear, join
+from workers.model.native.native import Native
 
 # More pairs an expert than this are many: they share its weights, and larger tiles pay. A guess.
 _MANY_PAIRS = 4
@@ -24,7 +26,14 @@ _MANY_PAIRS = 4
 class Experts:
     """The router and the experts of one layer."""
 
-    def __init__(self, module: Any, *, is_batch_invariant: bool, for_kernels: bool = False) -> None:
+    def __init__(
+        self,
+        module: Any,
+        *,
+        is_batch_invariant: bool,
+        for_kernels: bool = False,
+        native: Native | None = None,
+    ) -> None:
         """With `is_batch_invariant`, a token's result depends on nothing beside it."""
         self._router = module.gate
         self._is_batch_invariant = is_batch_invariant
@@ -33,11 +42,14 @@ class Experts:
         if for_kernels:
             self._multiply = KernelExperts(module.experts, is_batch_invariant=is_batch_invariant)
         elif LoopedExperts.takes(module.experts, is_batch_invariant=is_batch_invariant):
-            self._multiply = LoopedExperts(module.experts)
+            self._multiply = LoopedExperts(module.experts, native)
         self._shared = None
         if hasattr(module, "shared_expert"):
             self._shared = SharedExpert(
-                module, is_batch_invariant=is_batch_invariant, for_kernels=for_kernels
+                module,
+                is_batch_invariant=is_batch_invariant,
+                for_kernels=for_kernels,
+                native=native,
             )
 
     def __call__(self, hidden: Tensor) -> Tensor:
@@ -68,14 +80,18 @@ class LoopedExperts:
     equal.
     """
 
-    def __init__(self, module: Any) -> None:
+    def __init__(self, module: Any, native: Native | None = None) -> None:
         """Take the weights of transformers' experts, or those of fewer bits that it holds as its
         `weight`; the module keeps none.
         """
         fewer = getattr(module, "weight", None)
         gate_up = fewer.gate_up if fewer else [[one] for one in module.gate_up_proj.detach()]
+        down = fewer.down if fewer else module.down_proj.detach()
+        self._silu_mul: Callable[[Tensor], Tensor] = silu_mul
+        if native is not None and native.takes_width(down[0].shape[1]):
+            self._silu_mul = native.silu_mul
         self._gate_up = [join(parts) for parts in gate_up]
-        self._down = [Linear(one) for one in (fewer.down if fewer else module.down_proj.detach())]
+        self._down = [Linear(one) for one in down]
         module.weight = None
         module.register_parameter("gate_up_proj", None)
         module.register_parameter("down_proj", None)
@@ -95,8 +111,7 @@ class LoopedExperts:
         return sum_parts(torch.cat(parts), order, weights)
 
     def _apply(self, expert: int, x: Tensor) -> Tensor:
-        gate, up = self._gate_up[expert](x).chunk(2, dim=-1)
-        return self._down[expert](F.silu(gate).mul_(up))
+        return self._down[expert](self._silu_mul(self._gate_up[expert](x)))
 
 
 class KernelExperts:

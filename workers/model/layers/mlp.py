@@ -13,18 +13,31 @@ from torch import Tensor
 
 from workers.model.linear import batch_invariant
 from workers.model.linear.linear import merge
+from workers.model.native.native import Native
 
 
 class MLP:
     """SwiGLU with one projection for gate and up."""
 
-    def __init__(self, module: Any, *, is_batch_invariant: bool, for_kernels: bool = False) -> None:
-        self._gate_up = merge(
-            [module.gate_proj, module.up_proj], is_batch_invariant=is_batch_invariant
-        )
+    def __init__(
+        self,
+        module: Any,
+        *,
+        is_batch_invariant: bool,
+        for_kernels: bool = False,
+        native: Native | None = None,
+    ) -> None:
+        parts = [module.gate_proj, module.up_proj]
+        width = sum(part.weight.shape[0] for part in parts) // 2
+        self._gate_up = merge(parts, is_batch_invariant=is_batch_invariant)
         self._down = merge([module.down_proj], is_batch_invariant=is_batch_invariant)
-        by_torch = partial(silu_mul, silu=batch_invariant.silu if is_batch_invariant else F.silu)
-        self._silu_mul = _kernels().silu_mul if for_kernels else by_torch
+        self._silu_mul: Callable[[Tensor], Tensor] = partial(
+            silu_mul, silu=batch_invariant.silu if is_batch_invariant else F.silu
+        )
+        if for_kernels:
+            self._silu_mul = _kernels().silu_mul
+        elif native is not None and native.takes_width(width):
+            self._silu_mul = native.silu_mul
 
     def __call__(self, normed: Tensor) -> Tensor:
         return self._down(self._silu_mul(self._gate_up(normed)))
@@ -39,10 +52,20 @@ def silu_mul(gate_up: Tensor, silu: Callable[[Tensor], Tensor] = F.silu) -> Tens
 class SharedExpert:
     """An MLP for all tokens, weighted by how much each wants of it: `sigmoid(x · w) · mlp(x)`."""
 
-    def __init__(self, module: Any, *, is_batch_invariant: bool, for_kernels: bool = False) -> None:
+    def __init__(
+        self,
+        module: Any,
+        *,
+        is_batch_invariant: bool,
+        for_kernels: bool = False,
+        native: Native | None = None,
+    ) -> None:
         """Take the weights of a block of transformers that has a shared expert."""
         self._mlp = MLP(
-            module.shared_expert, is_batch_invariant=is_batch_invariant, for_kernels=for_kernels
+            module.shared_expert,
+            is_batch_invariant=is_batch_invariant,
+            for_kernels=for_kernels,
+            native=native,
         )
         self._gate = merge([module.shared_expert_gate], is_batch_invariant=is_batch_invariant)
         self._sigmoid = batch_invariant.sigmoid if is_batch_invariant else torch.sigmoid

@@ -4,8 +4,8 @@ Knows the arithmetic of a layer: residual additions, norms, merged projections, 
 MLP. Modules of transformers are Any here: which attributes they have is what the parity tests
 guard. Refuses to know where keys and values are kept; that is behind LayerKVCache.
 
-What lies between two matrix products is computed by torch here, or with `for_kernels` in one launch
-of kernels/layers.py; heads are, wherever the cache is a BlockKVCache.
+What lies between two matrix products is computed by torch here; or with `for_kernels` in one launch
+of kernels/layers.py, as heads are wherever the cache is a BlockKVCache; or by one function in C.
 """
 
 from typing import Any, NamedTuple
@@ -25,6 +25,7 @@ from workers.model.layout.paged_plan import PagedPlan
 from workers.model.layout.slot_plan import States
 from workers.model.linear import batch_invariant
 from workers.model.linear.linear import merge
+from workers.model.native.native import Native
 
 LayerCache = LayerKVCache | StateCache
 
@@ -81,10 +82,16 @@ class Rope(NamedTuple):
 class RMSNorm:
     """Root mean square norm over the last dimension of the whole sum, computed in float32."""
 
-    def __init__(self, module: Any, *, for_kernels: bool = False) -> None:
+    def __init__(
+        self, module: Any, *, for_kernels: bool = False, native: Native | None = None
+    ) -> None:
         self._weight, self._eps = norm_of(module)
         self.device: torch.device = self._weight.device
-        self._add_rms_norm = _kernels().add_rms_norm if for_kernels else add_rms_norm
+        self._add_rms_norm = add_rms_norm
+        if for_kernels:
+            self._add_rms_norm = _kernels().add_rms_norm
+        elif native is not None and native.takes_width(len(self._weight)):
+            self._add_rms_norm = native.add_rms_norm
 
     def __call__(self, hidden: Hidden) -> tuple[Tensor, Tensor]:
         """Return the norm, and the sum with nothing left to add."""
@@ -165,15 +172,13 @@ class Attention:
     def remember(self, normed: Tensor, rope: Rope, cache: KVCache, slots: Tensor) -> None:
         """Store keys and values of tokens of whose own attention nothing is asked."""
         heads, _ = self._split_gate(self._qkv(normed))
-        _, key, value = self._rotated(heads, rope)
-        cache.write(slots, key, value)
+        self._rotate_and_write(heads, rope, cache, slots)
 
     def _attend_by_torch(self, qkv: Tensor, rope: Rope, cache: KVCache, plan: Plan) -> Tensor:
         heads, gate = self._split_gate(qkv)
-        query, key, value = self._rotated(heads, rope)
         assert isinstance(plan, AttentionPlan)
-        cache.write(plan.slots, key, value)
-        context = attend(query, key, value, cache, plan, self.window)
+        query = self._rotate_and_write(heads, rope, cache, plan.slots)
+        context = attend(query, cache, plan, self.window)
         return context if gate is None else context.mul_(self._sigmoid(gate))
 
     def _split_gate(self, qkv: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -185,11 +190,17 @@ class Attention:
         ungated = torch.cat((pairs[:, :, 0], heads[:, 2 * self._num_heads :]), 1)
         return ungated, pairs[:, :, 1]
 
-    def _rotated(self, heads: Tensor, rope: Rope) -> tuple[Tensor, Tensor, Tensor]:
-        """Return queries, keys and values, the first two as they attend."""
+    def _rotate_and_write(self, heads: Tensor, rope: Rope, cache: KVCache, slots: Tensor) -> Tensor:
+        """Store keys and values at the slots of the tokens; return the queries, as they attend."""
+        if cache.is_compiled:
+            scale = self._scale if self._head_norm is None else 1.0
+            return cache.rotate_and_write(
+                heads, self._head_norm, self._eps, scale, rope.cos, rope.sin, slots
+            )
         num_rotated = self._num_heads + self._num_kv_heads
         rotated = self._normalize_and_rotate(heads[:, :num_rotated], rope).to(heads.dtype)
-        return rotated[:, : self._num_heads], rotated[:, self._num_heads :], heads[:, num_rotated:]
+        cache.write(slots, rotated[:, self._num_heads :], heads[:, num_rotated:])
+        return rotated[:, : self._num_heads]
 
     def _normalize_and_rotate(self, heads: Tensor, rope: Rope) -> Tensor:
         """Return float32 queries and keys; the queries are scaled for the softmax."""
@@ -213,11 +224,17 @@ class DecoderLayer:
     """Attention or Gated DeltaNet, and an MLP, with their norms and residual additions."""
 
     def __init__(
-        self, module: Any, *, is_batch_invariant: bool = False, for_kernels: bool = False
+        self,
+        module: Any,
+        *,
+        is_batch_invariant: bool = False,
+        for_kernels: bool = False,
+        native: Native | None = None,
     ) -> None:
-        self._input_norm = RMSNorm(module.input_layernorm, for_kernels=for_kernels)
+        by: Any = {"for_kernels": for_kernels, "native": native}
+        self._input_norm = RMSNorm(module.input_layernorm, **by)
         self.device = self._input_norm.device
-        self._post_norm = RMSNorm(module.post_attention_layernorm, for_kernels=for_kernels)
+        self._post_norm = RMSNorm(module.post_attention_layernorm, **by)
         self._mixer: Attention | GatedDeltaNet
         if hasattr(module, "linear_attn"):
             self._mixer = GatedDeltaNet(
@@ -226,9 +243,7 @@ class DecoderLayer:
         else:
             self._mixer = Attention(module.self_attn, is_batch_invariant=is_batch_invariant)
         feed_forward = MLP if hasattr(module.mlp, "gate_proj") else Experts
-        self._mlp = feed_forward(
-            module.mlp, is_batch_invariant=is_batch_invariant, for_kernels=for_kernels
-        )
+        self._mlp = feed_forward(module.mlp, is_batch_invariant=is_batch_invariant, **by)
 
     @property
     def state_shape(self) -> StateShape | None:

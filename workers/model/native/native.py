@@ -41,6 +41,11 @@ class Native:
         """Whether heads of this size, so many to a key head, are computed."""
         return head_dim % _LANES == 0 and head_dim <= _MOST_DIMS and group <= _MOST_GROUP
 
+    @staticmethod
+    def takes_width(width: int) -> bool:
+        """Whether rows of so many numbers are computed."""
+        return width % _LANES == 0
+
     def attend(
         self,
         query: Tensor,
@@ -79,7 +84,9 @@ class Native:
     ) -> tuple[Tensor, Tensor]:
         """Add delta to residual `[tokens, width]` in place; return its norm, and it."""
         assert residual.dtype == self._dtype and residual.is_contiguous()
-        assert delta is None or (delta.dtype == self._dtype and delta.is_contiguous())
+        if delta is not None:
+            assert delta.dtype == self._dtype and delta.shape == residual.shape
+            delta = delta.contiguous()
         normed = torch.empty_like(residual)
         self._add_rms_norm(
             *_pointers(delta, residual, weight, normed),
