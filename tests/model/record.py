@@ -28,6 +28,7 @@ COLUMNS = {
 CELLS = {
     "as it is": ("as it is", "原样"),
     "unpacked": ("unpacked", "解包"),
+    "kept on CPUs": ("as packed on CPUs", "CPU 上不解包"),
     "kept by kernels": ("as packed in kernels", "内核中不解包"),
 }
 

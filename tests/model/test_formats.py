@@ -14,6 +14,8 @@ from workers.checkpoint.architectures import ARCHITECTURES
 from workers.checkpoint.checkpoint import Checkpoint
 from workers.model.layout.block_fp8_weight import BlockFp8Weight
 from workers.model.layout.int4_weight import Int4Weight
+from workers.model.native.int4_tiles import Int4Tiles
+from workers.model.quantization.int8 import Int8Weight
 
 PACKERS = {
     "fp8": Fp8Packer((48, 32)),
@@ -25,6 +27,7 @@ PACKERS = {
     "compressed-tensors I8": CompressedPacker("int-quantized", 8, "channel"),
     "compressed-tensors F8_E4M3": CompressedPacker("float-quantized", 8, "channel", is_float=True),
 }
+FOURS = [form for form in PACKERS if form.endswith(" 4")]
 # With a vision tower beside the text, as they are published.
 SEEING = {f"{name}, published": name for name in PUBLISHED}
 
@@ -64,7 +67,24 @@ def test_an_architecture_loads_from_a_format(
     check_record(plain, "as it is")
 
 
-@pytest.mark.parametrize("form", [form for form in PACKERS if form.endswith(" 4")])
+@pytest.mark.parametrize("form", [*FOURS, "compressed-tensors I8"])
+@pytest.mark.parametrize("name", [*MODELS, *SEEING])
+def test_a_cpu_multiplies_by_weights_as_they_are_packed(
+    source_of, tmp_path, prompts, check_record, name, form
+):
+    packed, plain = write_twins(source_of(name), tmp_path, PACKERS[form])
+    prompt = prompts(1, longest=24)[0]
+    kept = load(packed, kept_by="native")
+    kind = Int4Tiles if form in FOURS else Int8Weight
+    assert isinstance(kept.model.layers[-1].self_attn.q_proj.weight, kind)
+    found, expected = logits_of(kept, prompt), logits_of(load(plain), prompt)
+    # What is multiplied is rounded to 8 bits, which routers may choose others by.
+    limit = 0.3 if name.startswith(HYBRIDS) else 0.1
+    assert 1e-4 < float((found - expected).norm() / expected.norm()) < limit
+    check_record(packed, "kept on CPUs")
+
+
+@pytest.mark.parametrize("form", FOURS)
 @pytest.mark.parametrize("name", [*MODELS, *SEEING])
 def test_kernels_multiply_by_linears_of_4_bits(
     source_of, tmp_path, prompts, check_record, name, form
