@@ -383,7 +383,7 @@ def test_a_gpu_is_filled_but_for_its_reserve(monkeypatch):
     assert found.outcome is Outcome.FAILURE
 
 
-def test_packed_weights_stay_packed_on_a_gpu_and_fp8_halves_plain_ones():
+def test_packed_weights_stay_packed_and_plain_ones_of_layers_are_rounded(monkeypatch):
     weights, dimensions = demo()
     gpu, machine_memory = Room("GPU", True, GIB, GIB), Room("memory", False, GIB, GIB)
     name = "model.layers.0.mlp.up_proj"
@@ -401,11 +401,21 @@ def test_packed_weights_stay_packed_on_a_gpu_and_fp8_halves_plain_ones():
 
     plain = 2 * weights.num_parameters
     assert num_bytes(weights, gpu) == num_bytes(weights, machine_memory) == plain
-    assert num_bytes(weights, gpu, quantization="fp8") == plain // 2
+    rounded = weights.num_in_layers
+    assert 0.3 < rounded / weights.num_parameters < 0.9
+    assert num_bytes(weights, gpu, quantization="fp8") == plain - rounded
+    assert num_bytes(weights, machine_memory, quantization="int8") == plain - rounded
+    fours = num_bytes(weights, machine_memory, quantization="int4")
+    assert plain - 1.5 * rounded < fours < plain - 1.45 * rounded
     # 4 bits a number; for 32 of them a scale of 16 and a zero point of 4.
     kept = plain - (16 - 4 - 20 / 32) / 8 * math.prod(shape)
     assert num_bytes(packed, gpu) == kept
     unpacked = 2 * packed.num_parameters
+    monkeypatch.setenv("CC", "gcc")
+    assert num_bytes(packed, machine_memory) == kept
+    assert num_bytes(packed, machine_memory, attention_backend="torch") == unpacked
+    monkeypatch.setenv("CC", "")
+    monkeypatch.setenv("PATH", "/nowhere")
     assert num_bytes(packed, machine_memory) == unpacked
     assert num_bytes(packed, gpu, attention_backend="torch") == unpacked
 

@@ -365,5 +365,5 @@ def test_the_layer_is_not_loaded_where_nobody_asks_for_it(mtp_model, name):
 
 def test_on_cuda_it_is_said_that_torch_computes_the_model(caplog):
     config = EngineConfig("model", speculative_config=mtp())
-    assert not _uses_kernels(config, torch.device("cuda"), is_hybrid=True, as_fp8=False)
-    assert "drafts by method mtp is computed by torch on cuda" in caplog.text
+    assert not _uses_kernels(config, torch.device("cuda"), is_hybrid=True)
+    assert "with drafts is computed by torch on cuda" in caplog.text
