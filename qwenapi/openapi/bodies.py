@@ -137,6 +137,16 @@ BODIES: dict[str, JsonSchema] = {
         "default_sampling_params",
     ),
     "ModelList": _object({"object": {"const": "list"}, "data": _list(_ref("Model"))}),
+    "Tokens": _object(
+        {
+            "count": WHOLE,
+            "max_model_len": WHOLE,
+            "tokens": _list(WHOLE),
+            "token_strs": _or_null(_list(TEXT)),
+        }
+    ),
+    "TokensText": _object({"prompt": TEXT}),
+    "TokenizerInfo": _object({"tokenizer_class": TEXT, "chat_template": TEXT}, "chat_template"),
     "Message": _object(
         {
             "id": TEXT,

@@ -53,7 +53,7 @@ from workers.wire.protocol import ModelCard
 blueprint = Blueprint("openai", __name__)
 
 
-def _choose_profile(body: dict[str, Any]) -> None:
+def choose_profile(body: dict[str, Any]) -> None:
     """Let the profile of the model asked for answer, and cut what it documents as cut."""
     name = body.get("model")
     if name is not None and not isinstance(name, str):
@@ -70,12 +70,12 @@ def _choose_profile(body: dict[str, Any]) -> None:
 @blueprint.post("/v1/chat/completions")
 @blueprint.post("/api/chat/completions", endpoint="chat_completions_of_page")
 @blueprint.post("/chat/completions", endpoint="chat_completions_bare")
-@accepts(ChatSchema, before=_choose_profile, load=load_body)
+@accepts(ChatSchema, before=choose_profile, load=load_body)
 def chat_completions(ask: ChatRequest) -> Response:
     card, tokenizer = served_model()
     profile = current_profile()
     settings = profile.settings
-    chat = prepare_chat(tokenizer, _chat_prompt(ask, profile), ChatOptions.of(settings))
+    chat = prepare_chat(tokenizer, chat_prompt(ask, profile), ChatOptions.of(settings))
     wanted, cut = generation_request(
         ask,
         [_cut(chat.ids, ask, card)],
@@ -101,7 +101,8 @@ def chat_completions(ask: ChatRequest) -> Response:
     return respond(wanted, tokenizer, write, streams=ask.stream, cut=g.clamped | cut)
 
 
-def _chat_prompt(ask: ChatRequest, profile: Profile) -> ChatPrompt:
+def chat_prompt(ask: ChatRequest, profile: Profile) -> ChatPrompt:
+    """Return what a conversation asks of the template, which the profile may have a say in."""
     thinking = profile.thinking if ask.enable_thinking is None else ask.enable_thinking
     return ChatPrompt(
         messages=ask.messages,
@@ -117,7 +118,7 @@ def _chat_prompt(ask: ChatRequest, profile: Profile) -> ChatPrompt:
 
 
 @blueprint.post("/v1/completions")
-@accepts(CompletionSchema, before=_choose_profile, load=load_body)
+@accepts(CompletionSchema, before=choose_profile, load=load_body)
 def completions(ask: CompletionRequest) -> Response:
     card, tokenizer = served_model()
     for prompt in ask.prompts:
