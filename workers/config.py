@@ -4,6 +4,9 @@ Where they come from (flags, environment, profile) is qwenapi.settings.sources's
 """
 
 from dataclasses import dataclass
+from typing import Literal
+
+Task = Literal["generate", "embed", "rerank"]
 
 
 @dataclass(frozen=True)
@@ -14,8 +17,8 @@ class EngineConfig:
     max_model_len from the model's config, max_num_batched_tokens 8192 on CUDA and 512 on CPU,
     block_size 64 and 32, num_blocks from free memory, threads from the physical cores.
     `step_timeout` is in seconds. `rope_scaling`, `hf_overrides` and `speculative_config` are JSON
-    objects as text; `generation_config` is auto, vllm or a directory. `replica` is which of several
-    engines this is, each on the next GPU; -1 is the only one.
+    objects as text; `task` is auto or a Task; `generation_config` is auto, vllm or a directory.
+    `replica` is which of several engines this is, each on the next GPU; -1 is the only one.
     """
 
     model: str
@@ -48,3 +51,4 @@ class EngineConfig:
     stub: bool = False
     stub_step_seconds: float = 0.0
     speculative_config: str = ""
+    task: str = "auto"

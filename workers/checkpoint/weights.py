@@ -122,6 +122,8 @@ def read_weights(
     architecture: Architecture,
     config: ModelConfig,
     quantization: Quantization | None,
+    *,
+    has_head: bool = True,
 ) -> Weights:
     """Return what the headers say; raise ModelError naming the file and tensor that is wrong."""
     files = find_files(directory)
@@ -132,7 +134,11 @@ def read_weights(
     shapes: dict[str, Shape] = {}
     packed: dict[str, Packing] = {}
     has_fused_experts = any(_FUSED_EXPERTS.match(name) for name in stored)
-    for name, shape in architecture.shapes(config, has_fused_experts=has_fused_experts):
+    if not has_head and EMBEDDING in stored:
+        stored.pop(HEAD, None)
+    for name, shape in architecture.shapes(
+        config, has_fused_experts=has_fused_experts, has_head=has_head
+    ):
         module = name.removesuffix(".weight")
         packing = _packing_of(module, stored, quantization)
         if packing is not None:
@@ -313,7 +319,7 @@ def _why_missing(name: str, stored: Stored, quantization: Quantization | None) -
     if name == HEAD:
         return (
             f"{name} is missing, and config.json does not tie it to the embeddings: an embedding"
-            " or reward model, which writes no text; choose one that does"
+            " or reward model, which writes no text; choose one that does, or say --task embed"
         )
     stem = name.removeprefix("model.")
     if like := next((other for other in stored if other.endswith(f".{stem}")), None):

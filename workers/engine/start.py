@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from workers.checkpoint.checkpoint import Checkpoint
 from workers.checkpoint.speculative_config import MAX_SPECULATING_ROWS, SpeculativeConfig
-from workers.config import EngineConfig
+from workers.config import EngineConfig, Task
 from workers.cpu_cores import physical_cores
 from workers.engine.model_runner import ModelRunner
 from workers.engine.sampler import sample
@@ -75,7 +75,8 @@ def start(config: EngineConfig, progress: Progress) -> tuple[ModelCard, ModelRun
         checkpoint, model_config, dtype, device, progress, keep_packed=for_kernels, as_fp8=as_fp8
     )
     longest = checkpoint.config.context_length
-    decoder, limits = _build(config, longest, model, shape, progress)
+    task = checkpoint.task
+    decoder, limits = _build(config, longest, model, shape, progress, task=task)
     runner = ModelRunner(decoder, _graphs(config, decoder, limits, progress))
     progress("ready", 1.0)
     return _card(checkpoint, dtype, device, limits), runner
@@ -108,10 +109,17 @@ def _build(
     model: PreTrainedModel,
     shape: CacheShape,
     progress: Progress,
+    *,
+    task: Task,
 ) -> tuple[Decoder, CapacityLimits]:
     """Return the decoder with a cache of the size that fits beside it."""
     progress("merging weights", 0.0)
-    decoder = Decoder(model, is_batch_invariant=config.deterministic, for_kernels=shape.for_kernels)
+    decoder = Decoder(
+        model,
+        is_batch_invariant=config.deterministic,
+        for_kernels=shape.for_kernels,
+        has_head=task != "embed",
+    )
     device = decoder.device
     layers = decoder.layer_devices
     if device.type == "cuda":
@@ -121,7 +129,8 @@ def _build(
             num_drafts = SpeculativeConfig.of(config).num_tokens
             num_drafted = MAX_SPECULATING_ROWS * (1 + num_drafts)
             num_rows = max(config.max_num_seqs, num_drafted) + MAX_SCORED_TOKENS
-            _run_worst_step(decoder, shape, token_budget_of(config, device), num_rows)
+            budget = token_budget_of(config, device)
+            _run_worst_step(decoder, shape, budget, num_rows, samples=task == "generate")
         except Exception as error:  # Triton's and the compiler's have no common base
             raise ConfigError(
                 f"the first step failed on {device}: {error!r}; give it less with"
@@ -160,7 +169,9 @@ def _graphs(
     return graphs
 
 
-def _run_worst_step(decoder: Decoder, shape: CacheShape, num_tokens: int, num_rows: int) -> None:
+def _run_worst_step(
+    decoder: Decoder, shape: CacheShape, num_tokens: int, num_rows: int, *, samples: bool
+) -> None:
     """Make the allocator take what the largest step needs, so that the cache is sized beside it."""
     decoder.allocate_cache(shape, 2, 16, num_slots=2)
     zeros = torch.zeros(num_tokens, dtype=torch.int64, device=decoder.device)
@@ -170,8 +181,9 @@ def _run_worst_step(decoder: Decoder, shape: CacheShape, num_tokens: int, num_ro
     span = StateSpan(0, num_tokens, slot=1)
     states = StatePlan((SlotCopy(None, 1),), None, (), (), (span,))
     logits = decoder.forward(zeros, positions, plan, rows, states)
-    params = SamplingParams(max_tokens=1, temperature=1.0, top_k=1, top_p=0.5, logprobs=1)
-    sample(logits, [SamplingRow(params)] * len(rows), by_kernels=shape.for_kernels)
+    if samples:
+        params = SamplingParams(max_tokens=1, temperature=1.0, top_k=1, top_p=0.5, logprobs=1)
+        sample(logits, [SamplingRow(params)] * len(rows), by_kernels=shape.for_kernels)
     decoder.allocate_cache(shape, 1, 1)
 
 
@@ -200,6 +212,8 @@ def _card(
         generation_config=checkpoint.sampling_defaults,
         dtype=str(dtype).removeprefix("torch."),
         device=str(device),
+        task=checkpoint.task,
+        output_size=checkpoint.output_size,
         **vars(limits),
     )
 

@@ -1,4 +1,4 @@
-"""Decoder: a whole causal model, token ids in and logits of chosen tokens out.
+"""Decoder: a whole causal model, token ids in and logits or hidden states of chosen tokens out.
 
 Takes the weights out of a transformers model layer by layer, so that memory never holds them twice.
 Layers may lie on several devices; hidden states follow them.
@@ -54,14 +54,19 @@ class Decoder:
     """The model of one engine. Its cache is allocated when it is known how much memory is left."""
 
     def __init__(
-        self, model: PreTrainedModel, *, is_batch_invariant: bool = False, for_kernels: bool = False
+        self,
+        model: PreTrainedModel,
+        *,
+        is_batch_invariant: bool = False,
+        for_kernels: bool = False,
+        has_head: bool = True,
     ) -> None:
         """With `is_batch_invariant`, a token's logits depend on nothing beside it.
 
         With `for_kernels`, a layer is about ten launches; its cache must be for kernels too.
+        Without a head, normed hidden states stand in the place of logits.
         """
         base: Any = model.model
-        head = model.lm_head.weight.detach()
         self._embedding = base.embed_tokens.weight.detach()
         self._rotary = base.rotary_emb
         self._layers = [
@@ -70,8 +75,12 @@ class Decoder:
         ]
         self._caches: list[LayerCache] = []
         self._norm = RMSNorm(base.norm, for_kernels=for_kernels)
-        self._head_device = head.device
-        self._head = Linear(head, is_batch_invariant=is_batch_invariant)
+        self._head = None
+        if has_head:
+            whole: Any = model
+            linear = whole.score if hasattr(whole, "score") else whole.lm_head  # a classifier's
+            self._head_device = linear.weight.device
+            self._head = Linear(linear.weight.detach(), is_batch_invariant=is_batch_invariant)
         self.is_batch_invariant = is_batch_invariant
         self.device: torch.device = self._embedding.device
         self.dtype: torch.dtype = self._embedding.dtype
@@ -128,7 +137,9 @@ class Decoder:
         rows: Tensor,
         states: StatePlan | None = None,
     ) -> Tensor:
-        """Return the logits `[len(rows), vocabulary]` of the tokens at `rows` of the flat batch."""
+        """Return the logits `[len(rows), vocabulary]` of the tokens at `rows` of the flat batch, or
+        their hidden states `[len(rows), hidden]`.
+        """
         hidden = Hidden(self._embedding[token_ids])
         rope = Rope.compute(self._rotary, positions).to(self.device)
         device = self.device
@@ -139,4 +150,4 @@ class Decoder:
                 states = None if states is None else states.to(device)
             hidden = layer(hidden, rope, cache, plan, states)
         normed, _ = self._norm(hidden.at(rows.to(device)).to(self._norm.device))
-        return self._head(normed.to(self._head_device))
+        return normed if self._head is None else self._head(normed.to(self._head_device))

@@ -12,7 +12,12 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PretrainedConfig, PreTrainedModel
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 
 from workers.checkpoint.checkpoint import Checkpoint
 from workers.errors import ConfigError
@@ -69,7 +74,7 @@ def _open_whole(
     unpacked_bytes = weights.num_parameters * dtype.itemsize
     device_map = _device_map(unpacked_bytes if weights.packed else _file_bytes(checkpoint), device)
     with open_weights(checkpoint, dtype, _place(device_map)) as state:
-        yield Source(_model_class(config), _arguments(device_map, state), {})
+        yield Source(_model_class(checkpoint, config), _arguments(device_map, state), {})
 
 
 @contextmanager
@@ -86,7 +91,7 @@ def _open_for_fp8(
             name: partial(_read_as_fp8, state.pop(f"{name}.weight"), place)
             for name in checkpoint.weights.decoder_linears
         }
-        model_class = _without_weights(_model_class(config), others)
+        model_class = _without_weights(_model_class(checkpoint, config), others)
         yield Source(model_class, _arguments(device_map, state), others)
 
 
@@ -99,7 +104,7 @@ def _open_packed(
     with open_weights(checkpoint, dtype, _place(device_map)) as state:
         packed = take_packed(state, checkpoint.weights.decoder_linears)
         others = {name: weight.keep for name, weight in packed.items()}
-        model_class = _without_weights(_model_class(config), others)
+        model_class = _without_weights(_model_class(checkpoint, config), others)
         yield Source(model_class, _arguments(device_map, state), others)
 
 
@@ -127,7 +132,9 @@ def _arguments(device_map: DeviceMap, state: State) -> dict[str, Any]:
     }
 
 
-def _model_class(config: PretrainedConfig) -> Any:
+def _model_class(checkpoint: Checkpoint, config: PretrainedConfig) -> Any:
+    if checkpoint.is_classifier:
+        return MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING[type(config)]
     return MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
 
 
