@@ -72,6 +72,10 @@ class Tokenizer:
         ids = self._encode_pieces(self._control.split(text))
         return self.bounded(ids) if add_special_tokens else ids
 
+    def encode_plain(self, text: str) -> list[int]:
+        """Return the ids of a text in which control tokens are the characters they are."""
+        return self._encode_pieces([text])
+
     def bounded(self, ids: list[int]) -> list[int]:
         """Return a text's ids between those that the tokenizer puts before and after every text."""
         before, after = self._bounds

@@ -34,7 +34,7 @@ def register(blueprint: Blueprint) -> None:
 
 @accepts(TokenizeSchema, before=choose_profile, load=load_body)
 def tokenize(ask: TokenizeRequest) -> Response:
-    card, tokenizer = served_model()
+    card, tokenizer = served_model(None)
     ids = _encode(ask, tokenizer)
     names = None
     if ask.return_token_strs:
@@ -45,7 +45,7 @@ def tokenize(ask: TokenizeRequest) -> Response:
 
 @accepts(DetokenizeSchema, before=choose_profile, load=load_body)
 def detokenize(ask: DetokenizeRequest) -> Response:
-    card, tokenizer = served_model()
+    card, tokenizer = served_model(None)
     check_token_ids(ask.tokens, card.vocab_size, "tokens")
     text = beside_others(
         len(ask.tokens), lambda: tokenizer.decode(ask.tokens, skip_special_tokens=False)
@@ -55,7 +55,7 @@ def detokenize(ask: DetokenizeRequest) -> Response:
 
 def tokenizer_info() -> Response:
     """Answer with tokenizer_config.json as transformers has it in memory, less the paths."""
-    _, tokenizer = served_model()
+    _, tokenizer = served_model(None)
     config = {name: _plain(it) for name, it in tokenizer.config.items() if name not in _FILES}
     config = {"tokenizer_class": "PreTrainedTokenizerFast"} | config
     if tokenizer.template_source:

@@ -154,17 +154,22 @@ def model(model: str) -> Response:
     cards = _model_cards()
     for name, found in cards.items():
         if _plain(name) == _plain(model):
-            return json_response(found | _defaults_in_force(name))
+            return json_response(found | _facts(name))
     raise ModelNotFound(model, tuple(cards))
 
 
-def _defaults_in_force(name: str) -> dict[str, Any]:
-    """Return the sampling defaults of a name, for profiles whose document prints no body of it."""
+def _facts(name: str) -> dict[str, Any]:
+    """Return what a name is served for, and with which sampling defaults or how long vectors; for
+    profiles whose document prints no body of it.
+    """
     card, profile = services().engine.card, services().profiles.for_model(name)
     if card is None or not profile.as_openai:
         return {}
-    defaults = defaults_of(profile.settings, profile.chat_max_tokens)
-    return {"default_sampling_params": defaults_in_force(card, defaults)}
+    facts: dict[str, Any] = {"task": card.task}
+    if card.task == "generate":
+        defaults = defaults_of(profile.settings, profile.chat_max_tokens)
+        facts["default_sampling_params"] = defaults_in_force(card, defaults)
+    return facts | ({"dimensions": card.output_size} if card.task == "embed" else {})
 
 
 def _model_cards() -> dict[str, dict[str, Any]]:
