@@ -51,7 +51,10 @@ def check_tokenizer(checkpoint: Checkpoint) -> Iterator[Check]:
         yield _check_end(checkpoint)
         yield _check_template(checkpoint, tokenizer)
     if checkpoint.task == "rerank" and not checkpoint.is_classifier:
-        answer_ids(tokenizer)
+        try:
+            answer_ids(tokenizer)
+        except ModelError as error:
+            raise ModelError(f"{file}: {error}; choose another model") from error
 
 
 def check_weights(checkpoint: Checkpoint, quantization: str) -> Check:

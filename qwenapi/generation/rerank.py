@@ -64,7 +64,7 @@ def answer_ids(tokenizer: Tokenizer) -> tuple[int, ...]:
     """Return the tokens of no and yes; raise ModelError if these are not one each."""
     words = [tokenizer.encode(word, add_special_tokens=False) for word in ("no", "yes")]
     if any(len(ids) > 1 for ids in words):
-        raise ModelError("the tokenizer has no token for a yes or a no, so this is no reranker")
+        raise ModelError("has no token for a yes or a no, which rerankers answer")
     return tuple(ids[0] for ids in words)
 
 
