@@ -24,6 +24,7 @@ from qwenapi.doctor.memory import Room, check_memory, find_room, make_plan
 from qwenapi.doctor.report import check_model, refuse_unfit
 from qwenapi.settings.table import Settings, etc_dir
 from tests.checkpoint.folders import LFS_POINTER
+from tests.pooling_folders import write_folder as write_pooling_folder
 from workers.checkpoint.checkpoint import Checkpoint
 from workers.checkpoint.model_config import ModelConfig
 from workers.checkpoint.packings import WordPacking
@@ -296,6 +297,22 @@ def test_a_model_without_a_chat_template_is_served_with_a_warning(copy):
     settings = replace(Settings(), model=str(copy))
     assert outcomes(settings)["chat template"] is Outcome.WARNING
     refuse_unfit(settings)
+
+
+@pytest.mark.parametrize("kind", ["embed", "rerank", "classifier"])
+def test_a_model_that_writes_no_text_is_said_to_be_one(tmp_path, kind):
+    write_pooling_folder(tmp_path, kind)
+    checks = {c.name: c for c in check_model(replace(Settings(), model=str(tmp_path)))}
+    assert all(check.outcome is Outcome.OK for check in checks.values()), checks
+    purpose = "for embeddings" if kind == "embed" else "for scores of documents"
+    assert checks["config"].what.endswith(purpose)
+    assert not checks.keys() & {"chat template", "end of answers"}
+
+
+def test_a_reranker_without_a_token_for_yes_is_refused(copy):
+    settings = replace(Settings(), model=str(copy), task="rerank")
+    with pytest.raises(ConfigError, match=r"tokenizer\.json: has no token for a yes or a no"):
+        refuse_unfit(settings)
 
 
 def test_the_demo_is_well_and_all_is_said_as_json(tmp_path):
