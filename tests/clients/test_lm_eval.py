@@ -47,7 +47,8 @@ def test_two_tasks_of_own_data_have_transformers_likelihoods(tmp_path, pytestcon
         server.close()
     assert "route=/tokenizer_info" in server.log  # its tokens are the server's
     asked = json.loads(told)
-    lines = [json.loads(line) for file in TASKS.glob("*.jsonl") for line in file.open()]
+    files = [file.read_text(encoding="utf-8") for file in TASKS.glob("*.jsonl")]
+    lines = [json.loads(line) for text in files for line in text.splitlines()]
     assert len(asked) == sum(len(line.get("choices", "1")) for line in lines) == 14
     for context, continuation, found, is_greedy in asked:
         expected, would_be = reference(context, continuation)

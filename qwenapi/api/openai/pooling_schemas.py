@@ -133,7 +133,9 @@ class EmbeddingSchema(PoolingSchema):
 
     value_class = EmbeddingRequest
 
-    inputs = EmbeddingInputs(required=True, data_key="input", error_messages={"required": "is required"})
+    inputs = EmbeddingInputs(
+        required=True, data_key="input", error_messages={"required": "is required"}
+    )
     dimensions = StrictInteger(1, INT32)
     encoding_format = StrictChoice("float", "base64")
     add_special_tokens = StrictBoolean()
