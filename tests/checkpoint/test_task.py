@@ -55,6 +55,12 @@ def test_what_an_architecture_is_not_for_is_refused(tmp_path, asked):
         task_of(tmp_path, OTHER, asked)
 
 
+def test_modules_of_an_architecture_that_is_not_for_them_are_told(tmp_path):
+    with pytest.raises(ConfigError, match="'embed', as modules.json says, but Qwen3Moe"):
+        task_of(write(tmp_path, POOLING), OTHER, "auto")
+    assert task_of(tmp_path, OTHER, "generate") == "generate"
+
+
 @pytest.mark.parametrize(
     ("modules", "config", "said"),
     [
@@ -65,8 +71,11 @@ def test_what_an_architecture_is_not_for_is_refused(tmp_path, asked):
     ],
 )
 def test_what_would_be_computed_otherwise_is_refused(tmp_path, modules, config, said):
-    with pytest.raises(ModelError, match=said):
-        task_of(write(tmp_path, *modules, **config), CAUSAL, "auto")
+    folder = write(tmp_path, *modules, **config)
+    for architecture in (CAUSAL, "Qwen3Model"):
+        for asked in ("auto", "embed"):
+            with pytest.raises(ModelError, match=said):
+                task_of(folder, architecture, asked)
     assert task_of(tmp_path, CAUSAL, "generate") == "generate"
 
 

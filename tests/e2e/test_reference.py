@@ -104,6 +104,8 @@ def test_no_words_are_left_over(document):
         ("POST", "/v1/messages", {"json": MESSAGES | {"model": "nobody"}}, 404),
         ("POST", "/v1/messages/count_tokens", {"json": CHAT}, 200),
         ("GET", "/v1/models", {}, 200),
+        ("POST", "/v1/embeddings", {"json": {"input": "a"}}, 400),
+        ("POST", "/v1/rerank", {"json": {"query": "a", "documents": ["b"]}}, 400),
         ("POST", "/tokenize", {"json": CHAT}, 200),
         ("POST", "/tokenize", {"json": {"prompt": "a b", "return_token_strs": True}}, 200),
         ("POST", "/detokenize", {"json": {"tokens": [1, 2]}}, 200),

@@ -31,16 +31,16 @@ def task_of(directory: Path, architecture: str, asked: str) -> Task:
     ModelError if its modules ask for more than is computed here.
     """
     tasks = _TASKS.get(architecture, ("generate",))
+    told = None if asked == "generate" else _task_of_modules(directory)
+    wanted = (told or tasks[0]) if asked == "auto" else asked
     for task in tasks:
-        if task == asked:
+        if task == wanted:
             return task
-    if asked != "auto":
-        raise ConfigError(
-            f"task = {asked!r}, but {architecture} is served for {' and '.join(tasks)} only; leave"
-            " the setting out, or choose another model"
-        )
-    told = _task_of_modules(directory) if len(tasks) > 1 else None
-    return told or tasks[0]
+    source = ", as modules.json says" if asked == "auto" else ""
+    raise ConfigError(
+        f"task = {wanted!r}{source}, but {architecture} is served for {' and '.join(tasks)} only;"
+        " choose another model, or another --task"
+    )
 
 
 def _task_of_modules(directory: Path) -> Task | None:
