@@ -11,6 +11,8 @@ from safetensors.torch import load_file, save_file
 from transformers import Qwen3ForSequenceClassification
 
 from tests.engine.conftest import ATTENTION, DEVICE, MODELS, Driver, write_model
+from tests.model.packers import Fp8Packer, Packer
+from tests.model.twins import write_twins
 from workers.config import EngineConfig
 from workers.engine.engine import Engine
 from workers.errors import ConfigError, ModelError
@@ -208,6 +210,17 @@ def test_who_leaves_ends_and_nobody_else_does(drive, layout, prompts, mode):
     assert not set(gone) & set(driver.finished)
     driver.started = [key for key in driver.started if key not in gone]
     check(driver, "embed", model, asked)
+
+
+@pytest.mark.parametrize("packer", [Packer(group_size=32), Fp8Packer((48, 32))], ids=["awq", "fp8"])
+def test_packed_weights_give_what_their_plain_twins_give(tmp_path, layout, prompts, packer):
+    found = []
+    for folder in write_twins(layout("embed-named")[0], tmp_path, packer):
+        config = EngineConfig(str(folder), device=DEVICE, num_blocks=99, dtype="float32", threads=1)
+        driver = Driver(Engine(config, lambda stage, fraction: None))
+        ask(driver, "embed", dict(enumerate(prompts(3))))
+        found.append([driver.finished[key].pooled for key in range(3)])
+    assert found[0] == found[1] and all(found[0])
 
 
 def test_numbers_that_are_none_are_never_given(tmp_path, layout, prompts):
