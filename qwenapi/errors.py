@@ -4,7 +4,7 @@ The class knows the status, OpenAI's `type` and `code`, and a fixed public sente
 say it more exactly, in our own words and never in an exception's. Knows nothing of Flask.
 
     ApiError 500
-    ├── BadRequest 400 ── ContextLengthExceeded · ToolsUnsupported
+    ├── BadRequest 400 ── ContextLengthExceeded · ToolsUnsupported · TaskUnsupported
     ├── Unauthorized 401 · Forbidden 403 · RateLimited 429 · UnknownHost 400
     ├── NotFound 404 ── ModelNotFound
     ├── MethodNotAllowed 405 · PayloadTooLarge 413 · UnsupportedMediaType 415
@@ -103,8 +103,10 @@ class ContextLengthExceeded(BadRequest):
     code = "context_length_exceeded"
     sentence = "The prompt is longer than the model's context."
 
-    def __init__(self, context: int = 0, prompt: int = 0) -> None:
+    def __init__(self, context: int = 0, prompt: int = 0, *, is_answered: bool = True) -> None:
         remedy = "Shorten it so that at least one token is left for the answer."
+        if not is_answered:
+            remedy = "Shorten it."
         ours = f"The model's context is {context} tokens, the prompt has {prompt}. {remedy}"
         super().__init__(ours if context else None)
         self.openai_message = self.anthropic_message = self.message
@@ -123,6 +125,21 @@ class ToolsUnsupported(BadRequest):
 
     code = "tools_unsupported"
     sentence = "This model's chat template has no place for tools, so it cannot call any."
+
+
+class TaskUnsupported(BadRequest):
+    """What is asked for is not what the model is served for."""
+
+    code = "task_unsupported"
+    sentence = "The model is not served for this."
+    SERVED = {
+        "generate": "It generates text: see /v1/chat/completions and /v1/completions.",
+        "embed": "It makes embeddings: see /v1/embeddings.",
+        "rerank": "It scores documents: see /v1/rerank and /v1/score.",
+    }
+
+    def __init__(self, served: str) -> None:
+        super().__init__(f"{self.sentence} {self.SERVED[served]}", param="model")
 
 
 class Unauthorized(ApiError):

@@ -4,6 +4,9 @@ Where they come from (flags, environment, profile) is qwenapi.settings.sources's
 """
 
 from dataclasses import dataclass
+from typing import Literal
+
+Task = Literal["generate", "embed", "rerank"]
 
 
 @dataclass(frozen=True)
@@ -15,8 +18,8 @@ class EngineConfig:
     target_step_ms 150 on a CPU and none on CUDA, block_size 64 and 32, num_blocks from free memory,
     threads from the physical cores.
     `step_timeout` is in seconds. `rope_scaling`, `hf_overrides` and `speculative_config` are JSON
-    objects as text; `generation_config` is auto, vllm or a directory. `replica` is which of several
-    engines this is, each on the next GPU; -1 is the only one.
+    objects as text; `task` is auto or a Task; `generation_config` is auto, vllm or a directory.
+    `replica` is which of several engines this is, each on the next GPU; -1 is the only one.
     """
 
     model: str
@@ -50,3 +53,4 @@ class EngineConfig:
     stub_step_seconds: float = 0.0
     speculative_config: str = ""
     target_step_ms: int = 0
+    task: str = "auto"

@@ -18,7 +18,7 @@ from qwenapi.doctor.check import GIB, Check, failure, gib, ok, warning
 from qwenapi.settings.table import Settings
 from workers.checkpoint.model_config import ModelConfig
 from workers.checkpoint.packings import Multiplier
-from workers.checkpoint.rounding import FOR_CPUS, ROUNDED_BITS
+from workers.checkpoint.rounding import FOR_CPUS, ROUNDED_BITS, num_rounded
 from workers.checkpoint.speculative_config import SpeculativeConfig
 from workers.checkpoint.state_slots import StateSlots
 from workers.checkpoint.weights import Weights
@@ -203,7 +203,7 @@ def _weight_bytes(
     """Return what loaded weights take, about; those of layers may be of fewer bits."""
     bits = ROUNDED_BITS.get(settings.quantization)
     if bits and (not weights.packed or settings.quantization in FOR_CPUS):
-        rounded = weights.num_in_layers
+        rounded = num_rounded(weights)
         return int(rounded * bits / 8) + (weights.num_parameters - rounded) * item
     if kept_by and weights.packed:
         return weights.kept_bytes(item, kept_by)

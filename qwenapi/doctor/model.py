@@ -7,6 +7,7 @@ only the tokenizer is read by the HTTP half alone. A whole directory takes a mom
 from collections.abc import Iterator
 
 from qwenapi.doctor.check import Check, gib, ok, warning
+from qwenapi.generation.rerank import answer_ids
 from qwenapi.generation.tokenizers import load_tokenizer
 from qwenapi.settings.table import Settings
 from qwenapi.text.errors import TemplateError
@@ -15,6 +16,7 @@ from workers.checkpoint.checkpoint import Checkpoint
 from workers.checkpoint.files import refuse_other_kind
 from workers.errors import ModelError
 
+_PURPOSES = {"generate": "", "embed": ", for embeddings", "rerank": ", for scores of documents"}
 PROBE = [{"role": "user", "content": "?"}]
 
 
@@ -30,7 +32,8 @@ def not_fetched(settings: Settings) -> Check:
 def check_config(checkpoint: Checkpoint) -> Check:
     """Say what the model is; raise ModelError if its config.json cannot be used."""
     length = checkpoint.config.context_length
-    return ok("config", f"{checkpoint.directory}: {checkpoint.architecture}, {length} positions")
+    what = f"{checkpoint.directory}: {checkpoint.architecture}, {length} positions"
+    return ok("config", what + _PURPOSES[checkpoint.task])
 
 
 def check_tokenizer(checkpoint: Checkpoint) -> Iterator[Check]:
@@ -44,8 +47,14 @@ def check_tokenizer(checkpoint: Checkpoint) -> Iterator[Check]:
             f" {checkpoint.config.vocab_size}; take both files from the same model"
         )
     yield ok("tokenizer", f"{file}: {tokenizer.vocab_size} tokens")
-    yield _check_end(checkpoint)
-    yield _check_template(checkpoint, tokenizer)
+    if checkpoint.task == "generate":
+        yield _check_end(checkpoint)
+        yield _check_template(checkpoint, tokenizer)
+    if checkpoint.task == "rerank" and not checkpoint.is_classifier:
+        try:
+            answer_ids(tokenizer)
+        except ModelError as error:
+            raise ModelError(f"{file}: {error}; choose another model") from error
 
 
 def check_weights(checkpoint: Checkpoint, quantization: str) -> Check:

@@ -35,6 +35,7 @@ from workers.wire.protocol import (
     FailReason,
     Generate,
     ModelCard,
+    Pooling,
     Rejected,
     SamplingParams,
     wire_id,
@@ -153,6 +154,7 @@ class EngineClient:
         limits: QueueLimits,
         mailbox: Mailbox,
         grammar: Grammar | None = None,
+        pooling: Pooling | None = None,
     ) -> Generation:
         """Return the generation once an engine has accepted it; its events go to `mailbox`.
 
@@ -176,6 +178,7 @@ class EngineClient:
             max_waiting=limits.max_waiting,
             queue_timeout=limits.queue_timeout,
             grammar=grammar,
+            pooling=pooling,
         )
         if request in self._replays.quarantine:
             raise RequestQuarantined

@@ -85,6 +85,7 @@ class Generation:
         self.num_cached_tokens = 0
         self.token_ids: dict[int, list[int]] = {choice: [] for choice in request.choices}
         self.prompt_logprobs: list[TokenLogprob] = []  # from the prompt's token 1 on
+        self.pooled = b""  # what a pooling asked for, once it has ended
         self.open_choices = set(request.choices)
         self.last_sign = time.monotonic()
         self.state = GenerationState.ASKED
@@ -185,6 +186,8 @@ class Generation:
     def end(self, ending: Finished | Failed) -> None:
         """Take the last event of all."""
         self._enter(GenerationState.ENDED)
+        if isinstance(ending, Finished):
+            self.pooled = ending.pooled
         if self.has_started and isinstance(ending, Failed) and ending.reason == "queue_timeout":
             # It had its turn, and lost it: to its caller no queue is to blame.
             ending = Failed(ending.wid, "engine_unavailable")

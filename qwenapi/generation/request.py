@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from qwenapi.settings.queue_limits import QueueLimits
 from workers.wire.grammar import Grammar
-from workers.wire.protocol import SamplingParams
+from workers.wire.protocol import Pooling, SamplingParams
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,3 +24,4 @@ class GenerationRequest:
     limits: QueueLimits = QueueLimits()
     grammar: Grammar | None = None
     by_token: bool = False  # one delta a token, for who has to count them
+    pooling: Pooling | None = None  # in the place of answers

@@ -26,7 +26,7 @@ from qwenapi.metrics.store import RequestMetrics
 from qwenapi.text.stop_matcher import StopAutomaton
 from qwenapi.text.text_stream import TextStream
 from qwenapi.text.tokenizer import Tokenizer
-from workers.wire.protocol import Chunk, Failed, Started, TokenLogprob
+from workers.wire.protocol import Chunk, Failed, Finished, Started, TokenLogprob
 
 # Of one request's prompts, as many are with the engines; the others follow as these end. So a
 # request of thousands neither fills the queue nor is refused because of it.
@@ -100,6 +100,7 @@ class GenerationStream:
                     limits=request.limits,
                     mailbox=self._mailbox,
                     grammar=request.grammar,
+                    pooling=request.pooling,
                 )
             except Refused as refused:
                 raise refusal(refused.rejected) from refused
@@ -131,6 +132,8 @@ class GenerationStream:
                     self._metrics.start()
                 elif isinstance(event, Failed) and self._is_open(generation):
                     failed = event
+                elif isinstance(event, Finished) and event.pooled:
+                    self._finish(generation, 0, "stop")
                 is_beat = is_beat or isinstance(event, Beat)
             if batch or is_beat:
                 for generation in self._generations:
@@ -141,6 +144,12 @@ class GenerationStream:
             self._submit()
         # Asked for more, and there is none: the caller did take the last of it.
         self._is_whole = True
+
+    def pooled(self) -> list[bytes]:
+        """Return the numbers of all prompts, in their order, once the last has come."""
+        for _ in self.deltas():
+            pass
+        return [generation.pooled for generation in self._generations]
 
     def check_caller(self) -> None:
         """Raise Cancelled if the caller has gone."""
@@ -229,12 +238,16 @@ class GenerationStream:
         if is_stopped:
             reason = "stop"
         if reason is not None:
-            self._finish_reason = reason
-            del self._streams[generation, chunk.choice]
-            generation.close_choice(chunk.choice)
-            self._num_open -= not self._is_open(generation)
+            self._finish(generation, chunk.choice, reason)
         if text or logprobs or reason or (ids and self._by_token):
             token_ids = ids + stop_ids
             ended_by = (stop_logprobs, stream.stop)
             deltas.append(Delta(index, text, logprobs, reason, len(ids), token_ids, *ended_by))
         return deltas
+
+    def _finish(self, generation: Generation, choice: int, reason: str) -> None:
+        """Note that nothing more is expected of a choice."""
+        self._finish_reason = reason
+        del self._streams[generation, choice]
+        generation.close_choice(choice)
+        self._num_open -= not self._is_open(generation)

@@ -32,8 +32,9 @@ _HEADER_SAFE = re.compile(r"[A-Za-z0-9_.\[\]-]{1,128}")
 def json_response(
     body: Any, status: int = 200, headers: Mapping[str, str] | None = None
 ) -> Response:
-    """Return a response whose body is `body` as UTF-8 JSON."""
-    return Response(orjson.dumps(body), status, dict(headers or {}), mimetype="application/json")
+    """Return a response whose body is `body` as UTF-8 JSON, or is that already."""
+    raw = body if isinstance(body, bytes) else orjson.dumps(body)
+    return Response(raw, status, dict(headers or {}), mimetype="application/json")
 
 
 def ignored_header(paths: Iterable[str]) -> dict[str, str]:

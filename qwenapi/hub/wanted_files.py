@@ -11,6 +11,7 @@ from pathlib import Path
 from qwenapi.hub.fetch_progress import size_text
 from workers.checkpoint.checkpoint import Checkpoint
 from workers.checkpoint.hub_name import HubName
+from workers.checkpoint.task import MODULES
 from workers.checkpoint.weights import INDEX, SINGLE, named_by_index
 from workers.errors import ConfigError, ModelError
 
@@ -21,6 +22,7 @@ SMALL_FILES = (
     "tokenizer_config.json",
     "special_tokens_map.json",
     "chat_template.jinja",
+    MODULES,
     INDEX,
 )
 # Of a disk, what is left free beside a model.

@@ -66,6 +66,7 @@ _BLOCK: JsonSchema = {
         ),
     ]
 }
+_READ = _object({"prompt_tokens": WHOLE, "total_tokens": WHOLE})
 _FINISH = {"enum": ["stop", "length"]}
 _FIGURES: JsonSchema = {"type": "object", "additionalProperties": {"type": ["number", "string"]}}
 
@@ -132,11 +133,68 @@ BODIES: dict[str, JsonSchema] = {
             "root": TEXT,
             "parent": {"type": "null"},
             "max_model_len": WHOLE,
+            "task": {"enum": ["generate", "embed", "rerank"]},
             "default_sampling_params": {"type": "object"},
+            "dimensions": WHOLE,
         },
+        "task",
         "default_sampling_params",
+        "dimensions",
     ),
     "ModelList": _object({"object": {"const": "list"}, "data": _list(_ref("Model"))}),
+    "Embeddings": _object(
+        {
+            "object": {"const": "list"},
+            "data": _list(
+                _object(
+                    {
+                        "object": {"const": "embedding"},
+                        "index": WHOLE,
+                        "embedding": {"anyOf": [_list(NUMBER), TEXT]},
+                    }
+                )
+            ),
+            "model": TEXT,
+            "usage": _READ,
+        }
+    ),
+    "Ranking": _object(
+        {
+            "id": TEXT,
+            "model": TEXT,
+            "usage": _READ,
+            "results": _list(
+                _object(
+                    {
+                        "index": WHOLE,
+                        "relevance_score": NUMBER,
+                        "document": _object({"text": TEXT}),
+                    },
+                    "document",
+                )
+            ),
+        }
+    ),
+    "Scores": _object(
+        {
+            "id": TEXT,
+            "object": {"const": "list"},
+            "created": WHOLE,
+            "model": TEXT,
+            "data": _list(_object({"index": WHOLE, "object": {"const": "score"}, "score": NUMBER})),
+            "usage": _READ,
+        }
+    ),
+    "Tokens": _object(
+        {
+            "count": WHOLE,
+            "max_model_len": WHOLE,
+            "tokens": _list(WHOLE),
+            "token_strs": _or_null(_list(TEXT)),
+        }
+    ),
+    "TokensText": _object({"prompt": TEXT}),
+    "TokenizerInfo": _object({"tokenizer_class": TEXT, "chat_template": TEXT}, "chat_template"),
     "Message": _object(
         {
             "id": TEXT,

@@ -7,7 +7,9 @@ from marshmallow import Schema
 from qwenapi.api.anthropic.schemas import CountTokensSchema, MessagesSchema
 from qwenapi.api.coder.schemas import CodeSchema
 from qwenapi.api.generate.schemas import GenerateSchema
+from qwenapi.api.openai.pooling_schemas import EmbeddingSchema, RerankSchema, ScoreSchema
 from qwenapi.api.openai.schemas import ChatSchema, CompletionSchema
+from qwenapi.api.openai.token_schemas import DetokenizeSchema, TokenizeSchema
 
 JSON, FORM = "application/json", "application/x-www-form-urlencoded"
 EVENTS, TEXT = "text/event-stream", "text/plain"
@@ -46,8 +48,30 @@ OPERATIONS: dict[str, Operation] = {
         also=EVENTS,
         errors=(*_GENERATES, 404),
     ),
+    "POST /v1/embeddings": Operation(
+        tag="openai", schema=EmbeddingSchema, body="Embeddings", errors=(*_GENERATES, 404)
+    ),
+    "POST /v1/rerank": Operation(
+        tag="openai", schema=RerankSchema, body="Ranking", errors=(*_GENERATES, 404)
+    ),
+    "POST /v1/score": Operation(
+        tag="openai", schema=ScoreSchema, body="Scores", errors=(*_GENERATES, 404)
+    ),
     "GET /v1/models": Operation(tag="openai", body="ModelList", errors=(503,)),
     "GET /v1/models/{model}": Operation(tag="openai", body="Model", errors=(404, 503)),
+    "POST /tokenize": Operation(
+        tag="openai",
+        schema=TokenizeSchema,
+        body="Tokens",
+        errors=(*_TAKES_A_BODY, 404, 429, 503),
+    ),
+    "POST /detokenize": Operation(
+        tag="openai",
+        schema=DetokenizeSchema,
+        body="TokensText",
+        errors=(*_TAKES_A_BODY, 404, 429, 503),
+    ),
+    "GET /tokenizer_info": Operation(tag="openai", body="TokenizerInfo", errors=(503,)),
     "POST /v1/messages": Operation(
         tag="anthropic",
         schema=MessagesSchema,
@@ -95,5 +119,9 @@ OPERATIONS: dict[str, Operation] = {
 ALIASES = {
     "/api/chat/completions": "/v1/chat/completions",
     "/chat/completions": "/v1/chat/completions",
+    "/v2/rerank": "/v1/rerank",
+    "/rerank": "/v1/rerank",
+    "/score": "/v1/score",
+    "/v1/tokenizer_info": "/tokenizer_info",
     "/v1/v1/metrics": "/api/v1/metrics",
 }

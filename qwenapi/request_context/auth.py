@@ -29,6 +29,11 @@ SCOPES: dict[str, Scope] = {
     "/chat/": "inference",
     "/api/chat/": "inference",
     "/generate": "inference",
+    "/tokenize": "inference",  # and /tokenizer_info
+    "/detokenize": "inference",
+    "/rerank": "inference",
+    "/v2/rerank": "inference",
+    "/score": "inference",
     "/v1/code/conversations/": "conversations",
     "/metrics": "metrics",
     "/api/v1/metrics": "metrics",

@@ -6,7 +6,7 @@ from typing import Any
 from flask import g, request
 
 from qwenapi.engines.client import random_seed
-from qwenapi.errors import ApiError
+from qwenapi.errors import ApiError, ContextLengthExceeded
 from qwenapi.generation.request import GenerationRequest
 from qwenapi.generation.sampling import Clamped, SamplingRequest, defaults_of, engine_params
 from qwenapi.generation.stream import GenerationStream
@@ -17,7 +17,7 @@ from qwenapi.request_context.services import services
 from qwenapi.settings.profile import Profile
 from qwenapi.text.tokenizer import Tokenizer
 from workers.wire.grammar import Grammar
-from workers.wire.protocol import ModelCard
+from workers.wire.protocol import ModelCard, Pooling, SamplingParams
 
 
 def use_profile(profile: Profile) -> None:
@@ -105,6 +105,30 @@ def generation_request(
         by_token=by_token or ask.return_token_ids,
     )
     return wanted, cut
+
+
+def pooling_request(
+    prompts: Sequence[list[int]],
+    card: ModelCard,
+    pooling: Pooling,
+    *,
+    priority: int | None = None,
+    cache_salt: str = "",
+) -> GenerationRequest:
+    """Return what to ask of the engines for prompts that are not gone on with."""
+    for ids in prompts:
+        if len(ids) > card.max_model_len:
+            raise ContextLengthExceeded(card.max_model_len, len(ids), is_answered=False)
+    params = SamplingParams(max_tokens=1)
+    return GenerationRequest(
+        prompts=[(ids, params) for ids in prompts],
+        model_hash=card.model_hash,
+        request_id=g.request_id,
+        priority=priority,
+        cache_salt=cache_salt,
+        limits=current_profile().limits,
+        pooling=pooling,
+    )
 
 
 def new_stream(tokenizer: Tokenizer) -> GenerationStream:

@@ -6,6 +6,7 @@ from flask import current_app
 
 from qwenapi.conversations import ConversationStore
 from qwenapi.engines.client import EngineClient
+from qwenapi.errors import TaskUnsupported
 from qwenapi.generation.tokenizers import Tokenizers
 from qwenapi.keys import KeyQueue, KeyRing, KeyUsage
 from qwenapi.metrics.store import MetricsStore
@@ -49,9 +50,13 @@ def conversations() -> ConversationStore:
     return store
 
 
-def served_model() -> tuple[ModelCard, Tokenizer]:
-    """Return what the engines serve; raise EngineUnavailable while none is connected."""
+def served_model(task: str | None = "generate") -> tuple[ModelCard, Tokenizer]:
+    """Return what the engines serve; raise EngineUnavailable while none is connected, and
+    TaskUnsupported if that is not for the task; None: whatever it is for.
+    """
     card = services().engine.card
     tokenizer = services().tokenizers.of(card)
     assert card is not None  # of() has raised
+    if task not in (None, card.task):
+        raise TaskUnsupported(card.task)
     return card, tokenizer

@@ -71,6 +71,13 @@ class Settings:
     trusted_hosts: tuple[str, ...] = _row(
         (), "names a caller's Host may have; none: any", scope="http"
     )
+    task: str = _row(
+        "auto",
+        "what the model is served for; auto: as its folder says, text if it says nothing",
+        scope="model",
+        choices=("auto", "generate", "embed", "rerank"),
+        synonyms={"embedding": "embed", "score": "rerank"},
+    )
     max_model_len: int = _row(
         0, "most tokens of prompt and answer; 0: as the model says", scope="model", minimum=0
     )

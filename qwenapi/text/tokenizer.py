@@ -16,7 +16,12 @@ from typing import Any, NamedTuple
 
 from qwenapi.text.byte_level import TokenBytes
 from qwenapi.text.errors import TemplateError, TokenizerError
-from qwenapi.text.tokenizer_files import read_backend, read_bounds, read_template
+from qwenapi.text.tokenizer_files import (
+    read_backend,
+    read_bounds,
+    read_config,
+    read_template,
+)
 
 Messages = Sequence[Mapping[str, Any]]
 
@@ -48,7 +53,8 @@ class Tokenizer:
         longest_first = sorted(self._control_ids, key=len, reverse=True)
         self._control = re.compile(f"({'|'.join(map(re.escape, longest_first)) or '(?!)'})")
         self._bounds = read_bounds(path, self._backend)
-        self._template = read_template(folder)
+        self.config = read_config(folder)
+        self._template = read_template(folder, self.config)
         self.special_ids = frozenset(self._control_ids.values())
         self.token_bytes = TokenBytes(self._backend)
         self._refuse_losses(path)
@@ -63,8 +69,17 @@ class Tokenizer:
 
         The backend releases the GIL, so a long text may be encoded in a thread.
         """
-        before, after = self._bounds if add_special_tokens else ([], [])
-        return before + self._encode_pieces(self._control.split(text)) + after
+        ids = self._encode_pieces(self._control.split(text))
+        return self.bounded(ids) if add_special_tokens else ids
+
+    def encode_plain(self, text: str) -> list[int]:
+        """Return the ids of a text in which control tokens are the characters they are."""
+        return self._encode_pieces([text])
+
+    def bounded(self, ids: list[int]) -> list[int]:
+        """Return a text's ids between those that the tokenizer puts before and after every text."""
+        before, after = self._bounds
+        return before + ids + after
 
     @property
     def template_source(self) -> str:
@@ -105,6 +120,10 @@ class Tokenizer:
         return b"".join([self.token_bytes[i] for i in ids if i not in skipped]).decode(
             "utf-8", "replace"
         )
+
+    def names(self, ids: Iterable[int]) -> list[str]:
+        """Return tokens by the names they have in the vocabulary; an unknown id's is empty."""
+        return [self._backend.id_to_token(id_) or "" for id_ in ids]
 
     def _refuse_losses(self, path: Path) -> None:
         """Refuse a tokenizer that does not give every text back."""

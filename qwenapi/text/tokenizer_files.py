@@ -16,6 +16,7 @@ from tokenizers import Tokenizer as Backend
 from qwenapi.text.chat_template import ChatTemplate
 from qwenapi.text.errors import TokenizerError
 
+CONFIG = "tokenizer_config.json"
 _NAMED_TOKENS = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 _PUBLISHED = "take the file of the published model"
 
@@ -65,15 +66,21 @@ def read_bounds(path: Path, backend: Backend) -> tuple[list[int], list[int]]:
     )
 
 
-def read_template(folder: Path) -> ChatTemplate | None:
-    """Return the chat template, of its own file or of tokenizer_config.json."""
-    path = folder / "tokenizer_config.json"
+def read_config(folder: Path) -> dict[str, Any]:
+    """Return tokenizer_config.json, empty where there is none."""
+    path = folder / CONFIG
     config: Any = {}
     if path.is_file():
         with _refusing(path, "not JSON"):
             config = json.loads(path.read_text("utf-8"))
     if not isinstance(config, dict):
         raise TokenizerError(f"{path}: not a JSON object; {_PUBLISHED}")
+    return config
+
+
+def read_template(folder: Path, config: Mapping[str, Any]) -> ChatTemplate | None:
+    """Return the chat template, of its own file or of tokenizer_config.json, which is `config`."""
+    path = folder / CONFIG
     own_file = folder / "chat_template.jinja"
     if own_file.is_file():
         with _refusing(own_file, "not a text in UTF-8"):

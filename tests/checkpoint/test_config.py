@@ -71,7 +71,7 @@ YARN = {"rope_type": "yarn", "factor": 4.0}
         ({"architectures": []}, r"architecture \[\]"),
         ({"architectures": "Qwen3ForCausalLM"}, "architecture 'Qwen3ForCausalLM'"),
         ({"architectures": ["LlamaForCausalLM"]}, "architecture LlamaForCausalLM"),
-        ({"architectures": ["Qwen3ForSequenceClassification"]}, "ForSequenceClassification"),
+        ({"architectures": ["Qwen3ForTokenClassification"]}, "ForTokenClassification"),
         ({"eos_token_id": 3000}, "eos_token_id 3000"),
         ({"eos_token_id": "2"}, "eos_token_id '2'"),
         ({"eos_token_id": [2, None, 2.5]}, "eos_token_id 2.5"),

@@ -71,7 +71,11 @@ class Outcome:
 
 def run(name: str, url: str, folder: Path, cache: pytest.Cache, **more: str) -> Outcome:
     """Run a client's program with a home of its own; skip if its packages cannot be had."""
-    client = CLIENTS[name]
+    return Outcome(**json.loads(output(CLIENTS[name], url, folder, cache, **more)))
+
+
+def output(client: Client, url: str, folder: Path, cache: pytest.Cache, **more: str) -> str:
+    """Return the last line that a client's program prints."""
     environ = {
         "PATH": os.environ["PATH"],
         "HOME": str(folder),
@@ -94,7 +98,7 @@ def run(name: str, url: str, folder: Path, cache: pytest.Cache, **more: str) -> 
         timeout=240,
     )
     assert done.returncode == 0, f"{done.stdout[-2000:]}{done.stderr[-4000:]}"
-    return Outcome(**json.loads(done.stdout.splitlines()[-1]))
+    return done.stdout.splitlines()[-1]
 
 
 def _command(client: Client, cache: pytest.Cache) -> list[str]:

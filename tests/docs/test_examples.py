@@ -14,11 +14,14 @@ import pytest
 
 from tests import npm
 from tests.docs.pages import ROOT, Page, english
+from tests.pooling_folders import write_folder
 from tests.running_server import RunningServer
 
 PRINTED_URL = "http://127.0.0.1:8000"
 # What can be run beside any server and leaves nothing behind; keys have a test of their own.
 RUNNABLE = re.compile(r"curl |bin/qwenapi (ask|check|bench --url)\b|bin/check-service --url")
+# Models that are asked for in the examples, and what they are for.
+POOLING = {"Qwen3-Embedding-0.6B": "embed", "Qwen3-Reranker-0.6B": "rerank"}
 COMMANDS = [
     pytest.param(command, id=f"{page.name}-{number}")
     for page in english()
@@ -44,6 +47,27 @@ def server(tmp_path_factory):
         server.close()
 
 
+@pytest.fixture(scope="module")
+def server_for(server, tmp_path_factory):
+    """Return the server that a command is for: some want a model of another task."""
+    made = {}
+
+    def server_for(command):
+        name = next((name for name in POOLING if name in command), None)
+        if name is None:
+            return server
+        if name not in made:
+            folder = tmp_path_factory.mktemp(name)
+            write_folder(folder / "model", POOLING[name])
+            flags = ("--stub", "--model", str(folder / "model"), "--served-model-name", name)
+            made[name] = RunningServer(folder / "run", *flags).wait_until_ready()
+        return made[name]
+
+    yield server_for
+    for server in made.values():
+        assert server.stop() == 0
+
+
 def run(command: str, folder: Path, url: str = PRINTED_URL, **environ: str) -> str:
     """Run a command of a shell as it is printed, but for the program and the address."""
     command = command.replace("bin/qwenapi", f"'{sys.executable}' -m qwenapi")
@@ -63,8 +87,8 @@ def run(command: str, folder: Path, url: str = PRINTED_URL, **environ: str) -> s
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
 @pytest.mark.parametrize("command", COMMANDS)
-def test_a_command_is_answered(server, tmp_path, command):
-    assert run(command, tmp_path, server.url)
+def test_a_command_is_answered(server_for, tmp_path, command):
+    assert run(command, tmp_path, server_for(command).url)
 
 
 @pytest.mark.parametrize("code", PYTHON)

@@ -24,9 +24,11 @@ from qwenapi.doctor.memory import Room, check_memory, find_room, make_plan
 from qwenapi.doctor.report import check_model, refuse_unfit
 from qwenapi.settings.table import Settings, etc_dir
 from tests.checkpoint.folders import LFS_POINTER
+from tests.pooling_folders import write_folder as write_pooling_folder
 from workers.checkpoint.checkpoint import Checkpoint
 from workers.checkpoint.model_config import ModelConfig
 from workers.checkpoint.packings import WordPacking
+from workers.checkpoint.rounding import num_rounded
 from workers.checkpoint.safetensors_header import StoredTensor
 from workers.checkpoint.weights import Weights
 from workers.errors import ConfigError
@@ -298,6 +300,22 @@ def test_a_model_without_a_chat_template_is_served_with_a_warning(copy):
     refuse_unfit(settings)
 
 
+@pytest.mark.parametrize("kind", ["embed", "rerank", "classifier"])
+def test_a_model_that_writes_no_text_is_said_to_be_one(tmp_path, kind):
+    write_pooling_folder(tmp_path, kind)
+    checks = {c.name: c for c in check_model(replace(Settings(), model=str(tmp_path)))}
+    assert all(check.outcome is Outcome.OK for check in checks.values()), checks
+    purpose = "for embeddings" if kind == "embed" else "for scores of documents"
+    assert checks["config"].what.endswith(purpose)
+    assert not checks.keys() & {"chat template", "end of answers"}
+
+
+def test_a_reranker_without_a_token_for_yes_is_refused(copy):
+    settings = replace(Settings(), model=str(copy), task="rerank")
+    with pytest.raises(ConfigError, match=r"tokenizer\.json: has no token for a yes or a no"):
+        refuse_unfit(settings)
+
+
 def test_the_demo_is_well_and_all_is_said_as_json(tmp_path):
     done = command("doctor", "--json", "--port", "0", "--run-dir", tmp_path / "run")
     assert done.returncode == 0, done.stdout
@@ -401,7 +419,7 @@ def test_packed_weights_stay_packed_and_plain_ones_of_layers_are_rounded(monkeyp
 
     plain = 2 * weights.num_parameters
     assert num_bytes(weights, gpu) == num_bytes(weights, machine_memory) == plain
-    rounded = weights.num_in_layers
+    rounded = num_rounded(weights)
     assert 0.3 < rounded / weights.num_parameters < 0.9
     assert num_bytes(weights, gpu, quantization="fp8") == plain - rounded
     assert num_bytes(weights, machine_memory, quantization="int8") == plain - rounded

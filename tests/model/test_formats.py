@@ -123,7 +123,11 @@ def test_kernels_multiply_by_fp8_of_blocks_of_128(source_of, tmp_path, prompts, 
 
 
 def test_the_record_has_all_architectures_and_formats():
-    assert record.read().keys() == ARCHITECTURES.keys()
+    # These two have the layers of Qwen3ForCausalLM, and no text to compare.
+    assert record.read().keys() == ARCHITECTURES.keys() - {
+        "Qwen3Model",
+        "Qwen3ForSequenceClassification",
+    }
     assert all(seen.keys() == record.COLUMNS.keys() for seen in record.read().values())
 
 

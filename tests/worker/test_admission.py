@@ -3,7 +3,7 @@ import pytest
 
 from tests.wire.test_protocol import CARD
 from workers.wire.engine_stats import EngineStats
-from workers.wire.protocol import Generate, SamplingParams, wire_id
+from workers.wire.protocol import Generate, Pooling, SamplingParams, wire_id
 from workers.worker.admission import MIN_FINISHED, Admission
 
 
@@ -76,6 +76,36 @@ def test_a_key_is_counted_once_and_released_once(admission):
 def test_what_the_engine_could_not_run_is_refused_by_name(admission, fields, reason):
     assert admission.decide(1, ask(**fields)).reason == reason
     assert admission.num_admitted == 0
+
+
+@pytest.mark.parametrize(
+    ("task", "pooling", "is_taken"),
+    [
+        ("generate", None, True),
+        ("generate", Pooling(), False),
+        ("embed", Pooling(), True),
+        ("embed", Pooling(dimensions=64), True),
+        ("embed", Pooling(dimensions=65), False),
+        ("embed", Pooling((1,)), False),
+        ("embed", None, False),
+        ("rerank", Pooling((1, 63)), True),
+        ("rerank", Pooling((1, 64)), False),
+        ("rerank", Pooling((-1,)), False),
+        ("rerank", Pooling(), False),
+    ],
+)
+def test_a_request_is_for_the_engines_task(task, pooling, is_taken):
+    card = msgspec.structs.replace(CARD, task=task, output_size=64)
+    answer = Admission(card, max_waiting=2).decide("k", ask(pooling=pooling))
+    assert (answer is None) == is_taken and (is_taken or answer.reason == "invalid")
+
+
+def test_a_prompt_that_is_not_gone_on_with_may_fill_the_context():
+    card = msgspec.structs.replace(CARD, task="embed", output_size=64)
+    admission, length = Admission(card, max_waiting=9), card.max_model_len
+    full, longer = ((1,) * count for count in (length, length + 1))
+    assert admission.decide("a", ask(pooling=Pooling(), prompt_ids=full)) is None
+    assert admission.decide("b", ask(pooling=Pooling(), prompt_ids=longer)).reason == "too_long"
 
 
 def test_a_draining_engine_takes_nothing(admission):

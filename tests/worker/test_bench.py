@@ -8,6 +8,7 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from qwenapi import cli
@@ -176,6 +177,13 @@ def test_a_load_that_does_not_fit_is_refused_with_its_setting(clock, workload, w
     engine = TimedEngine(clock, num_blocks=100 if workload.streams == 8 else 1000)
     with pytest.raises(ConfigError, match=words):
         bench.measure(engine, workload)
+
+
+def test_a_model_that_gives_no_answers_is_not_measured(clock):
+    engine = TimedEngine(clock)
+    engine.card = msgspec.structs.replace(engine.card, task="embed")
+    with pytest.raises(ConfigError, match="served for embed only"):
+        bench.measure(engine, Workload(1, 10, 10))
 
 
 def test_a_failed_request_ends_the_measurement(clock):

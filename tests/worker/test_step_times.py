@@ -5,7 +5,7 @@ import math
 import pytest
 
 from workers.engine_core import StepOutput
-from workers.wire.protocol import Chunk, Generate, SamplingParams, Started
+from workers.wire.protocol import Chunk, Finished, Generate, SamplingParams, Started
 from workers.worker.step_times import FACTOR, MIN_SECONDS, NUM_FEW, NUM_RECENT, StepTimes
 
 PATIENCE, BUDGET = 120.0, 512
@@ -195,3 +195,19 @@ def test_nothing_is_kept_of_requests_that_are_over(loop):
         loop.times.forget(key)
     assert not loop.times._prompts and not loop.times._open
     assert len(loop.times._recent_prompts) <= NUM_RECENT
+
+
+def test_a_prompt_that_is_pooled_tells_of_the_next_as_an_answers_does():
+    loop = Loop()
+    loop.decode()
+    key = loop.add(300)
+    loop.times.note(
+        2.0,
+        StepOutput(
+            started=[(key, Started(key[1], 0))],
+            finished=[(key, Finished(key[1], 300, 0, b"\0\0\0\0"))],
+        ),
+    )
+    loop.times.forget(key)
+    loop.add(300)
+    assert loop.limit == FACTOR * 2.0 < PATIENCE

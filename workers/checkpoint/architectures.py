@@ -5,7 +5,7 @@ model, by the names in transformers' own files, experts one by one.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ Shape = tuple[int, ...]
 Tensors = Iterator[tuple[str, Shape]]
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+CLASSIFIER = "score.weight"
 # What the names of the layer for multi-token prediction begin with, in files and in memory.
 DRAFTER = "mtp."
 
@@ -36,7 +37,8 @@ class Architecture:
     """`attention` and `feed_forward` yield the tensors of a layer, by its number.
 
     `prefixes` are what stands in files before the names that begin with `model.` in memory.
-    `text_model_type` is another where the text model is a part of one that sees.
+    `text_model_type` is another where the text model is a part of one that sees. A classifier has
+    one score in the place of a vocabulary of logits.
     """
 
     model_type: str
@@ -46,6 +48,7 @@ class Architecture:
     layer_types: tuple[str, ...] = (FULL_ATTENTION, SLIDING_ATTENTION)
     prefixes: tuple[str, ...] = ("model.", "")
     text_model_type: str = ""
+    is_classifier: bool = False
 
     @property
     def is_hybrid(self) -> bool:
@@ -54,10 +57,13 @@ class Architecture:
     def read_config(self, raw: Mapping[str, Any], file: Path) -> ModelConfig:
         return ModelConfig.read(flatten(raw, file), self.fields, self.layer_types, file)
 
-    def shapes(self, config: ModelConfig, *, has_fused_experts: bool = False) -> Tensors:
+    def shapes(
+        self, config: ModelConfig, *, has_fused_experts: bool = False, has_head: bool = True
+    ) -> Tensors:
         """Yield every tensor that a plain checkpoint has, in the order of the model.
 
-        Of a layer's experts, some have them one by one and some all in two tensors.
+        Of a layer's experts, some have them one by one and some all in two tensors. Embeddings are
+        computed without a head.
         """
         feed_forward = fused_experts if has_fused_experts else self.feed_forward
         hidden = config.hidden_size
@@ -66,7 +72,10 @@ class Architecture:
             parts = self.attention(config, i), feed_forward(config, i)
             yield from decoder_layer(f"model.layers.{i}", hidden, *parts)
         yield "model.norm.weight", (hidden,)
-        yield HEAD, (config.vocab_size, hidden)
+        if self.is_classifier:
+            yield CLASSIFIER, (1, hidden)
+        elif has_head:
+            yield HEAD, (config.vocab_size, hidden)
 
     def drafter_shapes(self, config: ModelConfig, *, has_fused_experts: bool = False) -> Tensors:
         """Yield every tensor of a hybrid's layer for multi-token prediction, which has attention
@@ -275,9 +284,13 @@ def _qwen3_5_moe(model_type: str) -> Architecture:
     )
 
 
+_QWEN3_DENSE = Architecture("qwen3", _DENSE, attention_with_head_norms, mlp)
+
 ARCHITECTURES: Mapping[str, Architecture] = {
     "Qwen2ForCausalLM": Architecture("qwen2", FIELDS, attention_with_bias, mlp),
-    "Qwen3ForCausalLM": Architecture("qwen3", _DENSE, attention_with_head_norms, mlp),
+    "Qwen3ForCausalLM": _QWEN3_DENSE,
+    "Qwen3Model": _QWEN3_DENSE,
+    "Qwen3ForSequenceClassification": replace(_QWEN3_DENSE, is_classifier=True),
     "Qwen3MoeForCausalLM": Architecture(
         "qwen3_moe", _MOE, attention_with_head_norms, experts_or_mlp
     ),

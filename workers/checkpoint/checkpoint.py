@@ -27,8 +27,9 @@ from workers.checkpoint.rounding import ROUNDINGS, Rounding
 from workers.checkpoint.safetensors_header import header_bytes
 from workers.checkpoint.sampling_defaults import sampling_defaults
 from workers.checkpoint.speculative_config import MTP, SpeculativeConfig
+from workers.checkpoint.task import task_of
 from workers.checkpoint.weights import Weights, find_files, read_weights
-from workers.config import EngineConfig
+from workers.config import EngineConfig, Task
 from workers.errors import ConfigError, ModelError
 
 # Of what torch multiplies in 8 bits.
@@ -41,12 +42,14 @@ class Checkpoint:
 
     `generation_folder` has the generation_config.json that counts, if it is not the model's own.
     `with_drafter`, its layer for multi-token prediction is one of its weights.
+    `asked_task` is auto, or what the model is to be served for.
     """
 
     directory: Path
     overrides: Overrides = field(default_factory=Overrides)
     generation_folder: Path | None = None
     with_drafter: bool = False
+    asked_task: str = "auto"
 
     @classmethod
     def at(cls, path: str | Path) -> "Checkpoint":
@@ -62,6 +65,7 @@ class Checkpoint:
             Overrides.parse(config.rope_scaling, config.hf_overrides),
             None if folder in ("auto", "vllm") else Path(folder),
             SpeculativeConfig.of(config).method == MTP,
+            config.task,
         )
 
     def check(self, quantization: str = "auto") -> None:
@@ -125,7 +129,23 @@ class Checkpoint:
             self.config,
             self.quantization,
             with_drafter=self.with_drafter,
+            has_head=self.task != "embed",
         )
+
+    @cached_property
+    def task(self) -> Task:
+        return task_of(self.directory, self.architecture, self.asked_task)
+
+    @property
+    def is_classifier(self) -> bool:
+        return self._architecture.is_classifier
+
+    @property
+    def output_size(self) -> int:
+        """Return how many numbers the model gives of a token in the end."""
+        if self.task == "embed":
+            return self.config.hidden_size
+        return 1 if self.is_classifier else self.config.vocab_size
 
     @cached_property
     def generation_config(self) -> dict[str, Any]:
@@ -170,6 +190,8 @@ class Checkpoint:
         digest = hashlib.sha256(read_bytes(self.config_file))
         if self.overrides.fields:
             digest.update(json.dumps(self.overrides.fields, sort_keys=True).encode())
+        if self.task != "generate":
+            digest.update(self.task.encode())
         for file in find_files(self.directory):
             digest.update(f"{file.name} {file.stat().st_size}".encode())
             digest.update(header_bytes(file))

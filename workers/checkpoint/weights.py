@@ -102,16 +102,6 @@ class Weights:
         return ", ".join(sorted({tensor.dtype for tensor in self.tensors.values()}))
 
     @property
-    def num_in_layers(self) -> int:
-        """Return how many numbers the layers' linears and experts have."""
-        linears = {f"{module}.weight" for module in self.decoder_linears}
-        return sum(
-            math.prod(shape)
-            for name, shape in self.shapes.items()
-            if name in linears or ".experts." in name
-        )
-
-    @property
     def decoder_linears(self) -> tuple[str, ...]:
         """Return the modules of the model's layers' linears; routers and experts are none."""
         modules = [name.removesuffix(".weight") for name in self.shapes if name.endswith(".weight")]
@@ -150,6 +140,7 @@ def read_weights(
     quantization: Quantization | None,
     *,
     with_drafter: bool = False,
+    has_head: bool = True,
 ) -> Weights:
     """Return what the headers say; raise ModelError naming the file and tensor that is wrong, or
     ConfigError of a drafting layer that is asked for and not there.
@@ -163,7 +154,10 @@ def read_weights(
     tensors: Stored = {}
     shapes: dict[str, Shape] = {}
     packed: dict[str, Packing] = {}
-    wanted = architecture.shapes(config, has_fused_experts=_has_fused_experts("model.", stored))
+    has_fused_experts = _has_fused_experts("model.", stored)
+    if not has_head and EMBEDDING in stored:
+        stored.pop(HEAD, None)
+    wanted = architecture.shapes(config, has_fused_experts=has_fused_experts, has_head=has_head)
     if with_drafter:
         wanted = chain(wanted, _drafter_shapes(architecture, config, stored, directory))
     for name, shape in wanted:
@@ -363,7 +357,7 @@ def _why_missing(name: str, stored: Stored, quantization: Quantization | None) -
     if name == HEAD:
         return (
             f"{name} is missing, and config.json does not tie it to the embeddings: an embedding"
-            " or reward model, which writes no text; choose one that does"
+            " or reward model, which writes no text; choose one that does, or say --task embed"
         )
     stem = name.removeprefix("model.")
     if like := next((other for other in stored if other.endswith(f".{stem}")), None):

@@ -10,8 +10,11 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
+
 from workers.checkpoint.speculative_config import MTP, SpeculativeConfig
 from workers.config import EngineConfig
+from workers.engine.batch import Row
 from workers.engine.block_manager import BlockManager
 from workers.engine.model_runner import RunningStep
 from workers.engine.request import Request
@@ -174,9 +177,14 @@ class Engine:
     def _is_valid(self, request: Generate) -> bool:
         """Whether the model can compute the request; the worker should have rejected others."""
         tokens = (request.prompt_ids, *request.resume)
-        return bool(request.prompt_ids) and all(
-            min(ids, default=0) >= 0 and max(ids, default=0) < self.card.vocab_size
-            for ids in tokens
+        is_for_task = (request.pooling is None) == (self.card.task == "generate")
+        return (
+            is_for_task
+            and bool(request.prompt_ids)
+            and all(
+                min(ids, default=0) >= 0 and max(ids, default=0) < self.card.vocab_size
+                for ids in tokens
+            )
         )
 
     def _take(self, step: RunningStep, output: StepOutput) -> None:
@@ -186,6 +194,11 @@ class Engine:
                 self._fail_damaged(row.sequence, output)
             elif group := self._groups.get(row.sequence.request.key):
                 self._report_scores(group, row.scored.start + 1, scores, output)
+        for row, pooled in step.read_pooled():
+            if pooled is None:
+                self._fail_damaged(row.sequence, output)
+            elif not row.sequence.is_finished:  # aborted while the step was under way
+                self._report_pooled(row, pooled, output)
         for row, samples in step.read():
             if not all([sample.is_finite for sample in samples]):
                 self._fail_damaged(row.sequence, output)
@@ -236,6 +249,14 @@ class Engine:
             key, wid = group.request.key, group.request.generate.wid
             output.prompt_logprobs.append((key, PromptLogprobs(wid, group.num_scored, news)))
             group.num_scored += len(news)
+
+    def _report_pooled(self, row: Row, pooled: bytes, output: StepOutput) -> None:
+        """Say what was asked of a prompt, and with that end its request."""
+        row.sequence.finish_reason = "stop"
+        self._scheduler.update(row, ())
+        key = row.sequence.request.key
+        finished = self._groups.pop(key).finished()
+        output.finished.append((key, msgspec.structs.replace(finished, pooled=pooled)))
 
     def _report(
         self, sequence: Sequence, sample: Sample, num_later: int, output: StepOutput

@@ -15,6 +15,7 @@ from torch import Tensor
 from workers.engine.batch import Batch, Row
 from workers.engine.batch_layout import flatten_rows, tokens_with_logits
 from workers.engine.block_manager import TRASH
+from workers.engine.pooling import PooledRows, pool
 from workers.engine.sampler import Sample, TokenChoice, choose, score
 from workers.engine.sampling_rows import SamplingRow
 from workers.engine.sequence import Sequence
@@ -42,11 +43,16 @@ class RunningStep:
     """A step under way: its rows and, once they are there, what they sampled."""
 
     def __init__(
-        self, rows: Rows, choice: TokenChoice | None, scores: TokenChoice | None = None
+        self,
+        rows: Rows,
+        choice: TokenChoice | None,
+        scores: TokenChoice | None = None,
+        pooled: PooledRows | None = None,
     ) -> None:
         self._rows = rows
         self._choice = choice
         self._scores = scores
+        self._pooled = pooled
 
     def read(self) -> list[tuple[Row, list[Sample]]]:
         """Wait for the step's end; return its rows, each with its samples."""
@@ -59,6 +65,15 @@ class RunningStep:
             return []
         scores = iter(self._scores.read())
         return [(row, list(islice(scores, len(row.scored)))) for row in self._rows if row.scored]
+
+    def read_pooled(self) -> list[tuple[Row, bytes | None]]:
+        """Wait for the step's end; return the rows whose prompts it pooled, each with its numbers,
+        None where they are damaged.
+        """
+        if self._pooled is None:
+            return []
+        rows = [row for row in self._rows if row.num_samples]
+        return list(zip(rows, self._pooled.read(), strict=True))
 
     def tokens_of(self, sequences: Iterable[Sequence]) -> Tensor:
         """Return the tokens that these sequences' rows sample, on the device."""
@@ -116,6 +131,10 @@ class ModelRunner:
         rows, logits = forward(batch, previous)
         if self._decoder.drafter is not None:
             self._places = _places(rows)
+        poolings = [row.sequence.request.generate.pooling for row in rows if row.num_samples]
+        asked = [pooling for pooling in poolings if pooling is not None]
+        if asked:  # by all or none, as a model has one task
+            return RunningStep(rows, None, pooled=pool(logits, asked))
         sampling = [_sampling_row(row, index) for row in rows for index in range(row.num_samples)]
         scores = self._score(rows, logits[len(sampling) :])
         if not sampling:

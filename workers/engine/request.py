@@ -33,6 +33,8 @@ class Request:
     @cached_property
     def max_len(self) -> int:
         """The most tokens a choice may have, the prompt's among them."""
+        if self.generate.pooling is not None:  # none follows, for which room would have to be left
+            return len(self.prompt_ids) + 1
         return min(len(self.prompt_ids) + self.params.max_tokens, self.max_model_len)
 
     @cached_property

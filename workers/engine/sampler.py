@@ -23,7 +23,7 @@ from workers.engine.sampling_rows import SamplingRow, SamplingTensors
 from workers.engine.token_masks import MaskedRows
 from workers.engine.top_p_sampling_cpu import draw_free, draw_restricted
 from workers.engine.top_p_sampling_gpu import draw
-from workers.model.layout.device_copy import to_device
+from workers.model.layout.device_copy import HostCopy, to_device
 from workers.wire.protocol import MAX_LOGPROBS, TokenLogprob
 
 
@@ -53,18 +53,11 @@ class TokenChoice:
         """
         self.tokens = tokens
         self._asking = asking
-        parts = (tokens, peaks.isfinite(), *logprobs)
-        self._parts = [part.to("cpu", non_blocking=True) for part in parts]
-        self._copied = None
-        if tokens.device.type == "cuda":
-            self._copied = torch.cuda.Event()
-            self._copied.record(torch.cuda.current_stream(tokens.device))
+        self._copy = HostCopy((tokens, peaks.isfinite(), *logprobs))
 
     def read(self) -> list[Sample]:
         """Return one sample per row, once they are there."""
-        if self._copied is not None:
-            self._copied.synchronize()
-        tokens, are_finite, *logprobs = (part.tolist() for part in self._parts)
+        tokens, are_finite, *logprobs = (part.tolist() for part in self._copy.read())
         samples = [Sample(token) for token in tokens]
         for (row, count), chosen, ids, values in zip(self._asking.items(), *logprobs, strict=True):
             logprob = TokenLogprob(tokens[row], chosen, tuple(ids[:count]), tuple(values[:count]))

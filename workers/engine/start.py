@@ -15,7 +15,7 @@ from workers.checkpoint.checkpoint import Checkpoint
 from workers.checkpoint.packings import Multiplier
 from workers.checkpoint.rounding import FOR_CPUS, Rounding
 from workers.checkpoint.speculative_config import MAX_SPECULATING_ROWS, SpeculativeConfig
-from workers.config import EngineConfig
+from workers.config import EngineConfig, Task
 from workers.cpu_cores import physical_cores
 from workers.engine.model_runner import ModelRunner
 from workers.engine.sampler import sample
@@ -84,7 +84,8 @@ def start(config: EngineConfig, progress: Progress) -> tuple[ModelCard, ModelRun
         checkpoint, model_config, dtype, device, progress, kept_by=kept_by, rounding=rounding
     )
     longest = checkpoint.config.context_length
-    decoder, limits = _build(config, longest, model, shape, progress)
+    task = checkpoint.task
+    decoder, limits = _build(config, longest, model, shape, progress, task=task)
     runner = ModelRunner(decoder, _graphs(config, decoder, limits, progress))
     progress("ready", 1.0)
     return _card(checkpoint, dtype, device, limits), runner
@@ -136,6 +137,8 @@ def _build(
     model: PreTrainedModel,
     shape: CacheShape,
     progress: Progress,
+    *,
+    task: Task,
 ) -> tuple[Decoder, CapacityLimits]:
     """Return the decoder with a cache of the size that fits beside it."""
     progress("merging weights", 0.0)
@@ -144,6 +147,7 @@ def _build(
         is_batch_invariant=config.deterministic,
         for_kernels=shape.for_kernels,
         native=shape.native,
+        has_head=task != "embed",
     )
     device = decoder.device
     layers = decoder.layer_devices
@@ -154,7 +158,8 @@ def _build(
             num_drafts = SpeculativeConfig.of(config).num_tokens
             num_drafted = MAX_SPECULATING_ROWS * (1 + num_drafts)
             num_rows = max(config.max_num_seqs, num_drafted) + MAX_SCORED_TOKENS
-            _run_worst_step(decoder, shape, token_budget_of(config, device), num_rows)
+            budget = token_budget_of(config, device)
+            _run_worst_step(decoder, shape, budget, num_rows, samples=task == "generate")
         except Exception as error:  # Triton's and the compiler's have no common base
             raise ConfigError(
                 f"the first step failed on {device}: {error!r}; give it less with"
@@ -193,7 +198,9 @@ def _graphs(
     return graphs
 
 
-def _run_worst_step(decoder: Decoder, shape: CacheShape, num_tokens: int, num_rows: int) -> None:
+def _run_worst_step(
+    decoder: Decoder, shape: CacheShape, num_tokens: int, num_rows: int, *, samples: bool
+) -> None:
     """Make the allocator take what the largest step needs, so that the cache is sized beside it."""
     decoder.allocate_cache(shape, 2, 16, num_slots=2)
     zeros = torch.zeros(num_tokens, dtype=torch.int64, device=decoder.device)
@@ -202,8 +209,9 @@ def _run_worst_step(decoder: Decoder, shape: CacheShape, num_tokens: int, num_ro
     plan = _worst_plan(zeros, shape.for_kernels, decoder.is_batch_invariant)
     decoder.copy_states((SlotCopy(None, 1),))
     logits = decoder.forward(zeros, positions, plan, rows, _worst_states(plan, num_tokens))
-    params = SamplingParams(max_tokens=1, temperature=1.0, top_k=1, top_p=0.5, logprobs=1)
-    sample(logits, [SamplingRow(params)] * len(rows), by_kernels=shape.for_kernels)
+    if samples:
+        params = SamplingParams(max_tokens=1, temperature=1.0, top_k=1, top_p=0.5, logprobs=1)
+        sample(logits, [SamplingRow(params)] * len(rows), by_kernels=shape.for_kernels)
     decoder.allocate_cache(shape, 1, 1)
 
 
@@ -240,6 +248,8 @@ def _card(
         generation_config=checkpoint.sampling_defaults,
         dtype=str(dtype).removeprefix("torch."),
         device=str(device),
+        task=checkpoint.task,
+        output_size=checkpoint.output_size,
         **vars(limits),
     )
 

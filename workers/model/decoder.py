@@ -1,4 +1,4 @@
-"""Decoder: a whole causal model, token ids in and logits of chosen tokens out.
+"""Decoder: a whole causal model, token ids in and logits or hidden states of chosen tokens out.
 
 Takes the weights out of a transformers model layer by layer, so that memory never holds them twice.
 Layers may lie on several devices; hidden states follow them.
@@ -72,15 +72,16 @@ class Decoder:
         is_batch_invariant: bool = False,
         for_kernels: bool = False,
         native: Native | None = None,
+        has_head: bool = True,
     ) -> None:
         """With `is_batch_invariant`, a token's logits depend on nothing beside it.
 
         With `for_kernels`, a layer is about ten launches; its cache must be for kernels too.
-        `native` are functions for the layers of a CPU.
+        `native` are functions for the layers of a CPU. Without a head, normed hidden states stand
+        in the place of logits.
         """
         by: Any = {"for_kernels": for_kernels, "native": native}
         base: Any = model.model
-        head = model.lm_head.weight.detach()
         self._embedding = base.embed_tokens.weight.detach()
         self._rotary = base.rotary_emb
         self._layers = [
@@ -89,8 +90,12 @@ class Decoder:
         ]
         self._caches: list[LayerCache] = []
         self._norm = RMSNorm(base.norm, **by)
-        self._head_device = head.device
-        self._head = Linear(head, is_batch_invariant=is_batch_invariant)
+        self._head = None
+        if has_head:
+            whole: Any = model
+            linear = whole.score if hasattr(whole, "score") else whole.lm_head  # a classifier's
+            self._head_device = linear.weight.device
+            self._head = Linear(linear.weight.detach(), is_batch_invariant=is_batch_invariant)
         self.drafter: MtpDrafter | None = None
         modules = getattr(model, "mtp", None)
         if isinstance(modules, MtpModules):
@@ -172,7 +177,8 @@ class Decoder:
         rows: Tensor,
         states: States | None = None,
     ) -> Tensor:
-        """Return the logits `[len(rows), vocabulary]` of the tokens at `rows` of the flat batch.
+        """Return the logits `[len(rows), vocabulary]` of the tokens at `rows` of the flat batch, or
+        their hidden states `[len(rows), hidden]`.
 
         A drafter follows, and the hidden states that these are of are then `newest`.
         """
@@ -195,4 +201,4 @@ class Decoder:
         return self._logits(self.newest)
 
     def _logits(self, normed: Tensor) -> Tensor:
-        return self._head(normed.to(self._head_device))
+        return normed if self._head is None else self._head(normed.to(self._head_device))

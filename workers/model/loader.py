@@ -63,6 +63,10 @@ def load_config(checkpoint: Checkpoint) -> PretrainedConfig:
         "use_sliding_window": config.sliding_window is not None,
         "sliding_window": config.sliding_window,
     }
+    if checkpoint.task == "embed":
+        values["tie_word_embeddings"] = True  # a head that is nowhere, and that nobody asks
+    if checkpoint.is_classifier:
+        values["num_labels"] = 1
     try:
         return AutoConfig.for_model(checkpoint.text_model_type, **values)
     except (ValueError, KeyError, TypeError) as error:

@@ -13,7 +13,12 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PretrainedConfig, PreTrainedModel
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 
 from workers.checkpoint.checkpoint import Checkpoint
 from workers.checkpoint.packings import Multiplier
@@ -183,6 +188,8 @@ def _arguments(device_map: DeviceMap, state: State) -> dict[str, Any]:
 
 
 def _model_class(checkpoint: Checkpoint, config: PretrainedConfig) -> Any:
+    if checkpoint.is_classifier:
+        return MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING[type(config)]
     model_class = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     return _with_drafter(model_class) if checkpoint.weights.has_drafter else model_class
 

@@ -81,12 +81,25 @@ class SamplingParams(msgspec.Struct, frozen=True, array_like=True, gc=False, kw_
         return penalties != (1.0, 0.0, 0.0) or any(len(word) > 1 for word in self.bad_words)
 
 
+class Pooling(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """What is asked of the last token of a prompt that is not gone on with.
+
+    The logits of `token_ids`, or where there are none its hidden state: the first `dimensions` of
+    it (0: all), brought to length 1.
+    """
+
+    token_ids: tuple[int, ...] = ()
+    dimensions: int = 0
+
+
 class ModelCard(msgspec.Struct, frozen=True, array_like=True, gc=False, kw_only=True):
     """What an engine serves.
 
     `model_dir` is absolute: the HTTP half reads tokenizer and template from it. `generation_config`
     holds the sampling defaults of generation_config.json (temperature, top_k, …) as floats.
     `num_state_slots`, of a hybrid model, counts the states its sequences and prefixes may have.
+    `task` is generate, embed or rerank: every request of the last two has a pooling, of the first
+    none. `output_size` is how many numbers a token has in the end: logits, or of a hidden state.
     """
 
     model_dir: str
@@ -104,6 +117,8 @@ class ModelCard(msgspec.Struct, frozen=True, array_like=True, gc=False, kw_only=
     max_num_seqs: int
     max_num_batched_tokens: int
     num_state_slots: int = 0
+    task: str = "generate"
+    output_size: int = 0
 
 
 class Attach(Message, frozen=True, tag="attach"):
@@ -136,7 +151,7 @@ class Generate(Message, frozen=True, tag="generate", kw_only=True):
     each of them already has. `group` is a set of requests that share `max_running` and
     `max_waiting` (0 = the engine's own limits). `cache_salt` separates prefix caches: blocks are
     shared only between requests of equal salt. `queue_timeout` is in seconds. Every choice keeps to
-    the `grammar`.
+    the `grammar`. With a `pooling` there is no answer of tokens, only a Finished.
     """
 
     wid: int
@@ -153,6 +168,7 @@ class Generate(Message, frozen=True, tag="generate", kw_only=True):
     max_waiting: int = 0
     queue_timeout: float = 300.0
     grammar: Grammar | None = None
+    pooling: Pooling | None = None
 
     @property
     def epoch(self) -> int:
@@ -248,12 +264,13 @@ class Finished(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """All choices of a request have ended, at least one of them by itself.
 
     Token counts: the prompt counts once; `completion_tokens` includes those of resumed and aborted
-    choices.
+    choices. `pooled` are the numbers a pooling asked for, little-endian float32.
     """
 
     wid: int
     prompt_tokens: int
     completion_tokens: int
+    pooled: bytes = b""
 
 
 class Failed(msgspec.Struct, frozen=True, array_like=True, gc=False):

@@ -12,7 +12,14 @@ from dataclasses import dataclass
 
 from workers.engine_core import Key
 from workers.wire.engine_stats import EngineStats
-from workers.wire.protocol import MAX_CHOICES, Generate, ModelCard, Rejected, RejectReason
+from workers.wire.protocol import (
+    MAX_CHOICES,
+    Generate,
+    ModelCard,
+    Pooling,
+    Rejected,
+    RejectReason,
+)
 
 # Before this many requests of one busy period have finished, a prediction says nothing.
 MIN_FINISHED = 10
@@ -83,7 +90,7 @@ class Admission:
         if self.is_draining:
             return self._rejected(request, "draining")
         prompt, card = request.prompt_ids, self._card
-        if len(prompt) >= card.max_model_len:
+        if len(prompt) + (request.pooling is None) > card.max_model_len:
             return self._rejected(request, "too_long")
         is_valid = (
             key not in self._admitted
@@ -92,6 +99,7 @@ class Admission:
             and max(prompt) < card.vocab_size
             and 1 <= len(request.choices) <= min(MAX_CHOICES, card.max_num_seqs)
             and request.params.max_tokens >= 1
+            and self._is_for_task(request.pooling)
             and self._is_resumable(request)
             and self._is_thought_known(request)
             and self._are_bounds_known(request)
@@ -106,6 +114,15 @@ class Admission:
         return len(request.resume) == len(request.choices) and (
             not ids or (min(ids) >= 0 and max(ids) < self._card.vocab_size)
         )
+
+    def _is_for_task(self, pooling: Pooling | None) -> bool:
+        """Return whether what is asked of the prompt is what the model gives."""
+        task, size = self._card.task, self._card.output_size
+        if pooling is None:
+            return task == "generate"
+        if task == "rerank":
+            return bool(pooling.token_ids) and all(0 <= i < size for i in pooling.token_ids)
+        return task == "embed" and not pooling.token_ids and 0 <= pooling.dimensions <= size
 
     def _is_thought_known(self, request: Generate) -> bool:
         """Return whether the tokens around a thought are the model's."""

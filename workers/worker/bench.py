@@ -183,6 +183,8 @@ def _on_gpu(found: EngineBenchResult, engine: EngineCore, prompts: Prompts) -> E
 
 
 def _refuse_unfit(card: ModelCard, workload: Workload) -> None:
+    if card.task != "generate":
+        raise ConfigError(f"the load is of answers, but the model is served for {card.task} only")
     length = workload.prompt_tokens + workload.max_tokens
     blocks = workload.streams * -(-length // card.block_size)
     room = int(0.98 * card.num_blocks)  # the scheduler keeps a percent free

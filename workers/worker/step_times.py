@@ -78,6 +78,9 @@ class StepTimes:
         for prompt in self._prompts.values():
             if prompt.slowest is not None:
                 prompt.slowest = max(prompt.slowest, seconds)
+        for key, finished in output.finished:
+            if key in self._prompts and finished.pooled:
+                self._has_token(key, 0)
         for key, chunk in output.chunks:
             if key in self._prompts:
                 self._has_token(key, chunk.choice)

@@ -2,12 +2,16 @@
 
 It answers with the ids of the prompt itself, over and over, at one token per sequence and step; a
 choice starts at the prompt's token number `seed + choice`. Its text is therefore valid wherever the
-prompt's was. A request can be poison: see Poison.
+prompt's was. A pooling gets numbers that follow from the prompt. A request can be poison: see
+Poison.
 """
 
 import enum
 import itertools
+import math
 import os
+import random
+import struct
 import time
 from collections import Counter
 from dataclasses import dataclass
@@ -26,6 +30,7 @@ from workers.wire.protocol import (
     FinishReason,
     Generate,
     ModelCard,
+    Pooling,
     PromptLogprobs,
     Started,
     TokenLogprob,
@@ -151,6 +156,12 @@ class StubEngine:
     def _advance(self, key: Key, output: StepOutput) -> None:
         running = self._running[key]
         request, params, script = running.request, running.request.params, running.script
+        if request.pooling is not None:
+            self._leave(key)
+            pooled = _pooled(request.prompt_ids, request.pooling, self.card.output_size)
+            finished = Finished(request.wid, len(request.prompt_ids), 0, pooled)
+            output.finished.append((key, finished))
+            return
         limit = min(params.max_tokens, self.card.max_model_len - len(request.prompt_ids))
         for choice in sorted(running.open):
             position = running.num_tokens[choice]
@@ -198,6 +209,20 @@ def _prompt_logprobs(request: Generate) -> PromptLogprobs | None:
     return PromptLogprobs(request.wid, 1, tuple(found)) if found else None
 
 
+def _pooled(prompt_ids: tuple[int, ...], pooling: Pooling, size: int) -> bytes:
+    """Return numbers that follow from the prompt alone: a vector of length 1, or logits, of which
+    the last token asked for has a larger one, the longer the prompt.
+    """
+    if pooling.token_ids:
+        logits = [float(len(prompt_ids) * i) / 64 for i in range(len(pooling.token_ids))]
+        return struct.pack(f"<{len(logits)}f", *logits)
+    count = pooling.dimensions or size
+    draws = random.Random(repr(prompt_ids))
+    vector = [draws.gauss(0, 1) for _ in range(size)][:count]
+    length = math.hypot(*vector)
+    return struct.pack(f"<{count}f", *(number / length for number in vector))
+
+
 def _card(config: EngineConfig) -> ModelCard:
     checkpoint = Checkpoint.of(config)
     return ModelCard(
@@ -215,4 +240,6 @@ def _card(config: EngineConfig) -> ModelCard:
         num_blocks=NUM_BLOCKS,
         max_num_seqs=config.max_num_seqs,
         max_num_batched_tokens=config.max_num_batched_tokens,
+        task=checkpoint.task,
+        output_size=checkpoint.output_size,
     )

@@ -66,7 +66,7 @@ def messages(ask: MessagesRequest) -> Response:
 @blueprint.post("/v1/messages/count_tokens")
 @accepts(CountTokensSchema, before=_check_model, load=load_body)
 def count_tokens(ask: MessagesRequest) -> Response:
-    _, tokenizer = served_model()
+    _, tokenizer = served_model(None)
     return json_response({"input_tokens": len(_prepared(ask, tokenizer).ids)})
 
 

@@ -230,20 +230,14 @@ class ChatSchema(SamplingSchema):
 
     @validates_schema
     def check_prefill(self, data: dict[str, Any], **_: Any) -> None:
-        """A prefill is an assistant's message that is the last one."""
-        if not data.get("continue_final_message"):
-            return
-        if data["messages"][-1]["role"] != "assistant":
-            raise ValidationError("needs the last message to be an assistant's", _CONTINUE)
-        if data.get("add_generation_prompt"):
-            raise ValidationError("and 'add_generation_prompt' exclude each other", _CONTINUE)
+        check_prefill(data)
 
     def shape(self, data: dict[str, Any]) -> dict[str, Any]:
         return super().shape(data) | {
             "logprobs": data.get("top_logprobs", 0) if data.get("logprobs") else None,
-            "enable_thinking": _enable_thinking(data),
+            "enable_thinking": thinking_switch(data),
             "max_thought_tokens": _thought_limit(data),
-            "template_arguments": _other_arguments(data),
+            "template_arguments": other_arguments(data),
             "continue_final_message": data.get("continue_final_message", False)
             or bool(data["messages"][-1].get("prefix")),
         }
@@ -275,7 +269,17 @@ class CompletionSchema(SamplingSchema):
         return super().shape(data) | {"best_of": max(data.get("best_of", 1), data.get("n", 1))}
 
 
-def _enable_thinking(data: dict[str, Any]) -> bool | None:
+def check_prefill(data: dict[str, Any]) -> None:
+    """Refuse a prefill that is no assistant's message, or is not to be gone on with."""
+    if not data.get(_CONTINUE):
+        return
+    if data["messages"][-1]["role"] != "assistant":
+        raise ValidationError("needs the last message to be an assistant's", _CONTINUE)
+    if data.get("add_generation_prompt"):
+        raise ValidationError("and 'add_generation_prompt' exclude each other", _CONTINUE)
+
+
+def thinking_switch(data: dict[str, Any]) -> bool | None:
     """Return whether to think, as the most exact of the three fields that say it has it."""
     chosen = data.get("chat_template_kwargs", {}).get("enable_thinking")
     if chosen is None:
@@ -285,8 +289,8 @@ def _enable_thinking(data: dict[str, Any]) -> bool | None:
     return cast("bool | None", chosen)
 
 
-def _other_arguments(data: dict[str, Any]) -> dict[str, Any]:
-    """Return the template's arguments but for the one that `_enable_thinking` reads."""
+def other_arguments(data: dict[str, Any]) -> dict[str, Any]:
+    """Return the template's arguments but for the one that `thinking_switch` reads."""
     given = data.get("chat_template_kwargs", {})
     return {name: value for name, value in given.items() if name != "enable_thinking"}
 

@@ -53,7 +53,7 @@ from workers.wire.protocol import ModelCard
 blueprint = Blueprint("openai", __name__)
 
 
-def _choose_profile(body: dict[str, Any]) -> None:
+def choose_profile(body: dict[str, Any]) -> None:
     """Let the profile of the model asked for answer, and cut what it documents as cut."""
     name = body.get("model")
     if name is not None and not isinstance(name, str):
@@ -70,12 +70,12 @@ def _choose_profile(body: dict[str, Any]) -> None:
 @blueprint.post("/v1/chat/completions")
 @blueprint.post("/api/chat/completions", endpoint="chat_completions_of_page")
 @blueprint.post("/chat/completions", endpoint="chat_completions_bare")
-@accepts(ChatSchema, before=_choose_profile, load=load_body)
+@accepts(ChatSchema, before=choose_profile, load=load_body)
 def chat_completions(ask: ChatRequest) -> Response:
     card, tokenizer = served_model()
     profile = current_profile()
     settings = profile.settings
-    chat = prepare_chat(tokenizer, _chat_prompt(ask, profile), ChatOptions.of(settings))
+    chat = prepare_chat(tokenizer, chat_prompt(ask, profile), ChatOptions.of(settings))
     wanted, cut = generation_request(
         ask,
         [_cut(chat.ids, ask, card)],
@@ -101,7 +101,8 @@ def chat_completions(ask: ChatRequest) -> Response:
     return respond(wanted, tokenizer, write, streams=ask.stream, cut=g.clamped | cut)
 
 
-def _chat_prompt(ask: ChatRequest, profile: Profile) -> ChatPrompt:
+def chat_prompt(ask: ChatRequest, profile: Profile) -> ChatPrompt:
+    """Return what a conversation asks of the template, which the profile may have a say in."""
     thinking = profile.thinking if ask.enable_thinking is None else ask.enable_thinking
     return ChatPrompt(
         messages=ask.messages,
@@ -117,7 +118,7 @@ def _chat_prompt(ask: ChatRequest, profile: Profile) -> ChatPrompt:
 
 
 @blueprint.post("/v1/completions")
-@accepts(CompletionSchema, before=_choose_profile, load=load_body)
+@accepts(CompletionSchema, before=choose_profile, load=load_body)
 def completions(ask: CompletionRequest) -> Response:
     card, tokenizer = served_model()
     for prompt in ask.prompts:
@@ -153,17 +154,22 @@ def model(model: str) -> Response:
     cards = _model_cards()
     for name, found in cards.items():
         if _plain(name) == _plain(model):
-            return json_response(found | _defaults_in_force(name))
+            return json_response(found | _facts(name))
     raise ModelNotFound(model, tuple(cards))
 
 
-def _defaults_in_force(name: str) -> dict[str, Any]:
-    """Return the sampling defaults of a name, for profiles whose document prints no body of it."""
+def _facts(name: str) -> dict[str, Any]:
+    """Return what a name is served for, and with which sampling defaults or how long vectors; for
+    profiles whose document prints no body of it.
+    """
     card, profile = services().engine.card, services().profiles.for_model(name)
     if card is None or not profile.as_openai:
         return {}
-    defaults = defaults_of(profile.settings, profile.chat_max_tokens)
-    return {"default_sampling_params": defaults_in_force(card, defaults)}
+    facts: dict[str, Any] = {"task": card.task}
+    if card.task == "generate":
+        defaults = defaults_of(profile.settings, profile.chat_max_tokens)
+        facts["default_sampling_params"] = defaults_in_force(card, defaults)
+    return facts | ({"dimensions": card.output_size} if card.task == "embed" else {})
 
 
 def _model_cards() -> dict[str, dict[str, Any]]:
