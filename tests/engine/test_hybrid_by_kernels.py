@@ -5,11 +5,10 @@ On a CPU the kernels run in Triton's interpreter, and so the models are of two l
 
 import pytest
 
-from tests.engine.conftest import ATTENTION, DEVICE, HYBRIDS, MIXTURE, Driver, write_model
+from tests.engine.conftest import DEVICE, HYBRIDS, MIXTURE, Driver, write_model
 from tests.engine.test_hybrid import prompt_of
 from workers.config import EngineConfig
 from workers.engine.engine import Engine
-from workers.errors import ConfigError
 
 pytest.importorskip("triton", reason="kernels need the package triton")
 

@@ -1,7 +1,7 @@
 """Place a batch's rows on the device as one FlatBatch, by a single copy of integers.
 
-token ids │ starts │ lengths │ last tokens of sampled rows │ block tables, one row after another
-         state slots │ slots of copies: where the model has states
+token ids │ starts │ lengths │ block tables, one row after another │ last tokens of sampled rows │
+state slots of rows │ of tokens behind which a copy is kept, where the model has states
 """
 
 from collections.abc import Sequence
@@ -29,9 +29,19 @@ def flatten_rows(rows: Sequence[Row], block_size: int, device: torch.device) -> 
     slots = slots_of_rows(rows) if has_states else np.empty(0)
     kept = slots_of_tokens(rows, starts) if has_states else np.empty(0)
     parts = [_token_ids(rows, starts), starts, lengths, tables.ravel(), samples, slots, kept]
-    there = _upload(parts, device)
-    there[3] = there[3].view(tables.shape)
-    return FlatBatch(*there, max_query=int(counts.max()))
+    token_ids, on_device, lengths_there, flat, last_tokens, *of_states = _upload(parts, device)
+    table = flat.view(tables.shape)
+    slots_there, kept_there = of_states
+    return FlatBatch(
+        token_ids,
+        on_device,
+        lengths_there,
+        table,
+        last_tokens,
+        slots_there,
+        kept_there,
+        int(counts.max()),
+    )
 
 
 def tokens_with_logits(rows: Sequence[Row]) -> list[int]:

@@ -1,14 +1,15 @@
-"""Gated DeltaNet in Triton kernels, but for its products and for prompts: those are delta_scan.py's.
+"""Gated DeltaNet in Triton kernels: what lies between its products, but for prompts.
 
     prepare     16 tokens of a row, a tile of channels:   convolution and SiLU; rates of all heads
     step        a row of one token, a head, some values:  its state takes one step of the delta rule
     normalize   a token, a tile of heads:                 RMSNorm · SiLU(gate)
 
-States are found by the slots of a plan and changed where they lie; a copy that is to be kept is
-written beside. A row without tokens, as padding is, touches none. Where in a row of projections a
-channel, gate or rate lies, `columns` says: `[channels │ heads * value_dim │ heads │ heads]`, as
-GatedDeltaNet takes them apart. Everything between projections is float32. delta_rule.py and
-gated_delta_net.py in layers/ are the torch twins. Refuses to know weights and layers.
+Prompts are delta_scan.py's. States are found by the slots of a plan and changed where they lie; a
+copy that is to be kept is written beside. A row without tokens, as padding is, touches none. Where
+in a row of projections a channel, gate or rate lies, `columns` says: `[channels │ heads * value_dim
+│ heads │ heads]`, as GatedDeltaNet takes them apart. Everything between projections is float32.
+delta_rule.py and gated_delta_net.py in layers/ are the torch twins. Refuses to know weights and
+layers.
 
 Checked under Triton's interpreter in float32 and float16 against the twins, and compiled for sm_90.
 Not checked: any GPU, and so no speed and no tile size.
