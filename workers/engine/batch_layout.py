@@ -29,19 +29,11 @@ def flatten_rows(rows: Sequence[Row], block_size: int, device: torch.device) -> 
     slots = slots_of_rows(rows) if has_states else np.empty(0)
     kept = slots_of_tokens(rows, starts) if has_states else np.empty(0)
     parts = [_token_ids(rows, starts), starts, lengths, tables.ravel(), samples, slots, kept]
-    token_ids, on_device, lengths_there, flat, last_tokens, *of_states = _upload(parts, device)
-    table = flat.view(tables.shape)
-    slots_there, kept_there = of_states
-    return FlatBatch(
-        token_ids,
-        on_device,
-        lengths_there,
-        table,
-        last_tokens,
-        slots_there,
-        kept_there,
-        int(counts.max()),
-    )
+    there = _upload(parts, device)
+    token_ids, starts_there, lengths_there, flat, last_tokens, slots_there, kept_there = there
+    rows_there = starts_there, lengths_there, flat.view(tables.shape)
+    of_states = slots_there, kept_there
+    return FlatBatch(token_ids, *rows_there, last_tokens, *of_states, int(counts.max()))
 
 
 def tokens_with_logits(rows: Sequence[Row]) -> list[int]:

@@ -149,7 +149,9 @@ def _prepare_tokens(
                 NUM_HEADS, PADDED_HEADS,
             )  # fmt: skip
     if first == 0:
-        # An input moves to an earlier place, and places are filled from the earliest on.
+        # All threads have read what was there. An input moves to an earlier place, and places are
+        # filled from the earliest on.
+        tl.debug_barrier()
         for place in tl.static_range(WIDTH - 1):
             seen = num_tokens - (WIDTH - 1) + place
             x = _input_at(start, seen, own, before, is_real, COLUMNS, CHANNELS, WIDTH)
