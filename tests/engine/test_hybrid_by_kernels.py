@@ -7,6 +7,9 @@ import pytest
 
 from tests.engine.conftest import DEVICE, HYBRIDS, MIXTURE, Driver, write_model
 from tests.engine.test_hybrid import prompt_of
+from tests.engine.test_hybrid_prefixes import said
+from tests.model.packers import Packer
+from tests.model.twins import write_twins
 from workers.config import EngineConfig
 from workers.engine.engine import Engine
 
@@ -32,7 +35,7 @@ TINY = {
 SMALL_MIXTURE = {name: size // 2 for name, size in MIXTURE.items()}
 # As between torch and transformers: DECISIONS 52.
 NEAR_TIE = 1e-3
-NEW_TOKENS = 3
+NEW_TOKENS = 2
 
 
 @pytest.fixture(scope="module", params=HYBRIDS)
@@ -63,7 +66,7 @@ def ignore(stage, fraction):
 
 def conversation(driver):
     """Run a prompt of several chunks beside one that decodes, then one that begins like it."""
-    driver.add(1, prompt_of(5), max_tokens=6, logprobs=1)
+    driver.add(1, prompt_of(5), max_tokens=5, logprobs=1)
     driver.step()
     driver.add(2, prompt_of(150), max_tokens=NEW_TOKENS, logprobs=1)
     driver.run()
@@ -87,3 +90,24 @@ def test_answers_are_those_of_torch(path):
         found, expected = logprobs(by_kernels, key), logprobs(by_torch, key)
         assert len(found) == len(expected) >= NEW_TOKENS
         assert found == pytest.approx(expected, abs=NEAR_TIE)
+
+
+@pytest.mark.parametrize("path", ["qwen3_next"], indirect=True)
+def test_a_hit_equals_the_miss_that_was_cut_there_to_the_bit(path):
+    driver = engine_over(path, "triton", max_num_batched_tokens=128)
+    for key in (0, 1):
+        driver.add(key, prompt_of(140), max_tokens=NEW_TOKENS, logprobs=5)
+        driver.run()
+    assert driver.cached_tokens == {0: 0, 1: 128}
+    assert said(driver, 1) == said(driver, 0)
+
+
+def test_packed_linears_stay_packed_and_answer_as_unpacked_ones(tmp_path):
+    write_model(tmp_path / "plain", "qwen3_5", **TINY)
+    packed, _ = write_twins(tmp_path / "plain", tmp_path / "twins", Packer(group_size=32))
+    answers = []
+    for backend in ("triton", "torch"):
+        driver = engine_over(packed, backend)
+        driver.add(0, prompt_of(9), max_tokens=NEW_TOKENS)
+        answers.append(driver.run().tokens(0))
+    assert answers[0] == answers[1] and len(answers[0]) == NEW_TOKENS

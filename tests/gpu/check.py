@@ -3,6 +3,8 @@
 kernels   The kernels' tests, compiled, each dtype within its own error; attention's own roofline.
 engine    The engine's tests on CUDA in float32, with the kernels and with torch's attention, those
           of tests/gpu, and equal tokens with each of the engine's shortcuts turned round.
+hybrid    The tests of hybrid models on CUDA, and equal tokens of a small one by graphs, by single
+          kernels, and by torch.
 speed     Engines alone on random bfloat16 weights of Qwen3's dimensions: points of the roofline,
           goals, and what leaving out a shortcut or asking for determinism costs.
 peers     `transformers serve` with continuous batching over the same weights.
@@ -31,6 +33,7 @@ from pathlib import Path
 
 import psutil
 import torch
+from transformers import PretrainedConfig
 
 from tests.gpu import attention_roofline, models, transformers_serve
 from tests.gpu.random_load import RandomLoad
@@ -54,6 +57,11 @@ ENGINE_TESTS = (
     "tests/engine/test_sampler.py",
     "tests/engine/test_top_p_sampling_gpu.py",
 )
+HYBRID_TESTS = (
+    "tests/engine/test_hybrid.py",
+    "tests/engine/test_hybrid_prefixes.py",
+    "tests/engine/test_hybrid_by_kernels.py",
+)
 GPU_TESTS = ("tests/gpu",)
 PEER_MODELS = ("Qwen3-0.6B", "Qwen3-8B")
 # Settings that must change no token.
@@ -62,6 +70,12 @@ SHORTCUTS = {
     "no overlap": {"async_scheduling": "off"},
     "speculation": {"num_speculative_tokens": 4},
     "no prefix cache": {"enable_prefix_caching": False},
+}
+HYBRID_SHORTCUTS = {
+    "eager": {"enforce_eager": True},
+    "no overlap": {"async_scheduling": "off"},
+    "by torch": {"attention_backend": "torch"},
+    "by torch, speculation": {"num_speculative_tokens": 4},
 }
 # Settings whose cost is measured, on PEER_MODELS.
 COSTS = {
@@ -93,6 +107,7 @@ class Scale:
     device: str = "cuda"
     dtype: str = "bfloat16"
     models: dict[str, Dimensions] = field(default_factory=lambda: models.QWEN3)
+    hybrid: PretrainedConfig = field(default_factory=lambda: models.hybrid(4, 4, 128))
     points: tuple[tuple[int, int], ...] = ((1, 0), (1, 1024), (64, 1024), (64, 4096), (256, 1024))
     cost_points: tuple[tuple[int, int], ...] = ((1, 1024), (64, 1024))
     max_tokens: int = 128
@@ -110,7 +125,19 @@ def rehearsal() -> Scale:
     tiny = {name: models.tiny(dimensions) for name, dimensions in models.QWEN3.items()}
     settings = {"num_blocks": 512, "block_size": 16, "threads": 1}
     points = ((1, 0), (3, 40))
-    return Scale("cpu", "float32", tiny, points, points[1:], 12, (1, 2), 24, 150, settings)
+    return Scale(
+        device="cpu",
+        dtype="float32",
+        models=tiny,
+        hybrid=models.hybrid(2, 1, 16),
+        points=points,
+        cost_points=points[1:],
+        max_tokens=12,
+        peer_streams=(1, 2),
+        peer_prompt=24,
+        steps=150,
+        settings=settings,
+    )
 
 
 class Report:
@@ -176,12 +203,29 @@ def check_engine(scale: Scale, name: str, report: Report) -> None:
     run_tests("engine", ENGINE_TESTS, scale, report)
     run_tests("engine", ENGINE_TESTS[:1], scale, report, attention="torch")
     run_tests("engine", GPU_TESTS, scale, report)
-    expected = answers(scale, {})
-    for name, settings in SHORTCUTS.items():
-        found = answers(scale, settings)
+    dimensions = models.tiny(models.QWEN3["Qwen3-8B"])
+    compare_answers("engine", scale, dimensions, SHORTCUTS, report)
+
+
+def check_hybrid(scale: Scale, name: str, report: Report) -> None:
+    run_tests("hybrid", HYBRID_TESTS, scale, report)
+    compare_answers("hybrid", scale, scale.hybrid, HYBRID_SHORTCUTS, report)
+
+
+def compare_answers(
+    part: str,
+    scale: Scale,
+    model: Dimensions | PretrainedConfig,
+    shortcuts: dict[str, dict[str, object]],
+    report: Report,
+) -> None:
+    """Say for each of the shortcuts whether it changes a token."""
+    expected = answers(scale, model, {})
+    for name, settings in shortcuts.items():
+        found = answers(scale, model, settings)
         num_equal = sum(ours == theirs for ours, theirs in zip(found, expected, strict=True))
         text = f"{name}: {num_equal} of {len(expected)} answers as with the defaults"
-        report.add("engine", text, is_good=found == expected)
+        report.add(part, text, is_good=found == expected)
 
 
 def run_tests(
@@ -201,11 +245,12 @@ def run_tests(
     report.add(part, text, is_good=code == 0 or (code == 5 and not scale.is_real))
 
 
-def answers(scale: Scale, settings: dict[str, object]) -> list[list[int]]:
+def answers(
+    scale: Scale, model: Dimensions | PretrainedConfig, settings: dict[str, object]
+) -> list[list[int]]:
     """Return greedy answers of a tiny float32 model to prompts that repeat themselves."""
-    dimensions = models.tiny(models.QWEN3["Qwen3-8B"])
     with models.engine_over(
-        "tiny", dimensions, "float32", scale.device, **scale.settings | settings
+        "tiny", model, "float32", scale.device, **scale.settings | settings
     ) as engine:
         prompts = [
             prompt[: 8 + number] * 4
@@ -356,7 +401,9 @@ def check_peers(scale: Scale, name: str, report: Report) -> None:
 
 def burst_rates(scale: Scale, directory: Path) -> dict[int, float]:
     """Return output tokens per second of an engine over a checkpoint, by number of streams."""
-    config = EngineConfig(str(directory), scale.dtype, scale.device, **scale.settings)
+    config = EngineConfig(
+        model=str(directory), dtype=scale.dtype, device=scale.device, **scale.settings
+    )
     engine, rates = bench.load(config, lambda *_: None), {}
     for streams in scale.peer_streams:
         workload = Workload(streams, scale.peer_prompt, scale.max_tokens)
@@ -395,6 +442,7 @@ def held_bytes(scale: Scale) -> int:
 PARTS = {
     "kernels": check_kernels,
     "engine": check_engine,
+    "hybrid": check_hybrid,
     "speed": check_speed,
     "peers": check_peers,
     "leak": check_leak,

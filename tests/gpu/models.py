@@ -1,4 +1,5 @@
-"""Models of Qwen3's published dimensions with random weights, made where they are used.
+"""Models of Qwen3's published dimensions, and a small hybrid, with random weights, made where they
+are used.
 
 Knows configurations, a tokenizer in which every id is a word, and how weights get into an engine
 without a hub: made on the device as the engine loads (the largest fit no small disk), or written as
@@ -20,6 +21,7 @@ from transformers import (
     AutoModelForCausalLM,
     PretrainedConfig,
     PreTrainedModel,
+    Qwen3_5TextConfig,
     Qwen3Config,
     Qwen3MoeConfig,
 )
@@ -36,6 +38,8 @@ QWEN3 = {
     "Qwen3-32B": Dimensions(64, 5120, 64, 8, 25600),
     "Qwen3-30B-A3B": Dimensions(48, 2048, 32, 4, 768, experts=128, chosen=8),
 }
+# What `configure` adds for each model: nothing ends an answer.
+_ENDLESS = {"max_position_embeddings": 40_960, "bos_token_id": None, "eos_token_id": None}
 TEMPLATE = "{% for message in messages %}{{ message['content'] }} {% endfor %}"
 _PLACEHOLDER = "placeholder.safetensors"
 
@@ -47,9 +51,33 @@ def tiny(dimensions: Dimensions) -> Dimensions:
     return replace(small, experts=8, chosen=2) if dimensions.experts else small
 
 
-def configure(dimensions: Dimensions) -> PretrainedConfig:
+def hybrid(layers: int, heads: int, dim: int) -> PretrainedConfig:
+    """Return Qwen3.5 of few layers, the last with attention, and as many heads of keys as `heads`
+    of queries. 128 is the published `dim` of a state; attention's heads have twice as much.
+    """
+    return Qwen3_5TextConfig(
+        num_hidden_layers=layers,
+        layer_types=["linear_attention"] * (layers - 1) + ["full_attention"],
+        hidden_size=2 * dim,
+        intermediate_size=2 * dim,
+        num_attention_heads=2 * heads,
+        num_key_value_heads=heads,
+        head_dim=2 * dim,
+        linear_num_key_heads=heads,
+        linear_num_value_heads=2 * heads,
+        linear_key_head_dim=dim,
+        linear_value_head_dim=dim,
+        vocab_size=640,
+        architectures=["Qwen3_5ForCausalLM"],
+        **_ENDLESS,
+    )
+
+
+def configure(dimensions: Dimensions | PretrainedConfig) -> PretrainedConfig:
     """Return transformers' configuration; nothing ends an answer."""
-    fields = {
+    if isinstance(dimensions, PretrainedConfig):
+        return dimensions
+    fields = _ENDLESS | {
         "num_hidden_layers": dimensions.layers,
         "hidden_size": dimensions.hidden,
         "num_attention_heads": dimensions.heads,
@@ -57,9 +85,6 @@ def configure(dimensions: Dimensions) -> PretrainedConfig:
         "head_dim": dimensions.head_dim,
         "vocab_size": dimensions.vocabulary,
         "tie_word_embeddings": dimensions.is_tied,
-        "max_position_embeddings": 40_960,
-        "bos_token_id": None,
-        "eos_token_id": None,
     }
     if not dimensions.experts:
         return Qwen3Config(
@@ -77,13 +102,14 @@ def configure(dimensions: Dimensions) -> PretrainedConfig:
     )
 
 
-def write(directory: Path, dimensions: Dimensions) -> Path:
+def write(directory: Path, dimensions: Dimensions | PretrainedConfig) -> Path:
     """Write all but the weights, in whose place one number stands."""
     directory.mkdir(parents=True)
-    configure(dimensions).save_pretrained(directory)
+    config = configure(dimensions)
+    config.save_pretrained(directory)
     save_file({"nothing": torch.zeros(1)}, directory / _PLACEHOLDER)
     words = {word: number for number, word in enumerate(WORDS)}
-    words |= {f"w{number}": number for number in range(len(words), dimensions.vocabulary)}
+    words |= {f"w{number}": number for number in range(len(words), config.vocab_size)}
     tokenizer = Tokenizer(models.WordLevel(words, unk_token=WORDS[0]))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer.save(str(directory / "tokenizer.json"))
@@ -123,7 +149,11 @@ def random_weights(dtype: str, device: str) -> Iterator[None]:
 
 @contextmanager
 def engine_over(
-    name: str, dimensions: Dimensions, dtype: str, device: str, **settings: object
+    name: str,
+    dimensions: Dimensions | PretrainedConfig,
+    dtype: str,
+    device: str,
+    **settings: object,
 ) -> Iterator[Engine]:
     """Yield an engine over random weights. Use it in a function of its own: what the last one held
     is freed here, once nothing names it any more.
@@ -132,7 +162,7 @@ def engine_over(
     with tempfile.TemporaryDirectory() as folder:
         directory = write(Path(folder) / name, dimensions)
         with random_weights(dtype, device):
-            config = EngineConfig(str(directory), dtype, device, **settings)
+            config = EngineConfig(model=str(directory), dtype=dtype, device=device, **settings)
             yield Engine(config, lambda *_: None)
 
 

@@ -27,8 +27,18 @@ DIMENSIONS = {
 }
 
 
+@pytest.fixture(params=["dense", "hybrid"])
+def kind(request):
+    """The dimensions of a model whose layers attend, or but for the last have a state."""
+    if request.param == "dense":
+        return DIMENSIONS
+    layers = {"layer_types": ["linear_attention"] * 3 + ["full_attention"]}
+    states = {"linear_key_head_dim": 128, "linear_value_head_dim": 128, "head_dim": 256}
+    return DIMENSIONS | layers | states | {"is_hybrid": True}
+
+
 @pytest.fixture(params=[torch.float32, torch.bfloat16], ids=str)
-def world(request):
+def world(request, kind):
     return World(
         num_sequences=40,
         max_model_len=1024,
@@ -38,7 +48,7 @@ def world(request):
         dtype=request.param,
         is_batch_invariant=False,
         for_kernels=True,
-        **DIMENSIONS,
+        **kind,
     )
 
 
@@ -54,10 +64,12 @@ def test_graphs_on_equal_graphs_off_over_changing_batches(world):
     chance = random.Random(1)
     recorder = Recorder()
     recorded, called = world.graphs(), world.graphs(recorder)
+    world.empty_states()
     for _ in range(NUM_STEPS):
         flat = world.flat(*counts(chance, world)[: world.num_sequences])
-        expected = world.eager(flat).double()
         before = world.snapshot()
+        expected = world.eager(flat).double()
+        world.restore(before)
         logits = recorded.forward(flat).clone()
         written = world.snapshot()
         world.restore(before)
@@ -72,6 +84,7 @@ def test_graphs_on_equal_graphs_off_over_changing_batches(world):
 
 def test_a_graph_goes_on_without_more_memory(world):
     graphs = world.graphs()
+    world.empty_states()
     flat = world.flat(1, 1, 1)
     graphs.forward(flat)
     torch.cuda.synchronize()
@@ -90,6 +103,7 @@ def test_what_cannot_be_recorded_leaves_a_decoder_that_goes_on(world, caplog):
         int(token_ids[0])  # waits for the device, which no graph can
         return forward(token_ids, positions, plan, rows, states)
 
+    world.empty_states()
     graphs, stream = world.graphs(), torch.cuda.current_stream()
     flat = world.flat(1, 1, 1)
     with pytest.MonkeyPatch.context() as patch:

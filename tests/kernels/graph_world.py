@@ -22,6 +22,7 @@ from workers.model.decoder import CacheShape, Decoder
 from workers.model.graphs import Capture, Graphs
 from workers.model.layers.state_cache import StateCache
 from workers.model.layout.flat_batch import FlatBatch
+from workers.model.layout.state_plan import SlotCopy
 
 VOCABULARY = 61
 DIMENSIONS = {
@@ -143,6 +144,11 @@ class World:
     def flat(self, *counts: int, num_samples: int = 1) -> FlatBatch:
         rows = self.rows(*counts, num_samples=num_samples)
         return flatten_rows(rows, self.block_size, self.device)
+
+    def empty_states(self) -> None:
+        """Let all sequences begin, which leaves the slots of nobody at NaN."""
+        slots = [one.table.state.slot for one in self.sequences if one.table.state]
+        self.decoder.copy_states([SlotCopy(None, slot) for slot in slots])
 
     def prefill(self, *counts: int) -> None:
         """Let the next tokens of the first sequences have been computed: anything but NaN."""

@@ -74,8 +74,8 @@ def test_a_chunk_of_a_long_prompt_beside_decodes(dtype, poisoned):
     case.check(attend(case))
 
 
-@pytest.mark.parametrize("head_dim", [8, 16, 80])
-def test_heads_of_other_sizes_are_padded(head_dim, dtype, poisoned):
+@pytest.mark.parametrize("head_dim", [8, 16, 80, 256])
+def test_heads_of_other_sizes(head_dim, dtype, poisoned):
     case = make_case(MIXED, head_dim=head_dim, dtype=dtype)
     case.check(attend(case))
     case.check(attend(case, num_splits=2))

@@ -134,9 +134,10 @@ class TestPrepare:
         columns = torch.arange(COLUMNS, dtype=torch.int32, device=DEVICE)
         projected = torch.zeros(7, COLUMNS, device=DEVICE)
         projected[:, -HEADS:] = alpha[:, None]
-        step = Step([(7, 7)], [1])
+        step, rates = Step([(7, 7)], [1]), torch.zeros(2, HEADS, device=DEVICE)
+        rates[0] = 1.0
         _, found = delta_net.prepare(
-            projected, columns, randn(WIDTH, CHANNELS), torch.tensor([[1.0] * HEADS, [0.0] * HEADS]).to(DEVICE),
+            projected, columns, randn(WIDTH, CHANNELS), rates,
             slots_of((WIDTH - 1, CHANNELS), [1]), step.plan(),
         )  # fmt: skip
         exact = torch.nn.functional.softplus(alpha.double(), threshold=1e9)

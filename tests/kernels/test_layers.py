@@ -10,6 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.engine.conftest import DIMENSIONS, HYBRIDS, MODELS
 from tests.kernels.conftest import DEVICE, DTYPES
+from tests.kernels.graph_world import World
 from workers.model.attention.attention import AttentionPlan, PrefillSpan
 from workers.model.decoder import CacheShape, Decoder
 from workers.model.kernels import reference
@@ -18,7 +19,7 @@ from workers.model.layout.paged_plan import PagedPlan, locate
 
 pytest.importorskip("triton", reason="kernels need the package triton")
 
-from workers.model.kernels import layers, paged_attention  # noqa: E402
+from workers.model.kernels import delta_net, layers, paged_attention  # noqa: E402
 
 EPS = 1e-6
 # Half of the last place, which is all that one rounding may cost, and float32's own errors.
@@ -238,9 +239,38 @@ class TestDecoder:
             "linear", "_add_and_normalize", "linear", "_normalize_rotate_and_write",
         ]  # fmt: skip
 
+    def test_a_layer_with_a_state_is_ten_launches_and_attention_beside_it_too(self, monkeypatch):
+        world = World(
+            num_sequences=2, is_batch_invariant=False, for_kernels=True, is_hybrid=True,
+            layer_types=["linear_attention", "full_attention", "linear_attention"],
+            num_hidden_layers=3,
+        )  # fmt: skip
+        world.prefill(3, 4)
+        flat, launched = world.flat(1, 1), []
+        for module, names in KERNELS.items():
+            for name in names:
+                monkeypatch.setattr(module, name, Noted(name, launched))
+        with Noting(launched):
+            world.eager(flat)
+        first, last = (i for i, name in enumerate(launched) if name == "_prepare_tokens")
+        feed_forward = [
+            "linear", "_add_and_normalize", "linear", "_silu_and_multiply", "linear",
+            "_add_and_normalize", "linear",
+        ]  # fmt: skip
+        assert launched[first:last] == [
+            "_prepare_tokens", "_step_rows", "_normalize_heads", *feed_forward,
+            "_normalize_rotate_and_write", "_attend_tiles", "_gate_heads", *feed_forward,
+        ]  # fmt: skip
+
 
 KERNELS = {
-    layers: ("_add_and_normalize", "_normalize_rotate_and_write", "_silu_and_multiply"),
+    delta_net: ("_prepare_tokens", "_step_rows", "_normalize_heads"),
+    layers: (
+        "_add_and_normalize",
+        "_normalize_rotate_and_write",
+        "_gate_heads",
+        "_silu_and_multiply",
+    ),
     paged_attention: ("_attend_tiles",),
 }
 

@@ -291,9 +291,22 @@ def test_the_check_on_a_gpu_is_rehearsed_here(tmp_path, monkeypatch, capsys):
         assert f"Qwen3-0.6B 3 × 40, {label}:" in shown
 
 
+def test_the_check_of_a_hybrid_model_is_rehearsed_too(monkeypatch, capsys):
+    monkeypatch.setattr(check, "run_tests", lambda *_: None)
+    assert check.main(["--rehearse", "--part", "hybrid", "--models", "Qwen3-0.6B"]) == 0
+    shown = capsys.readouterr().out
+    for label in check.HYBRID_SHORTCUTS:
+        assert f"hybrid: {label}: 12 of 12 answers as with the defaults" in shown
+
+
 def test_the_check_names_tests_that_exist():
     root = Path(check.__file__).parents[2]
-    for path in (*check.KERNEL_TESTS, *check.ENGINE_TESTS, *check.GPU_TESTS):
+    for path in (
+        *check.KERNEL_TESTS,
+        *check.ENGINE_TESTS,
+        *check.HYBRID_TESTS,
+        *check.GPU_TESTS,
+    ):
         assert (root / path).exists(), path
 
 

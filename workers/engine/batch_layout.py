@@ -1,7 +1,7 @@
 """Place a batch's rows on the device as one FlatBatch, by a single copy of integers.
 
-token ids │ starts │ lengths │ last tokens of sampled rows │ block tables, one row after another
-         state slots │ slots of copies: where the model has states
+token ids │ starts │ lengths │ block tables, one row after another │ last tokens of sampled rows │
+state slots of rows │ of tokens behind which a copy is kept, where the model has states
 """
 
 from collections.abc import Sequence
@@ -29,10 +29,11 @@ def flatten_rows(rows: Sequence[Row], block_size: int, device: torch.device) -> 
     slots = slots_of_rows(rows) if has_states else np.empty(0)
     kept = slots_of_tokens(rows, starts) if has_states else np.empty(0)
     parts = [_token_ids(rows, starts), starts, lengths, tables.ravel(), samples, slots, kept]
-    token_ids, begin, seen, flat, *others = _upload(parts, device)
-    last_tokens, of_rows, of_tokens = others
-    table, longest = flat.view(tables.shape), int(counts.max())
-    return FlatBatch(token_ids, begin, seen, table, last_tokens, of_rows, of_tokens, longest)
+    there = _upload(parts, device)
+    token_ids, starts_there, lengths_there, flat, last_tokens, slots_there, kept_there = there
+    rows_there = starts_there, lengths_there, flat.view(tables.shape)
+    of_states = slots_there, kept_there
+    return FlatBatch(token_ids, *rows_there, last_tokens, *of_states, int(counts.max()))
 
 
 def tokens_with_logits(rows: Sequence[Row]) -> list[int]:

@@ -1,6 +1,7 @@
 """Lay out the state slots of a batch's rows: the plan of the layers that have states.
 
-For torch that is a StatePlan, for kernels two rows of numbers. Knows how rows lie in the flat batch, for torch decoding ones first. Refuses to know tensors of states.
+For torch that is a StatePlan, for kernels two rows of numbers. Knows how rows lie in the flat
+batch, for torch decoding ones first. Refuses to know tensors of states.
 """
 
 from collections.abc import Iterator, Sequence

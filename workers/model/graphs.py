@@ -117,7 +117,7 @@ class Graphs:
         return replay()[: flat.last_tokens.shape[0]]
 
     def _record(self, bucket: Bucket) -> None:
-        """Record a graph on nothing but padding: what warms up must take no state a step further."""
+        """Record a graph on nothing but padding: to warm up must take no state a step further."""
         assert self._inputs is not None
         self._inputs.clear()
         try:

@@ -1,14 +1,15 @@
-"""Gated DeltaNet in Triton kernels, but for its products and for prompts: those are delta_scan.py's.
+"""Gated DeltaNet in Triton kernels: what lies between its products, but for prompts.
 
     prepare     16 tokens of a row, a tile of channels:   convolution and SiLU; rates of all heads
     step        a row of one token, a head, some values:  its state takes one step of the delta rule
     normalize   a token, a tile of heads:                 RMSNorm · SiLU(gate)
 
-States are found by the slots of a plan and changed where they lie; a copy that is to be kept is
-written beside. A row without tokens, as padding is, touches none. Where in a row of projections a
-channel, gate or rate lies, `columns` says: `[channels │ heads * value_dim │ heads │ heads]`, as
-GatedDeltaNet takes them apart. Everything between projections is float32. delta_rule.py and
-gated_delta_net.py in layers/ are the torch twins. Refuses to know weights and layers.
+Prompts are delta_scan.py's. States are found by the slots of a plan and changed where they lie; a
+copy that is to be kept is written beside. A row without tokens, as padding is, touches none. Where
+in a row of projections a channel, gate or rate lies, `columns` says: `[channels │ heads * value_dim
+│ heads │ heads]`, as GatedDeltaNet takes them apart. Everything between projections is float32.
+delta_rule.py and gated_delta_net.py in layers/ are the torch twins. Refuses to know weights and
+layers.
 
 Checked under Triton's interpreter in float32 and float16 against the twins, and compiled for sm_90.
 Not checked: any GPU, and so no speed and no tile size.
@@ -148,7 +149,9 @@ def _prepare_tokens(
                 NUM_HEADS, PADDED_HEADS,
             )  # fmt: skip
     if first == 0:
-        # An input moves to an earlier place, and places are filled from the earliest on.
+        # All threads have read what was there. An input moves to an earlier place, and places are
+        # filled from the earliest on.
+        tl.debug_barrier()
         for place in tl.static_range(WIDTH - 1):
             seen = num_tokens - (WIDTH - 1) + place
             x = _input_at(start, seen, own, before, is_real, COLUMNS, CHANNELS, WIDTH)

@@ -138,7 +138,8 @@ def _scan_rows(
     keys: tl.constexpr = (CHANNELS - NUM_HEADS * VALUE_DIM) // 2
     group: tl.constexpr = NUM_HEADS * KEY_DIM // keys
     slot_size: tl.constexpr = NUM_HEADS * KEY_DIM * VALUE_DIM
-    slot = tl.load(slots + row).to(tl.int64)
+    of_states = matrices + head * (KEY_DIM * VALUE_DIM)
+    state = of_states + tl.load(slots + row).to(tl.int64) * slot_size
     place = tl.arange(0, _CHUNK)
     value = tl.program_id(2) * TILE + tl.arange(0, TILE)
     is_value = (value < VALUE_DIM)[None, :]
@@ -149,16 +150,9 @@ def _scan_rows(
         at = token * NUM_HEADS + head
         own = convolved + token * CHANNELS
         of_head = own + head // group * KEY_DIM
-        state = matrices + slot * slot_size + head * (KEY_DIM * VALUE_DIM)
-        known = tl.zeros([_CHUNK, TILE], tl.float32)
-        found = tl.zeros([_CHUNK, TILE], tl.float32)
-        for part in range(0, KEY_DIM, KEYS_TILE):
-            lies, is_state = _locate_part(part, value, KEY_DIM, VALUE_DIM, KEYS_TILE)
-            old = tl.load(state + lies, mask=is_state, other=0.0)
-            query = _load_part(of_head, part, is_token, KEY_DIM, KEYS_TILE)
-            key = _load_part(of_head + keys, part, is_token, KEY_DIM, KEYS_TILE)
-            known += tl.dot(key, old, input_precision=_PRECISION)
-            found += tl.dot(query, old, input_precision=_PRECISION)
+        known, found = _read_state(
+            state, of_head, of_head + keys, value, is_token, KEY_DIM, VALUE_DIM, KEYS_TILE, TILE
+        )  # fmt: skip
         query_factor = tl.load(factors + 2 * at, mask=is_token, other=0.0)
         key_factor = tl.load(factors + 2 * at + 1, mask=is_token, other=0.0)
         beta, decay = _load_rates(rates, token, head, is_token, NUM_HEADS)
@@ -179,17 +173,47 @@ def _scan_rows(
 
         learned *= (tl.exp(whole - total) * key_factor)[:, None]
         copy = tl.load(kept + start + tl.minimum(first + _CHUNK, num_tokens) - 1).to(tl.int64)
-        beside = matrices + copy * slot_size + head * (KEY_DIM * VALUE_DIM)
+        beside = of_states + copy * slot_size
         # A number of the state goes from thread to thread, by way of memory.
         tl.debug_barrier()
-        for part in range(0, KEY_DIM, KEYS_TILE):
-            lies, is_state = _locate_part(part, value, KEY_DIM, VALUE_DIM, KEYS_TILE)
-            new = tl.load(state + lies, mask=is_state, other=0.0) * tl.exp(whole)
-            key = _load_part(of_head + keys, part, is_token, KEY_DIM, KEYS_TILE)
-            new += tl.dot(tl.trans(key), learned, input_precision=_PRECISION)
-            tl.store(state + lies, new, mask=is_state)
-            tl.store(beside + lies, new, mask=is_state & (copy > 0))
+        _update_state(
+            state, beside, copy > 0, of_head + keys, learned, tl.exp(whole), value, is_token,
+            KEY_DIM, VALUE_DIM, KEYS_TILE,
+        )  # fmt: skip
         tl.debug_barrier()
+
+
+@triton.jit
+def _read_state(
+    state, of_query, of_key, value, is_token,
+    KEY_DIM: tl.constexpr, VALUE_DIM: tl.constexpr, KEYS_TILE: tl.constexpr, TILE: tl.constexpr,
+):  # fmt: skip
+    """Return what the keys and the queries of a chunk read of some values of a head's state."""
+    known = tl.zeros([_CHUNK, TILE], tl.float32)
+    found = tl.zeros([_CHUNK, TILE], tl.float32)
+    for part in range(0, KEY_DIM, KEYS_TILE):
+        lies, is_state = _locate_part(part, value, KEY_DIM, VALUE_DIM, KEYS_TILE)
+        old = tl.load(state + lies, mask=is_state, other=0.0)
+        query = _load_part(of_query, part, is_token, KEY_DIM, KEYS_TILE)
+        key = _load_part(of_key, part, is_token, KEY_DIM, KEYS_TILE)
+        known += tl.dot(key, old, input_precision=_PRECISION)
+        found += tl.dot(query, old, input_precision=_PRECISION)
+    return known, found
+
+
+@triton.jit
+def _update_state(
+    state, beside, is_kept, of_key, learned, left, value, is_token,
+    KEY_DIM: tl.constexpr, VALUE_DIM: tl.constexpr, KEYS_TILE: tl.constexpr,
+):  # fmt: skip
+    """Let some values of a head's state learn a chunk, and copy them if they are to be kept."""
+    for part in range(0, KEY_DIM, KEYS_TILE):
+        lies, is_state = _locate_part(part, value, KEY_DIM, VALUE_DIM, KEYS_TILE)
+        new = tl.load(state + lies, mask=is_state, other=0.0) * left
+        key = _load_part(of_key, part, is_token, KEY_DIM, KEYS_TILE)
+        new += tl.dot(tl.trans(key), learned, input_precision=_PRECISION)
+        tl.store(state + lies, new, mask=is_state)
+        tl.store(beside + lies, new, mask=is_state & is_kept)
 
 
 @triton.jit

@@ -143,11 +143,10 @@ def _attend_tiles(
     """Attend with one tile of queries of one row, over one split of the keys they may see."""
     block, kv_head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     tokens_per_block: tl.constexpr = NUM_QUERIES // GROUP
-    if IS_SINGLE:
-        row, first = block, 0
-    else:
+    row, number = block, 0
+    if not IS_SINGLE:
         row, number = find_row(block, starts, num_rows, tokens_per_block)
-        first = number * tokens_per_block
+    first = number * tokens_per_block
     start = tl.load(starts + row)
     num_tokens = tl.load(starts + row + 1) - start
     if first >= num_tokens:

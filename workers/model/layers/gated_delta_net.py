@@ -5,11 +5,11 @@
                   z     ────────────────────────────────────────────────────────────┘
 
 After transformers' `Qwen3NextGatedDeltaNet` and `Qwen3_5GatedDeltaNet`, whose modules give the
-weights; between the projections everything is float32. By torch, prompts are computed by chunks of 64 tokens,
-decoding rows together, drafts one by one as if they were decoded. Where batch invariance is asked
-for, every token is computed alone, by the recurrent rule: so it has the same bits in a prompt, in a
-part of one, and as a decoded token. By kernels, see kernels/delta_net.py. Refuses to know who owns
-a slot.
+weights; between the projections everything is float32. By torch, prompts are computed by chunks of
+64 tokens, decoding rows together, drafts one by one as if they were decoded. Where batch invariance
+is asked for, every token is computed alone, by the recurrent rule: so it has the same bits in a
+prompt, in a part of one, and as a decoded token. By kernels, see kernels/delta_net.py. Refuses to
+know who owns a slot.
 """
 
 from collections.abc import Callable
