@@ -46,7 +46,8 @@ ROOMS: dict[str, str] = {
         workers.errors workers.model.layout workers.model.kernels workers.model.native
         workers.model.linear""",
     "workers.model.layers": """
-        workers.model.layout workers.model.kernels workers.model.linear workers.model.attention""",
+        workers.model.layout workers.model.kernels workers.model.native workers.model.linear
+        workers.model.attention""",
     "workers.model": """
         workers.errors workers.config workers.checkpoint workers.model.layout
         workers.model.native workers.model.quantization workers.model.linear

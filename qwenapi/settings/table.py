@@ -142,8 +142,8 @@ class Settings:
     )
     attention_backend: str = _row(
         "auto",
-        "what computes attention; auto: Triton's kernels on CUDA where they run, compiled functions on"
-        " a CPU where there is a C compiler, else torch",
+        "what computes attention; auto: Triton's kernels on CUDA where they run, compiled functions"
+        " on a CPU with a C compiler, else torch",
         scope="model",
         choices=("auto", "torch", "triton"),
     )
