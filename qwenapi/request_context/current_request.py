@@ -6,7 +6,7 @@ from typing import Any
 from flask import g, request
 
 from qwenapi.engines.client import random_seed
-from qwenapi.errors import ApiError
+from qwenapi.errors import ApiError, BadRequest
 from qwenapi.generation.request import GenerationRequest
 from qwenapi.generation.sampling import Clamped, SamplingRequest, defaults_of, engine_params
 from qwenapi.generation.stream import GenerationStream
@@ -40,6 +40,18 @@ def caller() -> Key:
 def count_request() -> None:
     """Count the current request against its key's limit, once its dialect is known."""
     g.rate_limit.count_request()
+
+
+def choose_profile(body: dict[str, Any]) -> None:
+    """Let the profile of the model that a body names answer, and count the request."""
+    name = body.get("model")
+    if name is not None and not isinstance(name, str):
+        return  # the schema says what is wrong with it
+    profile = services().profiles.for_model(name, caller().models)
+    use_profile(profile)
+    count_request()
+    if name is None and profile.requires_model:
+        raise BadRequest("'model' is required.", param="model", kind="missing")
 
 
 def count_post() -> None:

@@ -37,7 +37,7 @@ from qwenapi.api.openai.token_fields import (
     Stops,
     TokenIds,
 )
-from qwenapi.api.openai.tool_fields import ToolChoiceField, Tools, check_choice
+from qwenapi.api.openai.tool_fields import Tools
 from qwenapi.generation.answer_format import AnswerFormat
 from qwenapi.generation.sampling import SamplingRequest
 from qwenapi.generation.tools import Tool, ToolChoice
@@ -49,6 +49,8 @@ from qwenapi.http.fields import (
     StrictString,
 )
 from qwenapi.http.schemas import RequestSchema, StrictSchema
+from qwenapi.shared_fields.function_tools import ToolChoiceField, check_choice
+from qwenapi.shared_fields.reasoning import REASONING_EFFORTS, effort_thinks
 from workers.wire.protocol import MAX_CHOICES
 
 MAX_TOP_LOGPROBS = 20
@@ -56,7 +58,6 @@ MAX_SUFFIX_CHARS = 1024 * 1024
 MAX_TEMPLATE_BYTES = 64 * 1024
 INT64 = 2**63 - 1
 
-REASONING_EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh")
 # Fields that say what an answer must look like; at most one of them.
 FORMATS = ("response_format", "structured_outputs", *GUIDED)
 
@@ -281,7 +282,7 @@ def _enable_thinking(data: dict[str, Any]) -> bool | None:
     if chosen is None:
         chosen = data.get("enable_thinking")
     if chosen is None and "reasoning_effort" in data:
-        chosen = data["reasoning_effort"] not in ("none", "minimal")
+        chosen = effort_thinks(data["reasoning_effort"])
     return cast("bool | None", chosen)
 
 
