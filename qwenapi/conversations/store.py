@@ -26,12 +26,18 @@ from qwenapi.conversations.errors import (
     StorageUnavailable,
 )
 from qwenapi.conversations.lease_keeper import LeaseKeeper
-from qwenapi.conversations.values import Claim, Conversation, PastTurn, StoreLimits
+from qwenapi.conversations.response_store import MAX_ID_CHARS, ResponseStore
+from qwenapi.conversations.values import (
+    RESPONSE_PREFIX,
+    Claim,
+    Conversation,
+    PastTurn,
+    StoreLimits,
+)
 
 # Those far back in the queue ask seldom: 50 waiters cost as much as a few.
 POLL_SECONDS = 0.02
 MAX_POLL_SECONDS = 0.5
-MAX_ID_CHARS = 64
 
 T = TypeVar("T")
 Runner = Callable[[Callable[[], Any]], Any]
@@ -97,7 +103,10 @@ class Turn:
 
 
 class ConversationStore:
-    """The conversations of all tenants, for this process and every other on the same storage."""
+    """The conversations of all tenants, for this process and every other on the same storage.
+
+    `responses` has what is kept as single answers.
+    """
 
     def __init__(
         self, backend: Backend, *, limits: StoreLimits | None = None, run: Runner = run_here
@@ -110,6 +119,7 @@ class ConversationStore:
             purge=lambda: self._call(backend.purge),
             seconds=self._limits.lease_seconds / 3,
         )
+        self.responses = ResponseStore(backend, self._keeper, self._call)
 
     def start(self) -> None:
         """Open the storage and begin to renew and purge; a storage that is unavailable is
@@ -206,7 +216,8 @@ class ConversationStore:
 
 def _plausible(conversation_id: str) -> str:
     """Return an id that a store may be asked for; what callers send can be anything."""
-    if len(conversation_id) > MAX_ID_CHARS or not conversation_id.isascii():
+    is_response = conversation_id.startswith(RESPONSE_PREFIX)
+    if is_response or len(conversation_id) > MAX_ID_CHARS or not conversation_id.isascii():
         raise ConversationNotFound()
     return conversation_id
 

@@ -9,7 +9,7 @@ import logging
 import socket
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 
 import gevent
 from flask import Blueprint, Response, g, request
@@ -18,17 +18,14 @@ from qwenapi.api.coder.render import conversation_body, preface
 from qwenapi.api.coder.schemas import CodeRequest, CodeSchema
 from qwenapi.conversations import (
     ConversationError,
-    ConversationFull,
     ConversationNotFound,
-    ItemTooLarge,
     LeaseLost,
     PastTurn,
-    StoreFull,
     Turn,
     fit,
 )
 from qwenapi.engines.mailbox import Cancelled
-from qwenapi.errors import ApiError, BadRequest, EngineUnavailable, InsufficientStorage, NotFound
+from qwenapi.errors import ApiError, NotFound
 from qwenapi.generation.delta import gather
 from qwenapi.generation.prompt import encode_chat
 from qwenapi.generation.request import GenerationRequest
@@ -46,6 +43,7 @@ from qwenapi.request_context.current_request import (
     new_stream,
 )
 from qwenapi.request_context.services import conversations, served_model
+from qwenapi.request_context.storage_errors import storage_errors
 from qwenapi.text.tokenizer import Tokenizer
 from workers.wire.protocol import ModelCard
 
@@ -111,20 +109,10 @@ def delete(conversation_id: str) -> Response:
     return Response(status=204)
 
 
-@contextmanager
-def translated(conversation_id: str | None) -> Iterator[None]:
+def translated(conversation_id: str | None) -> AbstractContextManager[None]:
     """Raise the store's errors as what a caller is told."""
-    try:
-        yield
-    except ConversationNotFound as error:
-        shown = (conversation_id or "")[:MAX_SHOWN_CHARS]
-        raise NotFound(f"会话不存在或已过期: {shown}") from error
-    except (ItemTooLarge, ConversationFull) as error:
-        raise BadRequest(str(error), param="prompt") from error
-    except StoreFull as error:
-        raise InsufficientStorage(str(error)) from error
-    except ConversationError as error:
-        raise EngineUnavailable(str(error), retry_after=1) from error
+    shown = (conversation_id or "")[:MAX_SHOWN_CHARS]
+    return storage_errors(lambda: NotFound(f"会话不存在或已过期: {shown}"), param="prompt")
 
 
 class TurnText:
