@@ -76,9 +76,9 @@ ROOMS: dict[str, str] = {
         qwenapi.engines qwenapi.conversations qwenapi.observability qwenapi.generation
         workers.wire""",
     "qwenapi.api": """
-        qwenapi.errors qwenapi.settings qwenapi.text qwenapi.http qwenapi.web qwenapi.metrics
-        qwenapi.engines qwenapi.conversations qwenapi.generation qwenapi.shared_fields
-        qwenapi.request_context workers.wire""",
+        qwenapi.errors qwenapi.greenlets qwenapi.settings qwenapi.text qwenapi.http qwenapi.web
+        qwenapi.metrics qwenapi.engines qwenapi.conversations qwenapi.generation
+        qwenapi.shared_fields qwenapi.request_context workers.wire""",
     "qwenapi.openapi": """
         qwenapi.settings qwenapi.http qwenapi.web qwenapi.request_context qwenapi.api""",
     "qwenapi.app": """

@@ -8,6 +8,8 @@ from qwenapi.api.anthropic.schemas import CountTokensSchema, MessagesSchema
 from qwenapi.api.coder.schemas import CodeSchema
 from qwenapi.api.generate.schemas import GenerateSchema
 from qwenapi.api.openai.schemas import ChatSchema, CompletionSchema
+from qwenapi.api.responses.paging import MAX_LIMIT
+from qwenapi.api.responses.schemas import InputTokensSchema, ResponsesSchema
 
 JSON, FORM = "application/json", "application/x-www-form-urlencoded"
 EVENTS, TEXT = "text/event-stream", "text/plain"
@@ -19,17 +21,27 @@ KEY_ERRORS = (401, 403)
 
 @dataclass(frozen=True, kw_only=True)
 class Operation:
-    """One method of one address. `body` names one of BODIES; "" means none."""
+    """One method of one address. `body` names one of BODIES, "" meaning none; `query` some of
+    QUERY.
+    """
 
     tag: str
     schema: type[Schema] | None = None
     takes: tuple[str, ...] = (JSON,)
+    query: tuple[str, ...] = ()
     body: str = ""
     status: int = 200
     also: str = ""  # another type of the answer: a stream, or text
     errors: tuple[int, ...] = ()
     is_public: bool = False
 
+
+QUERY: dict[str, dict[str, object]] = {
+    "limit": {"type": "integer", "minimum": 1, "maximum": MAX_LIMIT},
+    "order": {"enum": ["asc", "desc"]},
+    "after": {"type": "string"},
+}
+_PAGE = tuple(QUERY)
 
 OPERATIONS: dict[str, Operation] = {
     "POST /v1/chat/completions": Operation(
@@ -48,6 +60,31 @@ OPERATIONS: dict[str, Operation] = {
     ),
     "GET /v1/models": Operation(tag="openai", body="ModelList", errors=(503,)),
     "GET /v1/models/{model}": Operation(tag="openai", body="Model", errors=(404, 503)),
+    "POST /v1/responses": Operation(
+        tag="responses",
+        schema=ResponsesSchema,
+        body="Response",
+        also=EVENTS,
+        errors=(*_GENERATES, 404, 507),
+    ),
+    "POST /v1/responses/input_tokens": Operation(
+        tag="responses",
+        schema=InputTokensSchema,
+        body="InputTokenCount",
+        errors=(*_TAKES_A_BODY, 404, 429, 503),
+    ),
+    "GET /v1/responses/{response_id}": Operation(
+        tag="responses", body="Response", errors=(400, 404, 503)
+    ),
+    "DELETE /v1/responses/{response_id}": Operation(
+        tag="responses", body="Deleted", errors=(404, 503)
+    ),
+    "POST /v1/responses/{response_id}/cancel": Operation(
+        tag="responses", body="Response", errors=(400, 404, 503)
+    ),
+    "GET /v1/responses/{response_id}/input_items": Operation(
+        tag="responses", query=_PAGE, body="ItemList", errors=(400, 404, 503)
+    ),
     "POST /v1/messages": Operation(
         tag="anthropic",
         schema=MessagesSchema,

@@ -119,10 +119,13 @@ def generation_request(
     return wanted, cut
 
 
-def new_stream(tokenizer: Tokenizer) -> GenerationStream:
-    """Return a stream for the current request, which counts in the metrics from now on."""
+def new_stream(tokenizer: Tokenizer, *, outlives_caller: bool = False) -> GenerationStream:
+    """Return a stream for the current request, which counts in the metrics from now on. It ends
+    with its caller's connection, unless it `outlives_caller`.
+    """
     metrics = g.request_metrics = _begin_metrics()
-    return GenerationStream(services().engine, tokenizer, metrics, g.rate_limit, request.environ)
+    environ = {} if outlives_caller else request.environ
+    return GenerationStream(services().engine, tokenizer, metrics, g.rate_limit, environ)
 
 
 def count_failure(error: ApiError) -> None:

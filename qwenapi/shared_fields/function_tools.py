@@ -75,11 +75,19 @@ def read_function(
     schema, strict = function.get(parameters), function.get("strict")
     if not isinstance(schema, dict) and (requires_parameters or schema is not None):
         refuse((*path, parameters), "must be a JSON Schema, which is an object")
-    if schema is not None and len(orjson.dumps(schema)) > MAX_TOOL_BYTES:
+    if schema is not None and json_size((*path, parameters), schema) > MAX_TOOL_BYTES:
         refuse((*path, parameters), f"must take at most {MAX_TOOL_BYTES} bytes")
     if strict is not None and not isinstance(strict, bool):
         refuse((*path, "strict"), "must be true or false")
     return FunctionFields(name, description, schema, bool(strict))
+
+
+def json_size(path: Path, value: Any) -> int:
+    """Return how many bytes a value takes; refuse one that no answer could hold."""
+    try:
+        return len(orjson.dumps(value))
+    except TypeError:
+        refuse(path, "holds a number of more than 64 bits")
 
 
 class ToolChoiceField(fields.Field[ToolChoice]):

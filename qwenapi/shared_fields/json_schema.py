@@ -30,3 +30,5 @@ def read_schema(schema: Any) -> Grammar:
         return schema_grammar(schema)
     except GrammarShapeError as error:
         raise ValidationError(str(error)) from error
+    except TypeError as error:
+        raise ValidationError("holds a number of more than 64 bits") from error

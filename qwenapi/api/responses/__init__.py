@@ -1,0 +1,5 @@
+"""OpenAI's Responses interface: answers as items, whole or streamed, kept for later turns."""
+
+from qwenapi.api.responses.views import blueprint
+
+__all__ = ["blueprint"]
