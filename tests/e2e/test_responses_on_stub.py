@@ -5,6 +5,7 @@ import json
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+import openai
 import psutil
 import pytest
 import requests
@@ -356,6 +357,19 @@ def test_a_killed_server_knows_every_ended_response_and_none_by_half(tmp_path, s
     assert lost["error"]["code"] == "server_error" and "has ended" in lost["error"]["message"]
     second = said(server, previous_response_id=first["id"])
     assert second["usage"]["input_tokens"] > first["usage"]["input_tokens"]
+
+
+def test_openais_client_goes_on_from_a_response_after_a_restart(tmp_path, start_server):
+    ids = []
+    for number in range(2):
+        server = start_server(*STUB, "--state-dir", str(tmp_path / "kept"))
+        with openai.OpenAI(base_url=f"{server.url}/v1", api_key="any") as client:
+            previous = {"previous_response_id": ids[-1]} if ids else {}
+            response = client.responses.create(input=f"turn {number}", **previous)
+            ids.append(response.id)
+            assert client.responses.retrieve(ids[0]).output_text
+        assert server.stop() == 0
+    assert response.previous_response_id == ids[0]
 
 
 def test_a_killed_http_worker_leaves_its_background_responses_failed(start_server):
