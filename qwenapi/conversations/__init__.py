@@ -21,6 +21,7 @@ from qwenapi.conversations.response_store import ResponseStore, RunningResponse
 from qwenapi.conversations.store import ConversationStore, Runner, Turn, run_here
 from qwenapi.conversations.trimming import fit
 from qwenapi.conversations.values import (
+    ITEMS_PREFIX,
     RESPONSE_PREFIX,
     Conversation,
     PastTurn,
@@ -30,6 +31,7 @@ from qwenapi.conversations.values import (
 from workers.errors import ConfigError
 
 __all__ = [
+    "ITEMS_PREFIX",
     "RESPONSE_PREFIX",
     "Conversation",
     "ConversationBusy",

@@ -37,8 +37,9 @@ class Backend(Protocol):
     def history(self, claim: Claim) -> tuple[PastTurn, ...]:
         """Return the newest turns, oldest first, as many as the limits allow."""
 
-    def commit(self, claim: Claim, turn: PastTurn) -> None:
-        """Store the turn and give up the lease; durable when it returns.
+    def commit(self, claim: Claim, turn: PastTurn, response: StoredResponse | None) -> None:
+        """Store the turn, and with it a response that ends it, and give up the lease; durable when
+        it returns.
 
         Raises LeaseLost, StoreFull.
         """

@@ -116,8 +116,11 @@ class RedisBackend:
             turns.append(turn)
         return tuple(reversed(turns))
 
-    def commit(self, claim: Claim, turn: PastTurn) -> None:
-        self._run("COMMIT", claim, _line(turn), turn.num_bytes, time.time())
+    def commit(self, claim: Claim, turn: PastTurn, response: StoredResponse | None) -> None:
+        more: tuple[Any, ...] = ("", "", "", 0)
+        if response is not None:
+            more = (response.id, _line(response.turn), response.body, response.num_bytes)
+        self._run("COMMIT", claim, _line(turn), turn.num_bytes, time.time(), *more)
 
     def export(self, tenant: str, conversation_id: str) -> Conversation:
         with self._translated(), self._client.pipeline(transaction=True) as pipe:

@@ -132,10 +132,19 @@ return 0
 # A commit whose answer was lost on the way is sent again, and must not be stored twice.
 COMMIT = r"""
 local turn, num_bytes, used_at = ARGV[8], tonumber(ARGV[9]), ARGV[10]
+local response, response_bytes = ARGV[11], tonumber(ARGV[14])
 if redis.call('HGET', meta, 'last') == token then return 0 end
 if redis.call('GET', lease) ~= ours then return -4 end
-local lack = lack_of_room(num_bytes)
+local lack = lack_of_room(num_bytes + response_bytes)
 if lack < 0 then return lack end
+if response ~= '' then
+    local key = key_of(meta, response)
+    redis.call('HSET', key, 'tenant', tenant, 'previous', '', 'turn', ARGV[12], 'body', ARGV[13])
+    redis.call('PEXPIRE', key, ttl_ms)
+    redis.call('ZADD', expiries, now() + ttl_ms, response)
+    redis.call('HSET', sizes, response, response_bytes)
+    redis.call('INCRBY', total, response_bytes)
+end
 redis.call('RPUSH', turns, turn)
 redis.call('HSET', meta, 'tenant', tenant, 'used_at', used_at, 'last', token)
 redis.call('HSETNX', meta, 'created_at', used_at)

@@ -95,12 +95,14 @@ class SqliteBackend:
 
         return tuple(reversed(self._database.read(work)))
 
-    def commit(self, claim: Claim, turn: PastTurn) -> None:
+    def commit(self, claim: Claim, turn: PastTurn, response: StoredResponse | None) -> None:
         def work(db: sqlite3.Connection) -> None:
             if not self._queue.holds(db, claim):
                 raise LeaseLost()
             self._require_room(db, claim, turn.num_bytes)
             self._append(db, claim, turn)
+            if response is not None:
+                self._responses.put(db, claim, response, "whole")
             self._queue.leave(db, claim)
 
         self._database.write(work)

@@ -8,6 +8,8 @@ from typing import Literal
 ITEMS_PER_TURN = 2
 # What the ids of responses begin with, and no conversation's.
 RESPONSE_PREFIX = "resp_"
+# What the ids of conversations begin with whose turns are items, and no texts.
+ITEMS_PREFIX = "conv_"
 
 # Of a response: it has ended; it begins to run, says more of itself, ends; another ends it.
 Step = Literal["whole", "begin", "update", "end", "cancel"]

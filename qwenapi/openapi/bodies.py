@@ -171,7 +171,7 @@ BODIES: dict[str, JsonSchema] = {
             },
             "background": {"type": "boolean"},
             "completed_at": _or_null(WHOLE),
-            "conversation": {"type": "null"},
+            "conversation": _or_null(_object({"id": TEXT})),
             "error": _or_null(_object({"code": TEXT, "message": TEXT})),
             "incomplete_details": _or_null(_object({"reason": {"const": "max_output_tokens"}})),
             "instructions": _or_null(TEXT),
@@ -210,6 +210,15 @@ BODIES: dict[str, JsonSchema] = {
                 )
             ),
             "user": _or_null(TEXT),
+        }
+    ),
+    "Item": _ITEM,
+    "ItemConversation": _object(
+        {
+            "id": TEXT,
+            "object": {"const": "conversation"},
+            "created_at": WHOLE,
+            "metadata": {"type": "object", "additionalProperties": TEXT},
         }
     ),
     "InputTokenCount": _object(

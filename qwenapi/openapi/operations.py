@@ -9,13 +9,20 @@ from qwenapi.api.coder.schemas import CodeSchema
 from qwenapi.api.generate.schemas import GenerateSchema
 from qwenapi.api.openai.schemas import ChatSchema, CompletionSchema
 from qwenapi.api.responses.paging import MAX_LIMIT
-from qwenapi.api.responses.schemas import InputTokensSchema, ResponsesSchema
+from qwenapi.api.responses.schemas import (
+    ConversationSchema,
+    InputTokensSchema,
+    ItemsSchema,
+    MetadataSchema,
+    ResponsesSchema,
+)
 
 JSON, FORM = "application/json", "application/x-www-form-urlencoded"
 EVENTS, TEXT = "text/event-stream", "text/plain"
 
 _TAKES_A_BODY = (400, 413, 415, 422)
 _GENERATES = (*_TAKES_A_BODY, 429, 500, 503)
+_KEEPS = (*_TAKES_A_BODY, 404, 429, 503, 507)
 KEY_ERRORS = (401, 403)
 
 
@@ -84,6 +91,27 @@ OPERATIONS: dict[str, Operation] = {
     ),
     "GET /v1/responses/{response_id}/input_items": Operation(
         tag="responses", query=_PAGE, body="ItemList", errors=(400, 404, 503)
+    ),
+    "POST /v1/conversations": Operation(
+        tag="responses", schema=ConversationSchema, body="ItemConversation", errors=_KEEPS
+    ),
+    "GET /v1/conversations/{conversation_id}": Operation(
+        tag="responses", body="ItemConversation", errors=(404, 503)
+    ),
+    "POST /v1/conversations/{conversation_id}": Operation(
+        tag="responses", schema=MetadataSchema, body="ItemConversation", errors=_KEEPS
+    ),
+    "DELETE /v1/conversations/{conversation_id}": Operation(
+        tag="responses", body="Deleted", errors=(404, 503)
+    ),
+    "GET /v1/conversations/{conversation_id}/items": Operation(
+        tag="responses", query=_PAGE, body="ItemList", errors=(400, 404, 503)
+    ),
+    "POST /v1/conversations/{conversation_id}/items": Operation(
+        tag="responses", schema=ItemsSchema, body="ItemList", errors=_KEEPS
+    ),
+    "GET /v1/conversations/{conversation_id}/items/{item_id}": Operation(
+        tag="responses", body="Item", errors=(404, 503)
     ),
     "POST /v1/messages": Operation(
         tag="anthropic",

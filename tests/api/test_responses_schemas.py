@@ -234,7 +234,14 @@ def test_what_codex_sends_besides_is_ignored_and_named():
         ({"truncation": "middle"}, "truncation", "auto"),
         ({"background": True, "store": False}, "background", "'store'"),
         ({"background": True, "stream": True}, "background", "'stream'"),
-        ({"conversation": "conv_1"}, "conversation", "conversations"),
+        ({"conversation": 5}, "conversation", "id"),
+        ({"conversation": {}}, "conversation", "id"),
+        ({"conversation": "conv_1", "background": True}, "background", "'conversation'"),
+        (
+            {"conversation": "conv_1", "previous_response_id": "resp_1"},
+            "conversation",
+            "'previous_response_id'",
+        ),
         ({"prompt": {"id": "p"}}, "prompt", "stored prompts"),
         ({"reasoning": {"effort": "much"}}, "reasoning.effort", "none"),
         ({"top_logprobs": 21}, "top_logprobs", "20"),
@@ -252,6 +259,9 @@ def test_there_must_be_something_to_answer():
         load_request(ResponsesSchema(), {"model": "qwen-demo"})
     assert caught.value.param == "input"
     assert load_request(ResponsesSchema(), {"previous_response_id": "resp_1"}).items == ()
+    for said in ("conv_1", {"id": "conv_1"}):
+        ask = load_request(ResponsesSchema(), {"conversation": said})
+        assert ask.conversation == "conv_1" and ask.told["conversation"] == {"id": "conv_1"}
 
 
 def test_counting_takes_what_an_answer_takes_and_names_what_does_not_count():

@@ -141,6 +141,7 @@ def test_what_a_tenant_has_no_room_for_drives_out_its_oldest(make_store, say):
     first, second, third = (response("x" * 2500) for _ in range(3))
     for one in (first, second, third):
         store.responses.keep("t", one)
+        time.sleep(0.005)  # Redis counts in milliseconds
     store.responses.keep("t", response("x" * 2000, previous=first.id))
     with pytest.raises(ConversationNotFound):
         store.responses.find("t", second.id)
@@ -151,6 +152,25 @@ def test_what_a_tenant_has_no_room_for_drives_out_its_oldest(make_store, say):
     assert store.responses.find("t", first.id), "nothing was erased in vain"
     say(store, conversation_id, user="x" * 7000, tenant="t")
     assert len(store.export("t", conversation_id).turns) == 2
+
+
+def test_a_turn_is_kept_with_its_answer_or_not_at_all(make_store, begin):
+    store = make_store(max_tenant_bytes=2000)
+    kept, large = response(), response("x" * 3000)
+    with begin(store, None, "[]") as turn:
+        turn.commit("[]", "stop", kept)
+    assert store.responses.find("", kept.id) == kept
+    with begin(store, turn.conversation_id, "[]") as other, pytest.raises(StoreFull):
+        other.commit("[]", "stop", large)
+    assert len(store.export("", turn.conversation_id).turns) == 1
+    with pytest.raises(ConversationNotFound):
+        store.responses.find("", large.id)
+
+
+def test_a_new_conversation_may_be_given_its_id(store, begin):
+    with begin(store, None, "[]", new_id="conv_1") as turn:
+        turn.commit("[]", "stop")
+    assert store.export("", "conv_1").id == "conv_1" == turn.conversation_id
 
 
 def test_a_response_is_no_conversation(store, begin):

@@ -318,7 +318,91 @@ def test_another_tenants_response_is_missing(tmp_path, start_server):
     error_of(post(theirs, input=[{"id": item}]), 404)
     running = post(ours, background=True, max_output_tokens=400).json()
     error_of(post(theirs, path=f"{PATH}/{running['id']}/cancel"), 404)
+    begun = post(ours, path="/v1/conversations", items=[]).json()
+    error_of(post(theirs, conversation=begun["id"]), 404)
     error_of(kept(server, response["id"]), 401)
+
+
+def conversation(server, **fields):
+    answer = server.post("/v1/conversations", fields)
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+def items_of(server, conversation_id):
+    """Return the roles and texts of a conversation's messages, oldest first."""
+    address = f"{server.url}/v1/conversations/{conversation_id}/items"
+    answer = requests.get(address, {"order": "asc", "limit": 100}, timeout=60)
+    assert answer.status_code == 200, answer.text
+    return [(item["role"], item["content"][0]["text"]) for item in answer.json()["data"]]
+
+
+def test_a_conversation_has_what_was_asked_and_answered(server):
+    told = {"role": "developer", "content": "Be brief."}
+    begun = conversation(server, items=[told], metadata={"topic": "数"})
+    assert begun["object"] == "conversation" and begun["metadata"] == {"topic": "数"}
+    asked = {"conversation": {"id": begun["id"]}}
+    first = said(server, "alpha", conversation=begun["id"])
+    assert first["conversation"] == {"id": begun["id"]}
+    payloads = events(ask(server, "beta", stream=True, store=False, **asked).content)
+    second = payloads[-1]["response"]
+    assert items_of(server, begun["id"]) == [
+        ("developer", "Be brief."),
+        ("user", "alpha"),
+        ("assistant", text_of(first)),
+        ("user", "beta"),
+        ("assistant", text_of(second)),
+    ]
+    assert kept(server, first["id"]).json() == first
+    error_of(kept(server, second["id"]), 404)
+    body = {"input": "gamma"} | asked
+    counted = server.post(f"{PATH}/input_tokens", body).json()["input_tokens"]
+    assert counted == said(server, "gamma", **asked)["usage"]["input_tokens"]
+    assert counted > second["usage"]["input_tokens"]
+
+
+def test_conversations_are_labelled_added_to_and_erased(server):
+    begun = conversation(server)
+    address = f"/v1/conversations/{begun['id']}"
+    assert begun["metadata"] == {}
+    labelled = server.post(address, {"metadata": {"a": "b"}}).json()
+    assert labelled == begun | {"metadata": {"a": "b"}} == server.get(address).json()
+    added = server.post(f"{address}/items", {"items": [{"role": "user", "content": "x"}]}).json()
+    (item,) = added["data"]
+    assert server.get(f"{address}/items/{item['id']}").json() == item
+    assert server.get(address).json() == labelled
+    error_of(server.get(f"{address}/items/nobody"), 404)
+    erased = requests.delete(server.url + address, timeout=60).json()
+    assert erased == {"id": begun["id"], "object": "conversation.deleted", "deleted": True}
+    for answer in (server.get(address), ask(server, conversation=begun["id"])):
+        error = error_of(answer, 404)
+        assert error["message"] == f"Conversation with id '{begun['id']}' not found."
+    for id_ in ("conv_nobody", "resp_1", "é", ""):
+        error_of(ask(server, conversation=id_), 404)
+
+
+def test_turns_of_one_conversation_follow_each_other(server):
+    begun = conversation(server)
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda n: said(server, str(n), conversation=begun["id"]), range(8)))
+    told = {str(number): text_of(answer) for number, answer in enumerate(answers)}
+    listed = items_of(server, begun["id"])
+    turns = list(zip(listed[::2], listed[1::2], strict=True))
+    assert sorted((user, answer) for (_, user), (_, answer) in turns) == sorted(told.items())
+    tokens = [answers[int(user)]["usage"]["input_tokens"] for (_, user), _ in turns]
+    assert tokens == sorted(set(tokens)), "each saw those before it"
+
+
+def test_a_turn_whose_caller_leaves_is_no_turn(server):
+    begun = conversation(server)
+    body = {"input": WORDS, "max_output_tokens": 4000, "stream": True, "conversation": begun["id"]}
+    with raw_request(server, body, path=PATH):
+        wait_for(lambda: server.row()["running"] == 1)
+    server.wait_until_idle(10)
+    said(server, "after", conversation=begun["id"])
+    assert [text for role, text in items_of(server, begun["id"]) if role == "user"] == ["after"]
+    error_of(ask(server, conversation=begun["id"], input=[{"id": "msg_nobody"}]), 404)
+    assert said(server, [], conversation=begun["id"])
 
 
 def stop_hard(server):
@@ -345,8 +429,11 @@ def test_a_killed_server_knows_every_ended_response_and_none_by_half(tmp_path, s
     state = ("--state-dir", str(tmp_path / "kept"))
     server = start_server(*SLOW, *state)
     first = said(server)
+    begun = conversation(server)
+    turn = said(server, "told", conversation=begun["id"])
     running = said(server, background=True, max_output_tokens=2000)
-    with under_way(server, previous_response_id=first["id"]) as (id_, _):
+    never = under_way(server, conversation=begun["id"])
+    with under_way(server, previous_response_id=first["id"]) as (id_, _), never:
         wait_for(lambda: kept(server, running["id"]).json()["status"] == "in_progress")
         stop_hard(server)
     server = start_server(*SLOW, *state)
@@ -357,6 +444,8 @@ def test_a_killed_server_knows_every_ended_response_and_none_by_half(tmp_path, s
     assert lost["error"]["code"] == "server_error" and "has ended" in lost["error"]["message"]
     second = said(server, previous_response_id=first["id"])
     assert second["usage"]["input_tokens"] > first["usage"]["input_tokens"]
+    assert items_of(server, begun["id"]) == [("user", "told"), ("assistant", text_of(turn))]
+    assert said(server, conversation=begun["id"])
 
 
 def test_openais_client_goes_on_from_a_response_after_a_restart(tmp_path, start_server):

@@ -17,6 +17,7 @@ from flask import Blueprint, Response, g, request
 from qwenapi.api.coder.render import conversation_body, preface
 from qwenapi.api.coder.schemas import CodeRequest, CodeSchema
 from qwenapi.conversations import (
+    ITEMS_PREFIX,
     ConversationError,
     ConversationNotFound,
     LeaseLost,
@@ -98,15 +99,22 @@ def chat_stream() -> Response:
 @blueprint.get("/v1/code/conversations/<conversation_id>")
 def export(conversation_id: str) -> Response:
     with translated(conversation_id):
-        conversation = conversations().export(caller().tenant, conversation_id)
+        conversation = conversations().export(caller().tenant, plain(conversation_id))
     return json_response(conversation_body(conversation))
 
 
 @blueprint.delete("/v1/code/conversations/<conversation_id>")
 def delete(conversation_id: str) -> Response:
     with translated(conversation_id):
-        conversations().delete(caller().tenant, conversation_id)
+        conversations().delete(caller().tenant, plain(conversation_id))
     return Response(status=204)
+
+
+def plain(conversation_id: str) -> str:
+    """Return the id of a conversation of texts; one of items is for another interface."""
+    if conversation_id.startswith(ITEMS_PREFIX):
+        raise ConversationNotFound()
+    return conversation_id
 
 
 def translated(conversation_id: str | None) -> AbstractContextManager[None]:
@@ -186,7 +194,7 @@ def _begin(ask: CodeRequest, stream: GenerationStream) -> Turn:
 
     with translated(ask.conversation_id):
         try:
-            return begin(ask.conversation_id or None)
+            return begin(plain(ask.conversation_id) if ask.conversation_id else None)
         except ConversationNotFound:
             if not profile.new_for_unknown:
                 raise

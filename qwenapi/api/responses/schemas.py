@@ -61,10 +61,19 @@ class ResponseRequest(SamplingRequest):
     answer_format: Grammar | None = None
     seals_thoughts: bool = False
     previous_response_id: str | None = None
+    conversation: str | None = None
     drops_oldest: bool = False
     store: bool = True
     background: bool = False
     told: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConversationRequest:
+    """Items that a conversation is to have, and what it is labelled with."""
+
+    items: tuple[Item, ...] = field(default=(), repr=False)
+    metadata: Mapping[str, str] = field(default_factory=dict)
 
 
 class TextFormat(NamedTuple):
@@ -167,13 +176,54 @@ class Include(Composite):
         return tuple(value)
 
 
+class ConversationField(fields.Field[str]):
+    """A conversation's id, or an object that has it."""
+
+    json_schema = {
+        "anyOf": [
+            {"type": "string"},
+            {"type": "object", "properties": {"id": {"type": "string"}}, "required": ["id"]},
+        ]
+    }
+
+    def _deserialize(self, value: Any, attr: str | None, data: Any, **_: Any) -> str:
+        id_ = value.get("id") if isinstance(value, dict) else value
+        if not isinstance(id_, str):
+            raise ValidationError("must be an id, or an object that has one")
+        return id_
+
+
+class MetadataSchema(RequestSchema):
+    """`POST /v1/conversations/ID`: other labels."""
+
+    value_class = ConversationRequest
+
+    metadata = Labels(required=True, error_messages={"required": "is required"})
+
+
+class ItemsSchema(RequestSchema):
+    """`POST /v1/conversations/ID/items`: more items."""
+
+    value_class = ConversationRequest
+
+    items = Input(required=True, error_messages={"required": "is required"})
+
+
+class ConversationSchema(RequestSchema):
+    """`POST /v1/conversations`."""
+
+    value_class = ConversationRequest
+
+    items = Input()
+    metadata = Labels()
+
+
 class InputTokensSchema(RequestSchema):
     """`POST /v1/responses/input_tokens`: what becomes part of the prompt."""
 
     value_class = ResponseRequest
     unsupported = {
         "prompt": Neutral(feature="stored prompts"),
-        "conversation": Neutral(feature="conversations (use previous_response_id)"),
         "context_management": Neutral([], feature="compaction of the context"),
         "moderation": Neutral(feature="moderation"),
     }
@@ -195,6 +245,7 @@ class InputTokensSchema(RequestSchema):
     tool_choice = ToolChoiceField()
     parallel_tool_calls = StrictBoolean()
     previous_response_id = StrictString(MAX_LABEL_CHARS)
+    conversation = ConversationField()
     reasoning = fields.Nested(ReasoningSchema)
     text = fields.Nested(TextSchema)
     truncation = StrictChoice("auto", "disabled")
@@ -203,7 +254,10 @@ class InputTokensSchema(RequestSchema):
     def check_together(self, data: dict[str, Any], **_: Any) -> None:
         """Refuse fields that contradict each other; runs only when each is right by itself."""
         check_choice(data.get("tools", ()), data.get("tool_choice", ToolChoice()))
-        if "items" not in data and "previous_response_id" not in data:
+        goes_on_from = data.keys() & {"previous_response_id", "conversation"}
+        if len(goes_on_from) == 2:
+            raise ValidationError("and 'previous_response_id' exclude each other", "conversation")
+        if "items" not in data and not goes_on_from:
             raise ValidationError("is required", "input")
 
     def shape(self, data: dict[str, Any]) -> dict[str, Any]:
@@ -241,19 +295,21 @@ class ResponsesSchema(InputTokensSchema, ChoosingSchema):
     def check_background(self, data: dict[str, Any], **_: Any) -> None:
         if data.get("background") and not data.get("store", True):
             raise ValidationError("needs 'store' to be true", "background")
-        if data.get("background") and data.get("stream"):
-            raise ValidationError("and 'stream' exclude each other", "background")
+        for name in ("stream", "conversation"):
+            if data.get("background") and data.get(name):
+                raise ValidationError(f"and '{name}' exclude each other", "background")
 
 
 def _told(data: dict[str, Any], effort: str | None, format: TextFormat) -> dict[str, Any]:
     """Return what an answer says of its request; of what has no effect here the usual value."""
+    conversation = data.get("conversation")
     same = (
         *("instructions", "max_output_tokens", "previous_response_id", "prompt_cache_key"),
         *("prompt_cache_retention", "safety_identifier", "user"),
     )
     return {name: data.get(name) for name in same} | {
         "background": data.get("background", False),
-        "conversation": None,
+        "conversation": None if conversation is None else {"id": conversation},
         "max_tool_calls": None,
         "metadata": data.get("metadata", {}),
         "parallel_tool_calls": data.get("parallel_tool_calls", True),

@@ -8,14 +8,14 @@ from functools import partial
 
 from flask import Blueprint, Response, g, request
 
-from qwenapi.api.responses import render, state
+from qwenapi.api.responses import conversation, render, state
 from qwenapi.api.responses.background import BackgroundRun
-from qwenapi.api.responses.items import named
+from qwenapi.api.responses.items import Item, named
 from qwenapi.api.responses.paging import page
 from qwenapi.api.responses.prompt import prepare
 from qwenapi.api.responses.schemas import InputTokensSchema, ResponseRequest, ResponsesSchema
 from qwenapi.api.responses.writer import ResponseWriter
-from qwenapi.conversations import RESPONSE_PREFIX
+from qwenapi.conversations import RESPONSE_PREFIX, Turn
 from qwenapi.errors import BadRequest
 from qwenapi.generation.chat import PreparedChat
 from qwenapi.generation.request import GenerationRequest
@@ -42,10 +42,29 @@ blueprint = Blueprint("responses", __name__)
 @blueprint.post("/v1/responses")
 @accepts(ResponsesSchema, before=choose_profile, load=load_body)
 def create(ask: ResponseRequest) -> Response:
-    card, tokenizer = served_model()
     id_ = f"{RESPONSE_PREFIX}{uuid.uuid4().hex}"
     ask = replace(ask, items=tuple(named(state.resolved(ask.items), id_)))
-    chat = _prepared(ask, card, tokenizer)
+    if ask.conversation is None:
+        return _answer(id_, ask, state.history_of(ask.previous_response_id), _keep(ask))
+    turn = conversation.begin(ask.conversation, ask.items)
+    try:
+        history = conversation.items_of(turn.history)
+        response = _answer(id_, ask, history, partial(_keep_in_turn, ask, turn))
+    except BaseException:
+        turn.rollback()
+        raise
+    response.call_on_close(turn.rollback)  # after a commit it does nothing
+    return response
+
+
+def _answer(
+    id_: str,
+    ask: ResponseRequest,
+    history: list[Item],
+    keep: Callable[[render.Payload], None],
+) -> Response:
+    card, tokenizer = served_model()
+    chat = _prepared(ask, history, card, tokenizer)
     wanted, cut = generation_request(
         ask,
         [chat.ids],
@@ -67,15 +86,27 @@ def create(ask: ResponseRequest) -> Response:
         answer = json_response(_run_on(ask, wanted, tokenizer, begun, new_writer))
         answer.headers.update(clamped_header(cut))
         return answer
+    write = partial(new_writer, keep=keep)
+    return respond(wanted, tokenizer, write, streams=ask.stream, cut=cut)
+
+
+def _keep(ask: ResponseRequest) -> Callable[[render.Payload], None]:
+    """Return what keeps an ended response by itself; it is called without a request."""
     tenant, store = caller().tenant, conversations().responses
 
     def keep(body: render.Payload) -> None:
         if ask.store:
-            with state.errors_of(id_):
+            with state.errors_of(body["id"]):
                 store.keep(tenant, state.stored(body, ask.items))
 
-    write = partial(new_writer, keep=keep)
-    return respond(wanted, tokenizer, write, streams=ask.stream, cut=cut)
+    return keep
+
+
+def _keep_in_turn(ask: ResponseRequest, turn: Turn, body: render.Payload) -> None:
+    """Keep an ended response as a turn of its conversation and, if it is to be, by itself."""
+    kept = state.stored(body, ask.items)
+    with conversation.errors_of(turn.conversation_id):
+        turn.commit(kept.turn.assistant, body["status"], kept if ask.store else None)
 
 
 def _run_on(
@@ -109,7 +140,11 @@ def _run_on(
 def count_input_tokens(ask: ResponseRequest) -> Response:
     card, tokenizer = served_model()
     ask = replace(ask, items=tuple(state.resolved(ask.items)))
-    count = len(_prepared(ask, card, tokenizer).ids)
+    if ask.conversation is None:
+        history = state.history_of(ask.previous_response_id)
+    else:
+        history = list(conversation.find(ask.conversation).items)
+    count = len(_prepared(ask, history, card, tokenizer).ids)
     return json_response({"object": "response.input_tokens", "input_tokens": count})
 
 
@@ -149,10 +184,12 @@ def input_items(response_id: str) -> Response:
     return json_response(page(items, request.args))
 
 
-def _prepared(ask: ResponseRequest, card: ModelCard, tokenizer: Tokenizer) -> PreparedChat:
+def _prepared(
+    ask: ResponseRequest, history: list[Item], card: ModelCard, tokenizer: Tokenizer
+) -> PreparedChat:
     return prepare(
         ask,
-        [*state.history_of(ask.previous_response_id), *ask.items],
+        [*history, *ask.items],
         profile=current_profile(),
         tokenizer=tokenizer,
         context=card.max_model_len,
