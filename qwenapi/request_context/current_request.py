@@ -13,6 +13,7 @@ from qwenapi.generation.stream import GenerationStream
 from qwenapi.http.schemas import RequestSchema, ignored_fields, load_request, refuse_unknown
 from qwenapi.keys import Key
 from qwenapi.metrics.store import RequestMetrics
+from qwenapi.request_context.clamp import clamp
 from qwenapi.request_context.services import services
 from qwenapi.settings.profile import Profile
 from qwenapi.text.tokenizer import Tokenizer
@@ -43,7 +44,9 @@ def count_request() -> None:
 
 
 def choose_profile(body: dict[str, Any]) -> None:
-    """Let the profile of the model that a body names answer, and count the request."""
+    """Let the profile of the model that a body names answer, count the request, and cut what the
+    profile documents as cut: `g.clamped` has what became of it.
+    """
     name = body.get("model")
     if name is not None and not isinstance(name, str):
         return  # the schema says what is wrong with it
@@ -52,6 +55,7 @@ def choose_profile(body: dict[str, Any]) -> None:
     count_request()
     if name is None and profile.requires_model:
         raise BadRequest("'model' is required.", param="model", kind="missing")
+    g.clamped = clamp(body, profile) if profile.clamp else {}
 
 
 def count_post() -> None:

@@ -574,3 +574,12 @@ def test_where_nothing_can_be_kept_an_answer_is_none(tmp_path, start_server):
 def test_an_unknown_model_is_told_with_those_that_are(server):
     error = error_of(ask(server, model="nobody"), 404)
     assert error["code"] == "model_not_found" and "Served: 'qwen-demo'." in error["message"]
+
+
+def test_a_profile_that_cuts_what_is_above_its_ranges_cuts_it_here_too(start_server):
+    server = start_server("--stub", "--profile", "news", "--stub-step-seconds", "0")
+    answer = ask(server, model="qwen-news-classifier", max_output_tokens=4000, temperature=1.5)
+    assert answer.status_code == 200, answer.text
+    assert answer.headers["X-Clamped"] == "temperature=1.0, max_output_tokens=512"
+    assert answer.json()["temperature"] == 1.0
+    assert "error" in ask(server, model="qwen-news-classifier", tools=5).json()

@@ -7,7 +7,6 @@ from typing import Any, cast
 from flask import Blueprint, Response, g
 
 from qwenapi.api.openai import render
-from qwenapi.api.openai.clamp import clamp
 from qwenapi.api.openai.completion_writer import CompletionWriter
 from qwenapi.api.openai.schemas import (
     ChatRequest,
@@ -52,18 +51,11 @@ from workers.wire.protocol import ModelCard
 blueprint = Blueprint("openai", __name__)
 
 
-def _choose_profile(body: dict[str, Any]) -> None:
-    """Let the profile of the model asked for answer, and cut what it documents as cut."""
-    choose_profile(body)
-    profile = current_profile()
-    g.clamped = clamp(body, profile) if profile.clamp else {}
-
-
 # The browser document's page asks below /api, its drawing without any prefix.
 @blueprint.post("/v1/chat/completions")
 @blueprint.post("/api/chat/completions", endpoint="chat_completions_of_page")
 @blueprint.post("/chat/completions", endpoint="chat_completions_bare")
-@accepts(ChatSchema, before=_choose_profile, load=load_body)
+@accepts(ChatSchema, before=choose_profile, load=load_body)
 def chat_completions(ask: ChatRequest) -> Response:
     card, tokenizer = served_model()
     profile = current_profile()
@@ -110,7 +102,7 @@ def _chat_prompt(ask: ChatRequest, profile: Profile) -> ChatPrompt:
 
 
 @blueprint.post("/v1/completions")
-@accepts(CompletionSchema, before=_choose_profile, load=load_body)
+@accepts(CompletionSchema, before=choose_profile, load=load_body)
 def completions(ask: CompletionRequest) -> Response:
     card, tokenizer = served_model()
     for prompt in ask.prompts:

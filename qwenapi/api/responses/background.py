@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from qwenapi.api.responses import render, state
 from qwenapi.api.responses.items import Item
 from qwenapi.api.responses.writer import ResponseWriter
-from qwenapi.conversations import ConversationError, RunningResponse
+from qwenapi.conversations import ConversationError, LeaseLost, RunningResponse
 from qwenapi.engines.mailbox import Cancelled
-from qwenapi.errors import ApiError, Wording
+from qwenapi.errors import ApiError, InternalError, Wording
 from qwenapi.generation.stream import GenerationStream
 
 log = logging.getLogger(__name__)
@@ -39,27 +39,27 @@ class BackgroundRun:
         """Let it end, in whatever way; its writer keeps it by `keep`."""
         error: BaseException | None = None
         try:
-            self._write(writer)
-        except BaseException as caught:  # told by the stream's metrics, or by whoever kills us
-            error = caught
-            if not isinstance(caught, Exception):
-                raise
-            if not isinstance(caught, Cancelled | ConversationError):
+            writer.body(self._watch)
+        except (Cancelled, ConversationError) as ended:
+            error = ended  # by another, or for want of storage: then it counts as lost
+        except Exception as failed:
+            error = failed
+            if not isinstance(failed, ApiError):
                 log.exception("a response in the background failed")
+            self._keep_failure(failed if isinstance(failed, ApiError) else InternalError())
         finally:
-            self._stream.close(error)
+            self._stream.close(Cancelled() if isinstance(error, LeaseLost) else error)
             self._running.abandon()
 
     def keep(self, body: render.Payload) -> None:
         """Store the response as it has ended."""
         self._running.end(state.stored(body, self._items))
 
-    def _write(self, writer: ResponseWriter) -> None:
+    def _keep_failure(self, error: ApiError) -> None:
         try:
-            writer.body(self._watch)
-        except ApiError as error:
             self.keep(render.failed(self._begun, self._wording.message(error)))
-            self._stream.close(error)
+        except ConversationError as why:
+            log.warning("a response in the background was not kept: %s", why)
 
     def _watch(self) -> None:
         """Say once that it has begun; raise Cancelled when somebody has ended it."""

@@ -52,14 +52,15 @@ def new_items(items: Iterable[Item]) -> list[Item]:
 def create(items: Iterable[Item], metadata: Mapping[str, str]) -> ItemConversation:
     """Return a new conversation, which is kept."""
     id_ = f"{ITEMS_PREFIX}{uuid.uuid4().hex}"
-    with errors_of(id_), _begin(None, _text(list(items)), new_id=id_) as turn:
+    with errors_of(id_, "items"), _begin(None, _text(list(items)), new_id=id_) as turn:
         turn.commit(_text(metadata), "")
     return find(id_)
 
 
 def add(conversation_id: str, items: list[Item], metadata: Mapping[str, str] | None = None) -> None:
     """Add items to a conversation, or label it anew, once it is its turn."""
-    with begin(conversation_id, items) as turn, errors_of(conversation_id):
+    errors = errors_of(conversation_id, "items")
+    with errors, _begin(_known(conversation_id), _text(items)) as turn:
         turn.commit(_text([] if metadata is None else metadata), "")
 
 
@@ -94,12 +95,14 @@ def items_of(turns: Iterable[PastTurn]) -> list[Item]:
     return items
 
 
-def errors_of(conversation_id: str) -> AbstractContextManager[None]:
-    """Raise the store's errors as those of a request about one conversation."""
+def errors_of(conversation_id: str, param: str = "input") -> AbstractContextManager[None]:
+    """Raise the store's errors as those of a request about one conversation, whose items are in
+    field `param`.
+    """
     shown = conversation_id[:MAX_SHOWN_CHARS]
     return storage_errors(
         lambda: NotFound(f"Conversation with id '{shown}' not found.", param="conversation"),
-        param="input",
+        param=param,
     )
 
 

@@ -82,6 +82,7 @@ def _answer(
         bytes_of=tokenizer.token_bytes.__getitem__,
     )
     cut = {("max_output_tokens" if name == "max_tokens" else name): cut[name] for name in cut}
+    cut = g.clamped | cut
     if ask.background:
         answer = json_response(_run_on(ask, wanted, tokenizer, begun, new_writer))
         answer.headers.update(clamped_header(cut))
