@@ -38,7 +38,7 @@ class LeaseKeeper:
 
     def drop_all(self, conversation_id: str) -> None:
         """Drop what is held here of a conversation that another has ended."""
-        self._held = {claim for claim in self._held if claim.conversation_id != conversation_id}
+        self._held -= {one for one in tuple(self._held) if one.conversation_id == conversation_id}
 
     def holds(self, claim: Claim) -> bool:
         return claim in self._held

@@ -12,7 +12,7 @@ from typing import Any
 from qwenapi.conversations.backend import Backend
 from qwenapi.conversations.errors import ConversationNotFound, StorageUnavailable
 from qwenapi.conversations.lease_keeper import LeaseKeeper
-from qwenapi.conversations.values import RESPONSE_PREFIX, Claim, PastTurn, StoredResponse
+from qwenapi.conversations.values import RESPONSE_PREFIX, Claim, PastTurn, Step, StoredResponse
 
 MAX_ID_CHARS = 64
 
@@ -89,9 +89,10 @@ class ResponseStore:
     def cancel(self, tenant: str, response: StoredResponse) -> bool:
         """Store how a running response ends, and take its lease; False: it runs no longer."""
         claim = Claim(tenant, response.id, "")
-        was_running = self._call(lambda: self._backend.put_response(claim, response, "cancel"))
-        self._keeper.drop_all(response.id)
-        return bool(was_running)
+        was_running = self.put(claim, response, "cancel")
+        if was_running:
+            self._keeper.drop_all(response.id)
+        return was_running
 
     def delete(self, tenant: str, response_id: str) -> None:
         """Erase a response; what follows it is left without. Raises ConversationNotFound."""
@@ -99,8 +100,9 @@ class ResponseStore:
         self._call(lambda: self._backend.delete_response(tenant, id_))
         self._keeper.drop_all(id_)
 
-    def put(self, claim: Claim, response: StoredResponse, step: Any) -> None:
-        self._call(lambda: self._backend.put_response(claim, response, step))
+    def put(self, claim: Claim, response: StoredResponse, step: Step) -> bool:
+        """Take a step of a response; False: there was none to cancel."""
+        return bool(self._call(lambda: self._backend.put_response(claim, response, step)))
 
     def holds(self, claim: Claim) -> bool:
         return self._keeper.holds(claim)

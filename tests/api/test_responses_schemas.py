@@ -227,6 +227,11 @@ def test_what_codex_sends_besides_is_ignored_and_named():
             "text.format",
             "64 bits",
         ),
+        (
+            {"text": {"format": {"type": "json_schema", "schema": {}, "name": 10**20}}},
+            "text.format.name",
+            "string",
+        ),
         ({"include": ["everything"]}, "include[0]", "one of"),
         ({"include": [[]]}, "include[0]", "one of"),
         ({"metadata": {"a": 5}}, "metadata", "strings"),

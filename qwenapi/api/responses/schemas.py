@@ -87,12 +87,19 @@ class TextFormatField(Composite):
     """`text`, `json_object`, or a `json_schema`, whose fields stand beside its type."""
 
     KNOWN = ("type", "name", "description", "schema", "strict")
+    KINDS = (
+        ("name", str, "must be a string"),
+        ("description", str, "must be a string"),
+        ("strict", bool, "must be true or false"),
+    )
     json_schema = {
         "type": "object",
         "properties": {
             "type": {"enum": ["text", "json_object", "json_schema"]},
             "name": {"type": ["string", "null"]},
+            "description": {"type": ["string", "null"]},
             "schema": {"type": "object"},
+            "strict": {"type": ["boolean", "null"]},
         },
         "required": ["type"],
     }
@@ -113,6 +120,9 @@ class TextFormatField(Composite):
             raise ValidationError("must have the type text, json_object or json_schema")
         if not isinstance(value.get("schema"), dict):
             refuse(("schema",), "must be a JSON Schema, which is an object")
+        for key, kind, claim in self.KINDS:
+            if value.get(key) is not None and not isinstance(value[key], kind):
+                refuse((key,), claim)
         return TextFormat(read_schema(value["schema"]), {key: value.get(key) for key in self.KNOWN})
 
 
