@@ -37,7 +37,7 @@ class Backend(Protocol):
     def history(self, claim: Claim) -> tuple[PastTurn, ...]:
         """Return the newest turns, oldest first, as many as the limits allow."""
 
-    def commit(self, claim: Claim, turn: PastTurn, response: StoredResponse | None) -> None:
+    def commit(self, claim: Claim, turn: PastTurn, response: StoredResponse | None = None) -> None:
         """Store the turn, and with it a response that ends it, and give up the lease; durable when
         it returns.
 

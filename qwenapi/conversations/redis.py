@@ -116,7 +116,7 @@ class RedisBackend:
             turns.append(turn)
         return tuple(reversed(turns))
 
-    def commit(self, claim: Claim, turn: PastTurn, response: StoredResponse | None) -> None:
+    def commit(self, claim: Claim, turn: PastTurn, response: StoredResponse | None = None) -> None:
         more: tuple[Any, ...] = ("", "", "", 0)
         if response is not None:
             more = (response.id, _line(response.turn), response.body, response.num_bytes)

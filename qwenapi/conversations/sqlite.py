@@ -95,7 +95,7 @@ class SqliteBackend:
 
         return tuple(reversed(self._database.read(work)))
 
-    def commit(self, claim: Claim, turn: PastTurn, response: StoredResponse | None) -> None:
+    def commit(self, claim: Claim, turn: PastTurn, response: StoredResponse | None = None) -> None:
         def work(db: sqlite3.Connection) -> None:
             if not self._queue.holds(db, claim):
                 raise LeaseLost()
