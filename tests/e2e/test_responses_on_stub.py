@@ -583,3 +583,11 @@ def test_a_profile_that_cuts_what_is_above_its_ranges_cuts_it_here_too(start_ser
     assert answer.headers["X-Clamped"] == "temperature=1.0, max_output_tokens=512"
     assert answer.json()["temperature"] == 1.0
     assert "error" in ask(server, model="qwen-news-classifier", tools=5).json()
+
+
+def test_a_silent_stream_says_again_that_it_goes_on(start_server):
+    server = start_server("--stub", "--stub-step-seconds", "17", "--step-timeout", "60")
+    payloads = events(ask(server, max_output_tokens=2, stream=True).content)
+    silent = [payload["type"] for payload in payloads].count("response.in_progress")
+    assert silent > 1, "no beat in 17 seconds of silence"
+    assert [p["sequence_number"] for p in payloads] == [*range(len(payloads))]
