@@ -8,7 +8,7 @@ from flask import Blueprint, Flask, Response, g, request
 from werkzeug.exceptions import HTTPException
 
 from qwenapi import openapi, web
-from qwenapi.api import anthropic, coder, generate, openai, ops
+from qwenapi.api import anthropic, coder, generate, openai, ops, responses
 from qwenapi.engines.mailbox import Cancelled
 from qwenapi.errors import (
     DIALECTS,
@@ -34,12 +34,13 @@ log = logging.getLogger(__name__)
 CLIENT_CLOSED_REQUEST = 499
 # When a caller may find the next start, or another server behind the same address.
 DRAINING_RETRY_SECONDS = 5
-INTERFACES: dict[Interface, Blueprint] = {
-    "openai": openai.blueprint,
-    "coder": coder.blueprint,
-    "generate": generate.blueprint,
-    "anthropic": anthropic.blueprint,
+INTERFACES: dict[Interface, tuple[Blueprint, ...]] = {
+    "openai": (openai.blueprint, responses.blueprint),
+    "coder": (coder.blueprint,),
+    "generate": (generate.blueprint,),
+    "anthropic": (anthropic.blueprint,),
 }
+WORKING = {blueprint.name for blueprints in INTERFACES.values() for blueprint in blueprints}
 QUIET = (ops.blueprint.name, openapi.blueprint.name, web.blueprint.name)
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _HTTP_ERRORS: dict[int | None, type[ApiError]] = {
@@ -65,8 +66,8 @@ def create_app(services_: Services) -> Flask:
     cors.register(app)
     auth.register(app)  # a preflight has no key
     app.before_request(_refuse_late)
-    for interface, blueprint in INTERFACES.items():
-        if services_.profiles.of_interface(interface):
+    for interface, blueprints in INTERFACES.items():
+        for blueprint in blueprints if services_.profiles.of_interface(interface) else ():
             app.register_blueprint(blueprint)
     app.register_blueprint(ops.blueprint)
     app.register_blueprint(openapi.blueprint)
@@ -86,7 +87,7 @@ def _begin() -> None:
 
 def _refuse_late() -> None:
     """Take no more work while the server drains; reports and probes are answered to the end."""
-    is_work = request.method == "POST" and request.blueprint in INTERFACES
+    is_work = request.method == "POST" and request.blueprint in WORKING
     if is_work and services().engine.is_refusing:
         raise ServerDraining(retry_after=DRAINING_RETRY_SECONDS)
 
@@ -117,7 +118,7 @@ def _on_api_error(error: ApiError) -> Response:
     rendered = DIALECTS[profile.dialect](error, profile.wording(g.request_id))
     # A caller's mistake is no error of ours, and nobody's who searches the log for errors.
     g.log.add(code=error.code or error.type.removesuffix("_error"))
-    if error.status >= 500 and request.method == "POST" and request.blueprint in INTERFACES:
+    if error.status >= 500 and request.method == "POST" and request.blueprint in WORKING:
         count_failure(error)
     return json_response(rendered.body, rendered.status, rendered.headers)
 

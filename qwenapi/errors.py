@@ -6,7 +6,7 @@ say it more exactly, in our own words and never in an exception's. Knows nothing
     ApiError 500
     ├── BadRequest 400 ── ContextLengthExceeded · ToolsUnsupported · TaskUnsupported
     ├── Unauthorized 401 · Forbidden 403 · RateLimited 429 · UnknownHost 400
-    ├── NotFound 404 ── ModelNotFound
+    ├── NotFound 404 ── ModelNotFound · PreviousResponseNotFound
     ├── MethodNotAllowed 405 · PayloadTooLarge 413 · UnsupportedMediaType 415
     ├── RequestQuarantined 422
     ├── EngineUnavailable 503 ── QueueFull · ModelChanged · ServerShutdown ── ServerDraining
@@ -14,8 +14,8 @@ say it more exactly, in our own words and never in an exception's. Knows nothing
     └── InternalError 500 ── EngineFailed ── EngineCrash
 
 Other errors become one of these where they meet a request: text/errors.py in http/body.py and
-generation/prompt.py, conversations/errors.py in api/coder/views.py, an engine's words in
-generation/engine_errors.py. workers/errors.py is for the operator: it ends a start.
+generation/prompt.py, conversations/errors.py in request_context/storage_errors.py, an engine's
+words in generation/engine_errors.py. workers/errors.py is for the operator: it ends a start.
 """
 
 import math
@@ -198,6 +198,16 @@ class ModelNotFound(NotFound):
         shown = model[: self.MAX_NAME_CHARS]
         names = ", ".join(f"'{name}'" for name in served)
         super().__init__(f"The model '{shown}' is not served here. Served: {names}.", param="model")
+
+
+class PreviousResponseNotFound(NotFound):
+    """An answer to go on from that is not kept here, or not for this caller."""
+
+    code = "previous_response_not_found"
+
+    def __init__(self, response_id: str) -> None:
+        message = f"Previous response with id '{response_id}' not found."
+        super().__init__(message, param="previous_response_id")
 
 
 class MethodNotAllowed(ApiError):

@@ -6,12 +6,15 @@ from typing import TypeVar
 
 import gevent
 from gevent import get_hub
+from gevent.pool import Group
 
 PAUSE_SECONDS = 1.0
 
 T = TypeVar("T")
 
 log = logging.getLogger(__name__)
+
+_unattended = Group()
 
 
 def spawn_lasting(name: str, work: Callable[[], None]) -> None:
@@ -26,6 +29,16 @@ def spawn_lasting(name: str, work: Callable[[], None]) -> None:
             gevent.sleep(PAUSE_SECONDS)
 
     gevent.spawn(run)
+
+
+def spawn_unattended(work: Callable[[], None]) -> None:
+    """Run work that no connection waits for; a server that stops lets it end like a request."""
+    _unattended.spawn(work)
+
+
+def num_unattended() -> int:
+    """Return how much of that work runs in this process."""
+    return len(_unattended)
 
 
 def in_thread(work: Callable[[], T]) -> T:

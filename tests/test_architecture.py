@@ -76,14 +76,15 @@ ROOMS: dict[str, str] = {
     "qwenapi.generation": """
         qwenapi.errors qwenapi.greenlets qwenapi.settings qwenapi.text qwenapi.keys qwenapi.metrics
         qwenapi.engines workers.errors workers.wire""",
+    "qwenapi.shared_fields": "qwenapi.http qwenapi.text qwenapi.generation workers.wire",
     "qwenapi.request_context": """
         qwenapi.errors qwenapi.settings qwenapi.text qwenapi.http qwenapi.keys qwenapi.metrics
         qwenapi.engines qwenapi.conversations qwenapi.observability qwenapi.generation
         workers.wire""",
     "qwenapi.api": """
-        qwenapi.errors qwenapi.settings qwenapi.text qwenapi.http qwenapi.web qwenapi.metrics
-        qwenapi.engines qwenapi.conversations qwenapi.generation qwenapi.request_context
-        workers.wire""",
+        qwenapi.errors qwenapi.greenlets qwenapi.settings qwenapi.text qwenapi.http qwenapi.web
+        qwenapi.metrics qwenapi.engines qwenapi.conversations qwenapi.generation
+        qwenapi.shared_fields qwenapi.request_context workers.wire""",
     "qwenapi.openapi": """
         qwenapi.settings qwenapi.http qwenapi.web qwenapi.request_context qwenapi.api""",
     "qwenapi.app": """

@@ -12,7 +12,8 @@ An interface more is a package here, and:
     settings/profile.py       its name in Interface. Profiles finds a profile by model, names models
                               and keeps keys to them for "openai" alone (`_openai`); any other
                               interface has its first profile (`_choose_profile` in auth.py)
-    app.py                    its blueprint, called like the interface, in INTERFACES
+    app.py                    its blueprint, called like the interface, in INTERFACES; a package
+                              that the same profiles serve, as responses/ by openai's, beside it
     etc/profiles/             a profile of it: app.py registers no blueprint without one
     request_context/auth.py   the scope of its addresses, where /v1/ does not cover them
     request_context/cors.py   headers that scripts of other origins send or read

@@ -17,12 +17,22 @@ from qwenapi.conversations.errors import (
     StorageUnavailable,
     StoreFull,
 )
+from qwenapi.conversations.response_store import ResponseStore, RunningResponse
 from qwenapi.conversations.store import ConversationStore, Runner, Turn, run_here
 from qwenapi.conversations.trimming import fit
-from qwenapi.conversations.values import Conversation, PastTurn, StoreLimits
+from qwenapi.conversations.values import (
+    ITEMS_PREFIX,
+    RESPONSE_PREFIX,
+    Conversation,
+    PastTurn,
+    StoredResponse,
+    StoreLimits,
+)
 from workers.errors import ConfigError
 
 __all__ = [
+    "ITEMS_PREFIX",
+    "RESPONSE_PREFIX",
     "Conversation",
     "ConversationBusy",
     "ConversationError",
@@ -32,9 +42,12 @@ __all__ = [
     "ItemTooLarge",
     "LeaseLost",
     "PastTurn",
+    "ResponseStore",
+    "RunningResponse",
     "StorageUnavailable",
     "StoreFull",
     "StoreLimits",
+    "StoredResponse",
     "Turn",
     "fit",
     "open_store",

@@ -7,7 +7,7 @@ another turn and never renews a lease by itself. Every method may raise StorageU
 from collections.abc import Collection
 from typing import Protocol
 
-from qwenapi.conversations.values import Claim, Conversation, PastTurn
+from qwenapi.conversations.values import Claim, Conversation, PastTurn, Step, StoredResponse
 
 
 class Backend(Protocol):
@@ -37,8 +37,9 @@ class Backend(Protocol):
     def history(self, claim: Claim) -> tuple[PastTurn, ...]:
         """Return the newest turns, oldest first, as many as the limits allow."""
 
-    def commit(self, claim: Claim, turn: PastTurn) -> None:
-        """Store the turn and give up the lease; durable when it returns.
+    def commit(self, claim: Claim, turn: PastTurn, response: StoredResponse | None = None) -> None:
+        """Store the turn, and with it a response that ends it, and give up the lease; durable when
+        it returns.
 
         Raises LeaseLost, StoreFull.
         """
@@ -49,8 +50,28 @@ class Backend(Protocol):
     def delete(self, tenant: str, conversation_id: str) -> None:
         """Erase a conversation, and whatever claims there are to it."""
 
+    def put_response(self, claim: Claim, response: StoredResponse, step: Step) -> bool:
+        """Store a response, the claim's conversation being its id, and touch those it follows;
+        durable when it returns.
+
+        To begin takes the lease, to end and to cancel gives it up. False: there is none to cancel.
+        Raises LeaseLost, StoreFull, ConversationNotFound.
+        """
+
+    def response(self, tenant: str, response_id: str) -> StoredResponse:
+        """Return a response."""
+
+    def line(self, tenant: str, response_id: str) -> tuple[PastTurn, ...]:
+        """Return the turns that lead to a response and its own, oldest first.
+
+        Raises ConversationNotFound where one is missing, ConversationFull beyond the limits.
+        """
+
+    def delete_response(self, tenant: str, response_id: str) -> None:
+        """Erase a response and its lease."""
+
     def purge(self) -> int:
-        """Erase some expired conversations and return how many; 0: none is left."""
+        """Erase some expired conversations and responses, and return how many; 0: none is left."""
 
     def close(self) -> None:
         """Close what is open."""

@@ -36,6 +36,10 @@ class LeaseKeeper:
     def drop(self, claim: Claim) -> None:
         self._held.discard(claim)
 
+    def drop_all(self, conversation_id: str) -> None:
+        """Drop what is held here of a conversation that another has ended."""
+        self._held -= {one for one in tuple(self._held) if one.conversation_id == conversation_id}
+
     def holds(self, claim: Claim) -> bool:
         return claim in self._held
 

@@ -77,4 +77,33 @@ def create_claims(connection: sqlite3.Connection) -> None:
         connection.execute(statement)
 
 
-MIGRATIONS: list[Callable[[sqlite3.Connection], None]] = [create_conversations, create_claims]
+def create_responses(connection: sqlite3.Connection) -> None:
+    """Single answers, each behind the one it follows; their bytes count among their tenant's."""
+    for statement in (
+        """CREATE TABLE responses (
+            id TEXT PRIMARY KEY, tenant TEXT NOT NULL, previous_id TEXT NOT NULL,
+            used_at REAL NOT NULL, num_bytes INTEGER NOT NULL, user TEXT NOT NULL,
+            assistant TEXT NOT NULL, finish_reason TEXT NOT NULL, created_at REAL NOT NULL,
+            body TEXT NOT NULL)""",
+        "CREATE INDEX responses_by_use ON responses (used_at)",
+        "CREATE INDEX responses_by_tenant ON responses (tenant, used_at)",
+        """CREATE TRIGGER response_added AFTER INSERT ON responses BEGIN
+            INSERT OR IGNORE INTO tenants VALUES (new.tenant, 0);
+            UPDATE tenants SET num_bytes = num_bytes + new.num_bytes WHERE tenant = new.tenant;
+        END""",
+        """CREATE TRIGGER response_changed AFTER UPDATE OF num_bytes ON responses BEGIN
+            UPDATE tenants SET num_bytes = num_bytes + new.num_bytes - old.num_bytes
+            WHERE tenant = new.tenant;
+        END""",
+        """CREATE TRIGGER response_erased AFTER DELETE ON responses BEGIN
+            UPDATE tenants SET num_bytes = num_bytes - old.num_bytes WHERE tenant = old.tenant;
+        END""",
+    ):
+        connection.execute(statement)
+
+
+MIGRATIONS: list[Callable[[sqlite3.Connection], None]] = [
+    create_conversations,
+    create_claims,
+    create_responses,
+]

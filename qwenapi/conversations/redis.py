@@ -23,12 +23,21 @@ from qwenapi.conversations.errors import (
     StorageUnavailable,
     StoreFull,
 )
-from qwenapi.conversations.values import Claim, Conversation, PastTurn, StoreLimits
+from qwenapi.conversations.values import (
+    Claim,
+    Conversation,
+    PastTurn,
+    Step,
+    StoredResponse,
+    StoreLimits,
+)
 from workers.errors import ConfigError
 
 PREFIX = "qwenapi:conversations"
 TIMEOUT_SECONDS = 5.0
-SCRIPTS = ("CREATE", "ENTER", "ADVANCE", "LEAVE", "RENEW", "COMMIT", "DELETE", "PURGE")
+SCRIPTS = (
+    *("CREATE", "ENTER", "ADVANCE", "LEAVE", "RENEW", "COMMIT", "RESPOND", "DELETE", "PURGE"),
+)
 KEYS_OF_CONVERSATION = ("meta", "turns", "lease", "line", "waits")
 KEYS_OF_TENANT = ("expiries", "sizes", "total")
 PAGE = 64  # turns fetched at once
@@ -107,9 +116,11 @@ class RedisBackend:
             turns.append(turn)
         return tuple(reversed(turns))
 
-    def commit(self, claim: Claim, turn: PastTurn) -> None:
-        line = orjson.dumps([turn.user, turn.assistant, turn.finish_reason, turn.created_at])
-        self._run("COMMIT", claim, line, turn.num_bytes, time.time())
+    def commit(self, claim: Claim, turn: PastTurn, response: StoredResponse | None = None) -> None:
+        more: tuple[Any, ...] = ("", "", "", 0)
+        if response is not None:
+            more = (response.id, _line(response.turn), response.body, response.num_bytes)
+        self._run("COMMIT", claim, _line(turn), turn.num_bytes, time.time(), *more)
 
     def export(self, tenant: str, conversation_id: str) -> Conversation:
         with self._translated(), self._client.pipeline(transaction=True) as pipe:
@@ -127,6 +138,43 @@ class RedisBackend:
 
     def delete(self, tenant: str, conversation_id: str) -> None:
         self._run("DELETE", Claim(tenant, conversation_id, ""))
+
+    def put_response(self, claim: Claim, response: StoredResponse, step: Step) -> bool:
+        line = _line(response.turn)
+        more = (response.previous_id, line, response.body, response.num_bytes, step)
+        return self._run("RESPOND", claim, *more) == 1
+
+    def response(self, tenant: str, response_id: str) -> StoredResponse:
+        with self._translated(), self._client.pipeline(transaction=True) as pipe:
+            pipe.hgetall(_key("meta", response_id))
+            pipe.exists(_key("lease", response_id))
+            meta, is_running = pipe.execute()
+        if meta.get(b"tenant") != tenant.encode():
+            raise ConversationNotFound()
+        previous_id, body = meta[b"previous"].decode(), meta[b"body"].decode()
+        return StoredResponse(
+            response_id, previous_id, _turn(meta[b"turn"]), body, bool(is_running)
+        )
+
+    def line(self, tenant: str, response_id: str) -> tuple[PastTurn, ...]:
+        turns: list[PastTurn] = []
+        left = self._limits.max_history_bytes
+        while response_id:
+            with self._translated():
+                found: Any = self._client.hmget(
+                    _key("meta", response_id), "tenant", "previous", "turn"
+                )
+            if found[0] != tenant.encode():
+                raise ConversationNotFound()
+            turns.append(_turn(found[2]))
+            left -= turns[-1].num_bytes
+            if left < 0:
+                raise ConversationFull()
+            response_id = found[1].decode()
+        return tuple(reversed(turns))
+
+    def delete_response(self, tenant: str, response_id: str) -> None:
+        self._run("DELETE", Claim(tenant, response_id, ""))
 
     def purge(self) -> int:
         with self._translated():
@@ -190,6 +238,10 @@ def _keys(claim: Claim) -> list[str]:
         *(_key(name, claim.tenant) for name in KEYS_OF_TENANT),
         f"{PREFIX}:tenants",
     ]
+
+
+def _line(turn: PastTurn) -> bytes:
+    return orjson.dumps([turn.user, turn.assistant, turn.finish_reason, turn.created_at])
 
 
 def _turn(line: bytes) -> PastTurn:

@@ -2,8 +2,8 @@
 
 The keys of a conversation: `meta` (hash), `turns` (list of JSON), `lease` (token and tenant),
 `line` (the turn queue: a list of tokens), `waits` (when each of them runs out). Those of a tenant:
-`expiries` (sorted set) and `sizes` (hash) by conversation, `total` (bytes). Times are Redis's own,
-in milliseconds.
+`expiries` (sorted set) and `sizes` (hash) by conversation, `total` (bytes). A response is all in
+its `meta`, and has a lease while it runs. Times are Redis's own, in milliseconds.
 """
 
 NOT_FOUND = -1
@@ -30,16 +30,8 @@ local function is_known()
         or (held and string.sub(held, #token + 2) == tenant)
 end
 
-local function lack_of_room(num_bytes)
-    if tonumber(redis.call('HGET', meta, 'num_items') or 0) + 2 > max_items then return -2 end
-    if tonumber(redis.call('GET', total) or 0) + num_bytes > max_bytes then return -3 end
-    return 0
-end
-
-local function keep()
-    redis.call('PEXPIRE', meta, ttl_ms)
-    redis.call('PEXPIRE', turns, ttl_ms)
-    redis.call('ZADD', expiries, now() + ttl_ms, id)
+local function key_of(key, other)
+    return string.sub(key, 1, #key - #id) .. other
 end
 
 local function erase(id, meta, turns)
@@ -47,6 +39,35 @@ local function erase(id, meta, turns)
     redis.call('HDEL', sizes, id)
     redis.call('ZREM', expiries, id)
     redis.call('DEL', meta, turns)
+end
+
+-- Erases the tenant's responses that were not used for longest, if that is enough.
+local function lack_of_bytes(num_bytes)
+    local missing = tonumber(redis.call('GET', total) or 0) + num_bytes - max_bytes
+    local rank, erased = 0, {}
+    while missing > 0 do
+        local oldest = redis.call('ZRANGE', expiries, rank, rank)[1]
+        if not oldest then return -3 end
+        local runs = redis.call('EXISTS', key_of(lease, oldest)) == 1
+        if string.sub(oldest, 1, 5) == 'resp_' and not runs then
+            missing = missing - (redis.call('HGET', sizes, oldest) or 0)
+            table.insert(erased, oldest)
+        end
+        rank = rank + 1
+    end
+    for _, each in ipairs(erased) do erase(each, key_of(meta, each), key_of(turns, each)) end
+    return 0
+end
+
+local function lack_of_room(num_bytes)
+    if tonumber(redis.call('HGET', meta, 'num_items') or 0) + 2 > max_items then return -2 end
+    return lack_of_bytes(num_bytes)
+end
+
+local function keep()
+    redis.call('PEXPIRE', meta, ttl_ms)
+    redis.call('PEXPIRE', turns, ttl_ms)
+    redis.call('ZADD', expiries, now() + ttl_ms, id)
 end
 
 local function advance()
@@ -111,10 +132,19 @@ return 0
 # A commit whose answer was lost on the way is sent again, and must not be stored twice.
 COMMIT = r"""
 local turn, num_bytes, used_at = ARGV[8], tonumber(ARGV[9]), ARGV[10]
+local response, response_bytes = ARGV[11], tonumber(ARGV[14])
 if redis.call('HGET', meta, 'last') == token then return 0 end
 if redis.call('GET', lease) ~= ours then return -4 end
-local lack = lack_of_room(num_bytes)
+local lack = lack_of_room(num_bytes + response_bytes)
 if lack < 0 then return lack end
+if response ~= '' then
+    local key = key_of(meta, response)
+    redis.call('HSET', key, 'tenant', tenant, 'previous', '', 'turn', ARGV[12], 'body', ARGV[13])
+    redis.call('PEXPIRE', key, ttl_ms)
+    redis.call('ZADD', expiries, now() + ttl_ms, response)
+    redis.call('HSET', sizes, response, response_bytes)
+    redis.call('INCRBY', total, response_bytes)
+end
 redis.call('RPUSH', turns, turn)
 redis.call('HSET', meta, 'tenant', tenant, 'used_at', used_at, 'last', token)
 redis.call('HSETNX', meta, 'created_at', used_at)
@@ -132,6 +162,33 @@ if not is_known() then return -1 end
 erase(id, meta, turns)
 redis.call('DEL', lease, line, waits)
 return 0
+"""
+
+# What has ended stays so when its answer was lost on the way and it is sent again.
+RESPOND = r"""
+local previous, body, num_bytes, step = ARGV[8], ARGV[10], tonumber(ARGV[11]), ARGV[12]
+local held = redis.call('GET', lease)
+if redis.call('HGET', meta, 'last') == token then return 1 end
+if step == 'cancel' and not (held and is_known()) then return 0 end
+if (step == 'update' or step == 'end') and held ~= ours then return -4 end
+local other = previous
+while other ~= '' and redis.call('HGET', key_of(meta, other), 'tenant') == tenant do
+    redis.call('PEXPIRE', key_of(meta, other), ttl_ms)
+    redis.call('ZADD', expiries, now() + ttl_ms, other)
+    other = redis.call('HGET', key_of(meta, other), 'previous')
+end
+local size = tonumber(redis.call('HGET', sizes, id) or 0)
+local lack = lack_of_bytes(num_bytes - size)
+if lack < 0 then return lack end
+redis.call('HSET', meta, 'tenant', tenant, 'previous', previous, 'turn', ARGV[9], 'body', body)
+redis.call('HSET', sizes, id, num_bytes)
+redis.call('INCRBY', total, num_bytes - size)
+redis.call('SADD', tenants, tenant)
+keep()
+if step == 'begin' then redis.call('SET', lease, ours, 'PX', lease_ms) end
+if step == 'end' or step == 'cancel' then redis.call('DEL', lease) end
+if step ~= 'begin' and step ~= 'update' then redis.call('HSET', meta, 'last', token) end
+return 1
 """
 
 # `id` is empty here, so that each key ends where the name of a conversation begins.

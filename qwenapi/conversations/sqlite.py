@@ -1,7 +1,7 @@
 """SqliteBackend: conversations in one file of the state directory; the default.
 
 Each method is one transaction. Knows conversations and turns; TurnQueue knows whose turn it is,
-Database how to reach the file.
+ResponseTable the responses, Database how to reach the file.
 """
 
 import sqlite3
@@ -15,12 +15,20 @@ from qwenapi.conversations.errors import (
     ConversationFull,
     ConversationNotFound,
     LeaseLost,
-    StoreFull,
 )
 from qwenapi.conversations.living_processes import LivingProcesses
 from qwenapi.conversations.migrations import migrate
+from qwenapi.conversations.sqlite_responses import ResponseTable
 from qwenapi.conversations.sqlite_turn_queue import TurnQueue
-from qwenapi.conversations.values import ITEMS_PER_TURN, Claim, Conversation, PastTurn, StoreLimits
+from qwenapi.conversations.values import (
+    ITEMS_PER_TURN,
+    Claim,
+    Conversation,
+    PastTurn,
+    Step,
+    StoredResponse,
+    StoreLimits,
+)
 
 FILE_NAME = "conversations.db"
 PROCESSES_NAME = "conversations.processes"
@@ -35,6 +43,7 @@ class SqliteBackend:
         self._limits = limits
         self._processes = LivingProcesses(state_dir / PROCESSES_NAME)
         self._queue = TurnQueue(limits.lease_seconds, self._processes)
+        self._responses = ResponseTable(limits, self._queue)
         self._database = Database(state_dir / FILE_NAME, migrate, busy_seconds)
         self._must_empty_log = False
 
@@ -86,12 +95,14 @@ class SqliteBackend:
 
         return tuple(reversed(self._database.read(work)))
 
-    def commit(self, claim: Claim, turn: PastTurn) -> None:
+    def commit(self, claim: Claim, turn: PastTurn, response: StoredResponse | None = None) -> None:
         def work(db: sqlite3.Connection) -> None:
             if not self._queue.holds(db, claim):
                 raise LeaseLost()
             self._require_room(db, claim, turn.num_bytes)
             self._append(db, claim, turn)
+            if response is not None:
+                self._responses.put(db, claim, response, "whole")
             self._queue.leave(db, claim)
 
         self._database.write(work)
@@ -120,6 +131,19 @@ class SqliteBackend:
             self._queue.dissolve(db, conversation_id)
 
         self._database.write(work)
+        self._empty_log()
+
+    def put_response(self, claim: Claim, response: StoredResponse, step: Step) -> bool:
+        return self._database.write(lambda db: self._responses.put(db, claim, response, step))
+
+    def response(self, tenant: str, response_id: str) -> StoredResponse:
+        return self._database.read(lambda db: self._responses.find(db, tenant, response_id))
+
+    def line(self, tenant: str, response_id: str) -> tuple[PastTurn, ...]:
+        return self._database.read(lambda db: self._responses.line(db, tenant, response_id))
+
+    def delete_response(self, tenant: str, response_id: str) -> None:
+        self._database.write(lambda db: self._responses.delete(db, tenant, response_id))
         self._empty_log()
 
     def purge(self) -> int:
@@ -153,11 +177,7 @@ class SqliteBackend:
         ).fetchone()
         if (num_turns + 1) * ITEMS_PER_TURN > self._limits.max_items:
             raise ConversationFull()
-        (num_stored,) = db.execute(
-            "SELECT total(num_bytes) FROM tenants WHERE tenant = ?", (claim.tenant,)
-        ).fetchone()
-        if num_stored + num_bytes > self._limits.max_tenant_bytes:
-            raise StoreFull()
+        self._responses.make_room(db, claim.tenant, num_bytes)
 
     def _num_ahead(self, db: sqlite3.Connection, claim: Claim) -> int:
         """Return how many are ahead, or 0 where there is something to write."""
@@ -192,7 +212,8 @@ class SqliteBackend:
 
     def _has_expired(self, db: sqlite3.Connection) -> bool:
         expired = db.execute("SELECT 1 FROM conversations WHERE used_at <= ?", (self._oldest,))
-        return expired.fetchone() is not None or self._queue.has_dead(db)
+        has_expired = expired.fetchone() is not None or self._responses.has_expired(db)
+        return has_expired or self._queue.has_dead(db)
 
     def _erase_expired(self, db: sqlite3.Connection) -> int:
         self._queue.sweep(db)
@@ -201,7 +222,7 @@ class SqliteBackend:
             " AND id NOT IN (SELECT conversation_id FROM leases) LIMIT ?)",
             (self._oldest, PURGE_BATCH),
         )
-        return erased.rowcount
+        return erased.rowcount + self._responses.erase_expired(db, PURGE_BATCH)
 
     def _empty_log(self) -> None:
         """Empty the write-ahead log, which holds what was erased; in use, the next purge does."""

@@ -26,12 +26,19 @@ from qwenapi.conversations.errors import (
     StorageUnavailable,
 )
 from qwenapi.conversations.lease_keeper import LeaseKeeper
-from qwenapi.conversations.values import Claim, Conversation, PastTurn, StoreLimits
+from qwenapi.conversations.response_store import MAX_ID_CHARS, ResponseStore
+from qwenapi.conversations.values import (
+    RESPONSE_PREFIX,
+    Claim,
+    Conversation,
+    PastTurn,
+    StoredResponse,
+    StoreLimits,
+)
 
 # Those far back in the queue ask seldom: 50 waiters cost as much as a few.
 POLL_SECONDS = 0.02
 MAX_POLL_SECONDS = 0.5
-MAX_ID_CHARS = 64
 
 T = TypeVar("T")
 Runner = Callable[[Callable[[], Any]], Any]
@@ -68,14 +75,17 @@ class Turn:
         """Say whether the lease was lost, so that the turn can no longer be committed."""
         return self._is_open and not self._store.holds(self._claim)
 
-    def commit(self, assistant: str, finish_reason: str) -> None:
-        """Store the user's text and the assistant's; durable when it returns.
+    def commit(
+        self, assistant: str, finish_reason: str, response: StoredResponse | None = None
+    ) -> None:
+        """Store the user's text and the assistant's, and with them a response that may be asked for
+        by itself; durable when it returns.
 
         Raises LeaseLost, ItemTooLarge, StoreFull, StorageUnavailable; nothing was stored then.
         """
         assert self._is_open, "a turn ends once"
         turn = PastTurn(self._user, assistant, finish_reason, time.time())
-        self._store.commit(self._claim, turn)
+        self._store.commit(self._claim, turn, response)
         self._is_open = False
 
     def rollback(self) -> None:
@@ -97,7 +107,10 @@ class Turn:
 
 
 class ConversationStore:
-    """The conversations of all tenants, for this process and every other on the same storage."""
+    """The conversations of all tenants, for this process and every other on the same storage.
+
+    `responses` has what is kept as single answers.
+    """
 
     def __init__(
         self, backend: Backend, *, limits: StoreLimits | None = None, run: Runner = run_here
@@ -110,6 +123,7 @@ class ConversationStore:
             purge=lambda: self._call(backend.purge),
             seconds=self._limits.lease_seconds / 3,
         )
+        self.responses = ResponseStore(backend, self._keeper, self._call)
 
     def start(self) -> None:
         """Open the storage and begin to renew and purge; a storage that is unavailable is
@@ -130,15 +144,17 @@ class ConversationStore:
         owner: str,
         deadline: float,
         pause: Callable[[float], object] | None = None,
+        new_id: str = "",
     ) -> Turn:
-        """Return a turn of this conversation, or with None of a new one, once it is its turn.
+        """Return a turn of this conversation, or with None of a new one, once it is its turn. A new
+        one is called `new_id`, or by chance.
 
         Waits in order of arrival until `deadline` of `time.monotonic`. `pause` sleeps between two
         polls; it may raise to leave the queue, as when the caller has gone. Raises ItemTooLarge,
         ConversationNotFound, ConversationBusy, StoreFull, StorageUnavailable.
         """
         self._check_item(user)
-        claim = Claim(tenant, _plausible(conversation_id or str(uuid.uuid4())), owner)
+        claim = Claim(tenant, _plausible(conversation_id or new_id or str(uuid.uuid4())), owner)
         try:
             if conversation_id is None:
                 self._call(lambda: self._backend.create(claim))
@@ -167,10 +183,10 @@ class ConversationStore:
         """Say whether a claim's lease is still ours, as far as is known."""
         return self._keeper.holds(claim)
 
-    def commit(self, claim: Claim, turn: PastTurn) -> None:
+    def commit(self, claim: Claim, turn: PastTurn, response: StoredResponse | None) -> None:
         """Store the turn of a claim and end it; for Turn."""
         self._check_item(turn.assistant)
-        self._call(lambda: self._backend.commit(claim, turn))
+        self._call(lambda: self._backend.commit(claim, turn, response))
         self._keeper.drop(claim)
 
     def release(self, claim: Claim) -> None:
@@ -206,7 +222,8 @@ class ConversationStore:
 
 def _plausible(conversation_id: str) -> str:
     """Return an id that a store may be asked for; what callers send can be anything."""
-    if len(conversation_id) > MAX_ID_CHARS or not conversation_id.isascii():
+    is_response = conversation_id.startswith(RESPONSE_PREFIX)
+    if is_response or len(conversation_id) > MAX_ID_CHARS or not conversation_id.isascii():
         raise ConversationNotFound()
     return conversation_id
 

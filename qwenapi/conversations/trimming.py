@@ -1,17 +1,26 @@
 """Cut a conversation's history to what the model's context has room for. Pure."""
 
 from collections.abc import Callable, Sequence
-
-from qwenapi.conversations.values import PastTurn
+from typing import Protocol, TypeVar
 
 # Two characters in a token are few, so a history of twice as many is a first guess that seldom
 # overflows, and short histories are counted once.
 CHARS_PER_TOKEN = 2
 
 
+class OfLength(Protocol):
+    """What a history is made of."""
+
+    @property
+    def num_chars(self) -> int: ...
+
+
+Part = TypeVar("Part", bound=OfLength)
+
+
 def fit(
-    history: Sequence[PastTurn], count_tokens: Callable[[Sequence[PastTurn]], int], room: int
-) -> Sequence[PastTurn]:
+    history: Sequence[Part], count_tokens: Callable[[Sequence[Part]], int], room: int
+) -> Sequence[Part]:
     """Return the longest run of newest turns with which the prompt takes at most `room` tokens.
 
     `count_tokens` renders and counts the prompt with the turns it is given and the new question.
@@ -31,14 +40,14 @@ def fit(
     return _newest(history, fits)
 
 
-def _first_guess(history: Sequence[PastTurn], room: int) -> int:
+def _first_guess(history: Sequence[OfLength], room: int) -> int:
     num_chars = 0
     for number, turn in enumerate(reversed(history)):
-        num_chars += len(turn.user) + len(turn.assistant)
+        num_chars += turn.num_chars
         if num_chars > room * CHARS_PER_TOKEN:
             return max(1, number)
     return len(history)
 
 
-def _newest(history: Sequence[PastTurn], number: int) -> Sequence[PastTurn]:
+def _newest(history: Sequence[Part], number: int) -> Sequence[Part]:
     return history[len(history) - number :]

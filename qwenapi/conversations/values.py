@@ -3,8 +3,16 @@
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Literal
 
 ITEMS_PER_TURN = 2
+# What the ids of responses begin with, and no conversation's.
+RESPONSE_PREFIX = "resp_"
+# What the ids of conversations begin with whose turns are items, and no texts.
+ITEMS_PREFIX = "conv_"
+
+# Of a response: it has ended; it begins to run, says more of itself, ends; another ends it.
+Step = Literal["whole", "begin", "update", "end", "cancel"]
 
 
 @dataclass(frozen=True)
@@ -25,6 +33,10 @@ class PastTurn:
         )
 
     @property
+    def num_chars(self) -> int:
+        return len(self.user) + len(self.assistant)
+
+    @property
     def num_bytes(self) -> int:
         return len(self.user.encode()) + len(self.assistant.encode())
 
@@ -41,6 +53,24 @@ class Conversation:
     @property
     def messages(self) -> Iterator[dict[str, str]]:
         return (message for turn in self.turns for message in turn.messages)
+
+
+@dataclass(frozen=True)
+class StoredResponse:
+    """One answer: the turn it is, what its reader is told of it, and the answer it follows.
+
+    `previous_id` is empty where it follows none. `is_running`: somebody has its lease.
+    """
+
+    id: str
+    previous_id: str
+    turn: PastTurn
+    body: str = field(repr=False)
+    is_running: bool = False
+
+    @property
+    def num_bytes(self) -> int:
+        return self.turn.num_bytes + len(self.body.encode())
 
 
 @dataclass(frozen=True, kw_only=True)

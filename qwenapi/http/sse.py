@@ -1,7 +1,9 @@
 """Streamed responses, unbuffered to the client: events, and the coder interface's plain text."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
+import orjson
 from flask import Response
 
 
@@ -15,3 +17,11 @@ def stream(chunks: Iterable[bytes]) -> Response:
     response.headers["Cache-Control"] = "no-cache"
     response.headers["X-Accel-Buffering"] = "no"
     return response
+
+
+def named_events(payloads: Iterable[Mapping[str, Any]]) -> bytes:
+    """Return payloads as events, each with its type as the event's name."""
+    return b"".join(
+        b"event: %b\ndata: %b\n\n" % (payload["type"].encode(), orjson.dumps(payload))
+        for payload in payloads
+    )

@@ -67,6 +67,7 @@ _BLOCK: JsonSchema = {
     ]
 }
 _READ = _object({"prompt_tokens": WHOLE, "total_tokens": WHOLE})
+_ITEM = _object({"id": TEXT, "type": TEXT, "status": TEXT})
 _FINISH = {"enum": ["stop", "length"]}
 _FIGURES: JsonSchema = {"type": "object", "additionalProperties": {"type": ["number", "string"]}}
 
@@ -214,6 +215,81 @@ BODIES: dict[str, JsonSchema] = {
                 },
                 "output_tokens_details",
             ),
+        }
+    ),
+    "Response": _object(
+        {
+            "id": TEXT,
+            "object": {"const": "response"},
+            "created_at": WHOLE,
+            "status": {
+                "enum": [
+                    *("queued", "in_progress", "completed", "incomplete", "failed", "cancelled"),
+                ]
+            },
+            "background": {"type": "boolean"},
+            "completed_at": _or_null(WHOLE),
+            "conversation": _or_null(_object({"id": TEXT})),
+            "error": _or_null(_object({"code": TEXT, "message": TEXT})),
+            "incomplete_details": _or_null(_object({"reason": {"const": "max_output_tokens"}})),
+            "instructions": _or_null(TEXT),
+            "max_output_tokens": _or_null(WHOLE),
+            "max_tool_calls": {"type": "null"},
+            "metadata": {"type": "object", "additionalProperties": TEXT},
+            "model": TEXT,
+            "output": _list(_ITEM),
+            "parallel_tool_calls": {"type": "boolean"},
+            "previous_response_id": _or_null(TEXT),
+            "prompt": {"type": "null"},
+            "prompt_cache_key": _or_null(TEXT),
+            "prompt_cache_retention": _or_null(TEXT),
+            "reasoning": _object({"effort": _or_null(TEXT), "summary": {"type": "null"}}),
+            "safety_identifier": _or_null(TEXT),
+            "service_tier": {"const": "default"},
+            "store": {"type": "boolean"},
+            "temperature": NUMBER,
+            "text": _object({"format": {"type": "object"}, "verbosity": TEXT}),
+            "tool_choice": {"type": ["string", "object"]},
+            "tools": _list({"type": "object"}),
+            "top_logprobs": WHOLE,
+            "top_p": NUMBER,
+            "truncation": {"enum": ["auto", "disabled"]},
+            "usage": _or_null(
+                _object(
+                    {
+                        "input_tokens": WHOLE,
+                        "input_tokens_details": _object(
+                            {"cached_tokens": WHOLE, "cache_write_tokens": WHOLE}
+                        ),
+                        "output_tokens": WHOLE,
+                        "output_tokens_details": _object({"reasoning_tokens": WHOLE}),
+                        "total_tokens": WHOLE,
+                    }
+                )
+            ),
+            "user": _or_null(TEXT),
+        }
+    ),
+    "Item": _ITEM,
+    "ItemConversation": _object(
+        {
+            "id": TEXT,
+            "object": {"const": "conversation"},
+            "created_at": WHOLE,
+            "metadata": {"type": "object", "additionalProperties": TEXT},
+        }
+    ),
+    "InputTokenCount": _object(
+        {"object": {"const": "response.input_tokens"}, "input_tokens": WHOLE}
+    ),
+    "Deleted": _object({"id": TEXT, "object": TEXT, "deleted": {"const": True}}),
+    "ItemList": _object(
+        {
+            "object": {"const": "list"},
+            "data": _list(_ITEM),
+            "first_id": _or_null(TEXT),
+            "last_id": _or_null(TEXT),
+            "has_more": {"type": "boolean"},
         }
     ),
     "TokenCount": _object({"input_tokens": WHOLE}),

@@ -10,28 +10,47 @@ from qwenapi.api.generate.schemas import GenerateSchema
 from qwenapi.api.openai.pooling_schemas import EmbeddingSchema, RerankSchema, ScoreSchema
 from qwenapi.api.openai.schemas import ChatSchema, CompletionSchema
 from qwenapi.api.openai.token_schemas import DetokenizeSchema, TokenizeSchema
+from qwenapi.api.responses.paging import MAX_LIMIT
+from qwenapi.api.responses.schemas import (
+    ConversationSchema,
+    InputTokensSchema,
+    ItemsSchema,
+    MetadataSchema,
+    ResponsesSchema,
+)
 
 JSON, FORM = "application/json", "application/x-www-form-urlencoded"
 EVENTS, TEXT = "text/event-stream", "text/plain"
 
 _TAKES_A_BODY = (400, 413, 415, 422)
 _GENERATES = (*_TAKES_A_BODY, 429, 500, 503)
+_KEEPS = (*_TAKES_A_BODY, 404, 429, 503, 507)
 KEY_ERRORS = (401, 403)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Operation:
-    """One method of one address. `body` names one of BODIES; "" means none."""
+    """One method of one address. `body` names one of BODIES, "" meaning none; `query` some of
+    QUERY.
+    """
 
     tag: str
     schema: type[Schema] | None = None
     takes: tuple[str, ...] = (JSON,)
+    query: tuple[str, ...] = ()
     body: str = ""
     status: int = 200
     also: str = ""  # another type of the answer: a stream, or text
     errors: tuple[int, ...] = ()
     is_public: bool = False
 
+
+QUERY: dict[str, dict[str, object]] = {
+    "limit": {"type": "integer", "minimum": 1, "maximum": MAX_LIMIT},
+    "order": {"enum": ["asc", "desc"]},
+    "after": {"type": "string"},
+}
+_PAGE = tuple(QUERY)
 
 OPERATIONS: dict[str, Operation] = {
     "POST /v1/chat/completions": Operation(
@@ -72,6 +91,52 @@ OPERATIONS: dict[str, Operation] = {
         errors=(*_TAKES_A_BODY, 404, 429, 503),
     ),
     "GET /tokenizer_info": Operation(tag="openai", body="TokenizerInfo", errors=(503,)),
+    "POST /v1/responses": Operation(
+        tag="responses",
+        schema=ResponsesSchema,
+        body="Response",
+        also=EVENTS,
+        errors=(*_GENERATES, 404, 507),
+    ),
+    "POST /v1/responses/input_tokens": Operation(
+        tag="responses",
+        schema=InputTokensSchema,
+        body="InputTokenCount",
+        errors=(*_TAKES_A_BODY, 404, 429, 503),
+    ),
+    "GET /v1/responses/{response_id}": Operation(
+        tag="responses", body="Response", errors=(400, 404, 503)
+    ),
+    "DELETE /v1/responses/{response_id}": Operation(
+        tag="responses", body="Deleted", errors=(404, 503)
+    ),
+    "POST /v1/responses/{response_id}/cancel": Operation(
+        tag="responses", body="Response", errors=(400, 404, 503)
+    ),
+    "GET /v1/responses/{response_id}/input_items": Operation(
+        tag="responses", query=_PAGE, body="ItemList", errors=(400, 404, 503)
+    ),
+    "POST /v1/conversations": Operation(
+        tag="responses", schema=ConversationSchema, body="ItemConversation", errors=_KEEPS
+    ),
+    "GET /v1/conversations/{conversation_id}": Operation(
+        tag="responses", body="ItemConversation", errors=(404, 503)
+    ),
+    "POST /v1/conversations/{conversation_id}": Operation(
+        tag="responses", schema=MetadataSchema, body="ItemConversation", errors=_KEEPS
+    ),
+    "DELETE /v1/conversations/{conversation_id}": Operation(
+        tag="responses", body="Deleted", errors=(404, 503)
+    ),
+    "GET /v1/conversations/{conversation_id}/items": Operation(
+        tag="responses", query=_PAGE, body="ItemList", errors=(400, 404, 503)
+    ),
+    "POST /v1/conversations/{conversation_id}/items": Operation(
+        tag="responses", schema=ItemsSchema, body="ItemList", errors=_KEEPS
+    ),
+    "GET /v1/conversations/{conversation_id}/items/{item_id}": Operation(
+        tag="responses", body="Item", errors=(404, 503)
+    ),
     "POST /v1/messages": Operation(
         tag="anthropic",
         schema=MessagesSchema,

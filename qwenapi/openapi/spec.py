@@ -17,7 +17,15 @@ from marshmallow import Schema, fields
 from qwenapi import __version__
 from qwenapi.http.schemas import StrictSchema
 from qwenapi.openapi.bodies import BODIES, ERROR_BODIES, JsonSchema
-from qwenapi.openapi.operations import ALIASES, EVENTS, JSON, KEY_ERRORS, OPERATIONS, Operation
+from qwenapi.openapi.operations import (
+    ALIASES,
+    EVENTS,
+    JSON,
+    KEY_ERRORS,
+    OPERATIONS,
+    QUERY,
+    Operation,
+)
 from qwenapi.settings.profile import Profiles
 
 OPENAPI_VERSION = "3.1.0"
@@ -57,6 +65,7 @@ def build_spec(addresses: Iterable[str], profiles: Profiles) -> dict[str, Any]:
         known = f"{method} {alias or path}"
         described = _operation(OPERATIONS[known], known, words, errors)
         parameters = [_path_parameter(name) for name in re.findall(r"\{(\w+)\}", path)]
+        parameters += [_query_parameter(name, words) for name in OPERATIONS[known].query]
         spec.path(
             path,
             operations={
@@ -132,7 +141,7 @@ def _close(component: JsonSchema, schema: type[Schema], words: dict[str, Any]) -
         component["properties"][name] = {"anyOf": [described, {"type": "null"}]} | kept
     unsupported = schema.unsupported if issubclass(schema, StrictSchema) else {}
     for name, field in unsupported.items():
-        said = _both(words["fields"].get(name, words["unsupported"]["field"]))
+        said = _both(words["unsupported"]["field"])
         allowed = {"anyOf": [field.json_schema, {"type": "null"}], "description": said}
         component["properties"][name] = allowed
 
@@ -143,6 +152,11 @@ def _both(words: list[str]) -> str:
 
 def _path_parameter(name: str) -> dict[str, Any]:
     return {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+
+
+def _query_parameter(name: str, words: dict[str, Any]) -> dict[str, Any]:
+    said = _both(words["query"][name])
+    return {"name": name, "in": "query", "schema": QUERY[name], "description": said}
 
 
 _SCHEMES = {

@@ -6,13 +6,14 @@ from typing import Any
 from flask import g, request
 
 from qwenapi.engines.client import random_seed
-from qwenapi.errors import ApiError, ContextLengthExceeded
+from qwenapi.errors import ApiError, BadRequest, ContextLengthExceeded
 from qwenapi.generation.request import GenerationRequest
 from qwenapi.generation.sampling import Clamped, SamplingRequest, defaults_of, engine_params
 from qwenapi.generation.stream import GenerationStream
 from qwenapi.http.schemas import RequestSchema, ignored_fields, load_request, refuse_unknown
 from qwenapi.keys import Key
 from qwenapi.metrics.store import RequestMetrics
+from qwenapi.request_context.clamp import clamp
 from qwenapi.request_context.services import services
 from qwenapi.settings.profile import Profile
 from qwenapi.text.tokenizer import Tokenizer
@@ -40,6 +41,21 @@ def caller() -> Key:
 def count_request() -> None:
     """Count the current request against its key's limit, once its dialect is known."""
     g.rate_limit.count_request()
+
+
+def choose_profile(body: dict[str, Any]) -> None:
+    """Let the profile of the model that a body names answer, count the request, and cut what the
+    profile documents as cut: `g.clamped` has what became of it.
+    """
+    name = body.get("model")
+    if name is not None and not isinstance(name, str):
+        return  # the schema says what is wrong with it
+    profile = services().profiles.for_model(name, caller().models)
+    use_profile(profile)
+    count_request()
+    if name is None and profile.requires_model:
+        raise BadRequest("'model' is required.", param="model", kind="missing")
+    g.clamped = clamp(body, profile) if profile.clamp else {}
 
 
 def count_post() -> None:
@@ -131,10 +147,13 @@ def pooling_request(
     )
 
 
-def new_stream(tokenizer: Tokenizer) -> GenerationStream:
-    """Return a stream for the current request, which counts in the metrics from now on."""
+def new_stream(tokenizer: Tokenizer, *, outlives_caller: bool = False) -> GenerationStream:
+    """Return a stream for the current request, which counts in the metrics from now on. It ends
+    with its caller's connection, unless it `outlives_caller`.
+    """
     metrics = g.request_metrics = _begin_metrics()
-    return GenerationStream(services().engine, tokenizer, metrics, g.rate_limit, request.environ)
+    environ = {} if outlives_caller else request.environ
+    return GenerationStream(services().engine, tokenizer, metrics, g.rate_limit, environ)
 
 
 def count_failure(error: ApiError) -> None:

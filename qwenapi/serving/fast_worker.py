@@ -12,11 +12,13 @@ from collections import Counter
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+import gevent
 import gevent.socket
 import orjson
 from gunicorn.http import errors
 from gunicorn.workers.ggevent import GeventWorker
 
+from qwenapi.greenlets import num_unattended
 from qwenapi.serving import fast_chunks
 from qwenapi.serving.patience import Patience
 
@@ -26,6 +28,7 @@ LINGER_SECONDS = 0.5
 REST_READ_BYTES = 65536
 # What still runs so long before the end of the drain is told so: gunicorn's end is a SIGKILL.
 FAREWELL_SECONDS = 5.0
+UNATTENDED_POLL_SECONDS = 0.2
 
 
 class FastSocket(gevent.socket.socket):
@@ -146,11 +149,20 @@ class FastWorker(GeventWorker):
         """
         self.app.discourage()
 
+    def run(self) -> None:
+        """Serve until told to stop; then let end what nobody is connected for. gunicorn waits for
+        connections alone, and its arbiter ends those who take too long.
+        """
+        super().run()
+        while num_unattended():
+            self.notify()
+            gevent.sleep(UNATTENDED_POLL_SECONDS)
+
     def notify(self) -> None:
         """Show a sign of life, once a second; and at the end of a drain say farewell."""
         super().notify()
         is_refusing = self.app.is_refusing
-        if is_refusing and not self._num_requests:
+        if is_refusing and not self._num_requests and not num_unattended():
             self.app.report_idle()
         if (is_refusing or not self.alive) and self._farewell_at is None:
             limit = self.cfg.graceful_timeout

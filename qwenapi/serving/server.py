@@ -34,6 +34,8 @@ KEEPALIVE_SECONDS = 75
 # Of one process; what else it has open are a few files.
 MAX_CONNECTIONS, OTHER_DESCRIPTORS = 4000, 96
 HUB_STALL_SECONDS = 60
+# Those whose callers' turns are kept.
+KEEPING_INTERFACES = ("coder", "openai")
 # How long a worker may wait for an engine before it takes callers: where there is one, and where it
 # must find one.
 ENGINE_SECONDS, NEEDED_ENGINE_SECONDS = 5.0, 10.0
@@ -197,7 +199,8 @@ class HttpServer(BaseApplication):
             self._metrics_store, [profile.name for profile in profiles]
         )
         spawn_lasting("the alert monitor", partial(self._monitor, metrics_store, engine))
-        store = self._open_store() if profiles.of_interface("coder") else None
+        keeps = any(map(profiles.of_interface, KEEPING_INTERFACES))
+        store = self._open_store() if keeps else None
         tracer = open_tracer(self._settings.otel_endpoint)
         keys = self._settings.auth_keys
         return create_app(

@@ -143,10 +143,3 @@ def test_what_the_prefix_cache_had_is_no_input():
         "output_tokens_details": {"thinking_tokens": 3},
     }
     assert "output_tokens_details" not in render.MessageUsage(1, 1).body
-
-
-def test_an_event_is_named_by_its_type():
-    assert render.server_sent([render.PING, render.MESSAGE_STOP]) == (
-        b'event: ping\ndata: {"type":"ping"}\n\n'
-        b'event: message_stop\ndata: {"type":"message_stop"}\n\n'
-    )

@@ -33,9 +33,12 @@ class Client:
 # By their key in the record.
 CLIENTS = {
     "openai": Client("openai", "openai_sdk.py"),
+    "openai-responses": Client("openai `responses`", "openai_responses.py"),
     "langchain": Client("LangChain `ChatOpenAI`", "langchain_chat.py"),
+    "langchain-responses": Client("LangChain `use_responses_api`", "langchain_responses.py"),
     "pydantic-ai": Client("pydantic-ai", "pydantic_ai_agent.py"),
-    "openai-agents": Client("openai-agents", "openai_agents.py"),
+    "openai-agents-responses": Client("openai-agents", "openai_agents_responses.py"),
+    "openai-agents": Client("openai-agents `OpenAIChatCompletionsModel`", "openai_agents.py"),
     "instructor": Client("instructor", "instructor_client.py", "instructor"),
     "litellm": Client("litellm `openai/` `hosted_vllm/`", "litellm_completion.py"),
     "anthropic": Client("anthropic", "anthropic_sdk.py", "anthropic"),

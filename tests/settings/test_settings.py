@@ -106,7 +106,7 @@ def test_internal_variables_are_left_alone(name):
         ("port = 70000", ["port = 70000"]),
         ("max_num_seqs = 0", ["from 1 to 4096"]),
         ("dtype = 'float8'", ["one of: auto, float32, bfloat16, float16"]),
-        ("quantization = 'int8'", ["one of: auto, none, awq, gptq"]),
+        ("quantization = 'int7'", ["one of: auto, none, awq, gptq"]),
         ("step_timeout = nan", ["must be a number of at least 0"]),
         ("step_timeout = inf", ["must be a number of at least 0"]),
         ("served_model_name = ['']", ["none of them empty"]),
@@ -163,8 +163,8 @@ def test_who_drafts_is_refused_before_anything_starts(said):
 def test_a_bad_value_of_a_flag_is_a_config_error():
     with pytest.raises(ConfigError, match="--port x: port must be a whole number from 0 to 65535"):
         load("--port", "x")
-    with pytest.raises(ConfigError, match="--quantization int8: .* one of: auto, none, awq, gptq"):
-        load("--quantization", "int8")
+    with pytest.raises(ConfigError, match="--quantization int7: .* one of: auto, none, awq, gptq"):
+        load("--quantization", "int7")
 
 
 @pytest.mark.parametrize(

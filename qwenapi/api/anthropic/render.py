@@ -170,11 +170,3 @@ def message_start(body: Payload) -> Payload:
 def message_delta(ending: Mapping[str, str | None], usage: MessageUsage) -> Payload:
     """Return the payload that says why the message ended, and all its counts."""
     return {"type": "message_delta", "delta": ending, "usage": usage.body}
-
-
-def server_sent(payloads: Iterable[Payload]) -> bytes:
-    """Return payloads as server-sent events, each with its type as the event's name."""
-    return b"".join(
-        b"event: %b\ndata: %b\n\n" % (payload["type"].encode(), orjson.dumps(payload))
-        for payload in payloads
-    )

@@ -12,7 +12,7 @@ from marshmallow import ValidationError, fields, validates_schema
 
 from qwenapi.api.anthropic.content import System, Turns
 from qwenapi.api.anthropic.tool_fields import ToolChoiceSchema, ToolDefinitions, choice_of
-from qwenapi.generation.answer_format import AnswerFormat, schema_grammar
+from qwenapi.generation.answer_format import AnswerFormat
 from qwenapi.generation.sampling import SamplingRequest
 from qwenapi.generation.tools import Tool, ToolChoice
 from qwenapi.http.fields import (
@@ -27,8 +27,7 @@ from qwenapi.http.fields import (
     refuse,
 )
 from qwenapi.http.schemas import RequestSchema, StrictSchema
-from qwenapi.text.errors import GrammarShapeError
-from workers.wire.grammar import Grammar
+from qwenapi.shared_fields.json_schema import SchemaField
 
 MAX_STOPS = 128
 MAX_STOP_BYTES = 256
@@ -107,20 +106,6 @@ class ThinkingSchema(StrictSchema):
             raise ValidationError("is required where thinking is enabled", "budget_tokens")
         if data["type"] != "enabled" and "budget_tokens" in data:
             raise ValidationError("is for thinking of type enabled", "budget_tokens")
-
-
-class SchemaField(fields.Field[Grammar]):
-    """A JSON Schema, which becomes the answer's grammar."""
-
-    json_schema = {"type": "object"}
-
-    def _deserialize(self, value: Any, attr: str | None, data: Any, **_: Any) -> Grammar:
-        if not isinstance(value, dict):
-            raise ValidationError("must be a JSON Schema, which is an object")
-        try:
-            return schema_grammar(value)
-        except GrammarShapeError as error:
-            raise ValidationError(str(error)) from error
 
 
 class OutputFormatSchema(StrictSchema):

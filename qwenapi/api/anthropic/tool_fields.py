@@ -3,18 +3,9 @@
 from collections.abc import Iterator
 from typing import Any
 
-import orjson
 from marshmallow import ValidationError, validates_schema
 
-from qwenapi.generation.tools import (
-    MAX_TOOL_BYTES,
-    MAX_TOOLS,
-    TOOL_NAME,
-    TOOL_NAME_CLAIM,
-    Tool,
-    ToolChoice,
-    repeated_name,
-)
+from qwenapi.generation.tools import MAX_TOOLS, Tool, ToolChoice
 from qwenapi.http.fields import (
     Composite,
     Path,
@@ -24,6 +15,7 @@ from qwenapi.http.fields import (
     refuse,
 )
 from qwenapi.http.schemas import StrictSchema
+from qwenapi.shared_fields.function_tools import function_schema, read_function, read_tools
 
 _KNOWN = {"type", "name", "description", "input_schema", "strict"}
 _MODES = {"auto": "auto", "any": "required", "tool": "required", "none": "none"}
@@ -36,15 +28,10 @@ class ToolDefinitions(Composite):
         "type": "array",
         "maxItems": MAX_TOOLS,
         "items": {
-            "type": "object",
-            "properties": {
-                "type": {"enum": ["custom", None]},
-                "name": {"type": "string", "pattern": f"^{TOOL_NAME.pattern}$"},
-                "description": {"type": ["string", "null"]},
-                "input_schema": {"type": "object"},
-                "strict": {"type": ["boolean", "null"]},
-            },
-            "required": ["name", "input_schema"],
+            "allOf": [
+                {"type": "object", "properties": {"type": {"enum": ["custom", None]}}},
+                function_schema(parameters="input_schema", requires_parameters=True),
+            ]
         },
     }
 
@@ -56,12 +43,7 @@ class ToolDefinitions(Composite):
                     yield i, key
 
     def _deserialize(self, value: Any, attr: str | None, data: Any, **_: Any) -> tuple[Tool, ...]:
-        if not isinstance(value, list) or len(value) > MAX_TOOLS:
-            raise ValidationError(f"must be a list of at most {MAX_TOOLS} tools")
-        tools = tuple(_tool(i, tool) for i, tool in enumerate(value))
-        if (i := repeated_name(tools)) is not None:
-            refuse((i, "name"), "is the name of another tool as well")
-        return tools
+        return read_tools(value, _tool)
 
 
 def _tool(i: int, tool: Any) -> Tool:
@@ -70,20 +52,14 @@ def _tool(i: int, tool: Any) -> Tool:
     kind = tool.get("type")
     if kind not in (None, "custom"):
         refuse((i, "type"), f"is {str(kind)[:64]}; this server has no tools but the caller's own")
-    name, description = tool.get("name"), tool.get("description")
-    if not isinstance(name, str) or not TOOL_NAME.fullmatch(name):
-        refuse((i, "name"), TOOL_NAME_CLAIM)
-    if description is not None and not isinstance(description, str):
-        refuse((i, "description"), "must be a string")
-    schema, strict = tool.get("input_schema"), tool.get("strict")
-    if not isinstance(schema, dict):
-        refuse((i, "input_schema"), "must be a JSON Schema, which is an object")
-    if len(orjson.dumps(schema)) > MAX_TOOL_BYTES:
-        refuse((i, "input_schema"), f"must take at most {MAX_TOOL_BYTES} bytes")
-    if strict is not None and not isinstance(strict, bool):
-        refuse((i, "strict"), "must be true or false")
-    function = {"name": name, "description": description or "", "parameters": schema}
-    return Tool(name, schema, bool(strict), {"type": "function", "function": function})
+    read = read_function((i,), tool, parameters="input_schema", requires_parameters=True)
+    parameters = read.parameters or {}
+    function = {
+        "name": read.name,
+        "description": read.description or "",
+        "parameters": parameters,
+    }
+    return Tool(read.name, parameters, read.strict, {"type": "function", "function": function})
 
 
 class ToolChoiceSchema(StrictSchema):

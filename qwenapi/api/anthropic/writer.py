@@ -11,6 +11,7 @@ from qwenapi.generation.chat import PreparedChat
 from qwenapi.generation.chat_output import ChatDelta, ChatOutput
 from qwenapi.generation.pieces import sent_pieces
 from qwenapi.generation.stream import GenerationStream
+from qwenapi.http.sse import named_events
 from qwenapi.settings.profile import Profile
 
 
@@ -43,20 +44,20 @@ class MessageWriter:
 
         def failed(error: ApiError) -> bytes:
             body = DIALECTS[self._profile.dialect](error, wording).body
-            return render.server_sent([{"type": "error"} | body])
+            return named_events([{"type": "error"} | body])
 
-        yield render.server_sent([render.message_start(self._message()), render.PING])
+        yield named_events([render.message_start(self._message()), render.PING])
         yield from sent_pieces(
             self._stream,
             self._pieces(),
-            beat=lambda: render.server_sent([render.PING]),
+            beat=lambda: named_events([render.PING]),
             failed=failed,
         )
 
     def _pieces(self) -> Iterator[bytes]:
-        yield from map(render.server_sent, self._batches())
+        yield from map(named_events, self._batches())
         ending = render.message_delta(self._ending, self._usage())
-        yield render.server_sent([ending, render.MESSAGE_STOP])
+        yield named_events([ending, render.MESSAGE_STOP])
 
     def _batches(self) -> Iterator[list[render.Payload]]:
         """Yield the payloads of the content, what has come since the last time in one list."""

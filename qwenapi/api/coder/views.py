@@ -9,7 +9,7 @@ import logging
 import socket
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 
 import gevent
 from flask import Blueprint, Response, g, request
@@ -17,18 +17,16 @@ from flask import Blueprint, Response, g, request
 from qwenapi.api.coder.render import conversation_body, preface
 from qwenapi.api.coder.schemas import CodeRequest, CodeSchema
 from qwenapi.conversations import (
+    ITEMS_PREFIX,
     ConversationError,
-    ConversationFull,
     ConversationNotFound,
-    ItemTooLarge,
     LeaseLost,
     PastTurn,
-    StoreFull,
     Turn,
     fit,
 )
 from qwenapi.engines.mailbox import Cancelled
-from qwenapi.errors import ApiError, BadRequest, EngineUnavailable, InsufficientStorage, NotFound
+from qwenapi.errors import ApiError, NotFound
 from qwenapi.generation.delta import gather
 from qwenapi.generation.prompt import encode_chat
 from qwenapi.generation.request import GenerationRequest
@@ -46,6 +44,7 @@ from qwenapi.request_context.current_request import (
     new_stream,
 )
 from qwenapi.request_context.services import conversations, served_model
+from qwenapi.request_context.storage_errors import storage_errors
 from qwenapi.text.tokenizer import Tokenizer
 from workers.wire.protocol import ModelCard
 
@@ -100,31 +99,28 @@ def chat_stream() -> Response:
 @blueprint.get("/v1/code/conversations/<conversation_id>")
 def export(conversation_id: str) -> Response:
     with translated(conversation_id):
-        conversation = conversations().export(caller().tenant, conversation_id)
+        conversation = conversations().export(caller().tenant, plain(conversation_id))
     return json_response(conversation_body(conversation))
 
 
 @blueprint.delete("/v1/code/conversations/<conversation_id>")
 def delete(conversation_id: str) -> Response:
     with translated(conversation_id):
-        conversations().delete(caller().tenant, conversation_id)
+        conversations().delete(caller().tenant, plain(conversation_id))
     return Response(status=204)
 
 
-@contextmanager
-def translated(conversation_id: str | None) -> Iterator[None]:
+def plain(conversation_id: str) -> str:
+    """Return the id of a conversation of texts; one of items is for another interface."""
+    if conversation_id.startswith(ITEMS_PREFIX):
+        raise ConversationNotFound()
+    return conversation_id
+
+
+def translated(conversation_id: str | None) -> AbstractContextManager[None]:
     """Raise the store's errors as what a caller is told."""
-    try:
-        yield
-    except ConversationNotFound as error:
-        shown = (conversation_id or "")[:MAX_SHOWN_CHARS]
-        raise NotFound(f"会话不存在或已过期: {shown}") from error
-    except (ItemTooLarge, ConversationFull) as error:
-        raise BadRequest(str(error), param="prompt") from error
-    except StoreFull as error:
-        raise InsufficientStorage(str(error)) from error
-    except ConversationError as error:
-        raise EngineUnavailable(str(error), retry_after=1) from error
+    shown = (conversation_id or "")[:MAX_SHOWN_CHARS]
+    return storage_errors(lambda: NotFound(f"会话不存在或已过期: {shown}"), param="prompt")
 
 
 class TurnText:
@@ -198,7 +194,7 @@ def _begin(ask: CodeRequest, stream: GenerationStream) -> Turn:
 
     with translated(ask.conversation_id):
         try:
-            return begin(ask.conversation_id or None)
+            return begin(plain(ask.conversation_id) if ask.conversation_id else None)
         except ConversationNotFound:
             if not profile.new_for_unknown:
                 raise

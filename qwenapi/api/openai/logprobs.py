@@ -1,14 +1,12 @@
 """Log-probabilities in OpenAI's words, of chats and of completions. Pure."""
 
 import codecs
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Container, Sequence
 from typing import Any
 
+from qwenapi.shared_fields.token_logprobs import TokenBytesOf, finite, token_logprobs
 from workers.wire.protocol import TokenLogprob
 
-LOWEST_LOGPROB = -9999.0  # JSON has no infinity; OpenAI's own stand-in
-
-TokenBytesOf = Callable[[int], bytes]
 _Utf8Decoder = codecs.getincrementaldecoder("utf-8")
 
 
@@ -16,16 +14,7 @@ def chat_logprobs(
     entries: Sequence[TokenLogprob], bytes_of: TokenBytesOf, *, has_refusal: bool = False
 ) -> dict[str, Any]:
     """Return log-probabilities in the chat format."""
-    content = [
-        _token(entry.token_id, entry.logprob, bytes_of)
-        | {
-            "top_logprobs": [
-                _token(id_, logprob, bytes_of)
-                for id_, logprob in zip(entry.top_ids, entry.top_logprobs, strict=True)
-            ]
-        }
-        for entry in entries
-    ]
+    content = token_logprobs(entries, bytes_of)
     return {"content": content} | ({"refusal": None} if has_refusal else {})
 
 
@@ -68,9 +57,7 @@ def completion_logprobs(
     tokens = list(zip(ids, [*(None for _ in prompt_ids[:1]), *entries], strict=True))
     return {
         "tokens": [_key(token_id, bytes_of) for token_id, _ in tokens],
-        "token_logprobs": [
-            None if entry is None else _finite(entry.logprob) for _, entry in tokens
-        ],
+        "token_logprobs": [None if entry is None else finite(entry.logprob) for _, entry in tokens],
         "top_logprobs": [
             None if entry is None else _alternatives(entry, bytes_of) for _, entry in tokens
         ],
@@ -95,7 +82,7 @@ def prompt_logprobs(
         found.append(
             {
                 id_: {
-                    "logprob": _finite(logprob),
+                    "logprob": finite(logprob),
                     "rank": rank,
                     "decoded_token": bytes_of(int(id_)).decode("utf-8", "replace"),
                 }
@@ -105,19 +92,10 @@ def prompt_logprobs(
     return found
 
 
-def _token(token_id: int, logprob: float, bytes_of: TokenBytesOf) -> dict[str, Any]:
-    piece = bytes_of(token_id)
-    return {
-        "token": piece.decode("utf-8", "replace"),
-        "logprob": _finite(logprob),
-        "bytes": list(piece),
-    }
-
-
 def _alternatives(entry: TokenLogprob, bytes_of: TokenBytesOf) -> dict[str, float]:
     """Return the best tokens and, as OpenAI does, the chosen one even if it is none of them."""
     pairs = [*zip(entry.top_ids, entry.top_logprobs, strict=True), (entry.token_id, entry.logprob)]
-    return {_key(id_, bytes_of): _finite(logprob) for id_, logprob in pairs}
+    return {_key(id_, bytes_of): finite(logprob) for id_, logprob in pairs}
 
 
 def _key(token_id: int, bytes_of: TokenBytesOf) -> str:
@@ -127,7 +105,3 @@ def _key(token_id: int, bytes_of: TokenBytesOf) -> str:
         return piece.decode("utf-8")
     except UnicodeDecodeError:
         return "bytes:" + "".join(f"\\x{byte:02x}" for byte in piece)
-
-
-def _finite(logprob: float) -> float:
-    return max(logprob, LOWEST_LOGPROB)

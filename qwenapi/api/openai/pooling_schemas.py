@@ -7,7 +7,7 @@ from typing import Any
 from marshmallow import ValidationError, validates_schema
 
 from qwenapi.api.openai.foreign_fields import WITHOUT_EFFECT
-from qwenapi.api.openai.token_fields import INT32, MAX_PROMPTS, Prompt, Prompts, Salt
+from qwenapi.api.openai.token_fields import MAX_PROMPTS, Prompt, Prompts, Salt
 from qwenapi.http.fields import (
     Composite,
     Neutral,
@@ -19,6 +19,7 @@ from qwenapi.http.fields import (
     refuse,
 )
 from qwenapi.http.schemas import RequestSchema
+from qwenapi.shared_fields.sampling_fields import INT32
 
 _TEXT = {"type": "string", "minLength": 1}
 _CUT = Neutral(feature="cutting what is too long")

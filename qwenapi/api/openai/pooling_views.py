@@ -16,7 +16,6 @@ from qwenapi.api.openai.pooling_schemas import (
     ScoreSchema,
 )
 from qwenapi.api.openai.token_fields import Prompt
-from qwenapi.api.openai.views import choose_profile
 from qwenapi.errors import BadRequest
 from qwenapi.generation.prompt import beside_others
 from qwenapi.generation.rerank import rerank_pooling, rerank_prompts, scores_of
@@ -24,6 +23,7 @@ from qwenapi.generation.sampling import check_token_ids
 from qwenapi.http.body import accepts
 from qwenapi.http.responses import json_response
 from qwenapi.request_context.current_request import (
+    choose_profile,
     current_profile,
     load_body,
     new_stream,

@@ -25,7 +25,6 @@ from qwenapi.api.openai.structured_output import (
     StructuredOutputs,
 )
 from qwenapi.api.openai.token_fields import (
-    INT32,
     MAX_ALLOWED_TOKENS,
     MAX_STOP_TOKENS,
     BadWords,
@@ -37,26 +36,26 @@ from qwenapi.api.openai.token_fields import (
     Stops,
     TokenIds,
 )
-from qwenapi.api.openai.tool_fields import ToolChoiceField, Tools, check_choice
+from qwenapi.api.openai.tool_fields import Tools
 from qwenapi.generation.answer_format import AnswerFormat
 from qwenapi.generation.sampling import SamplingRequest
 from qwenapi.generation.tools import Tool, ToolChoice
 from qwenapi.http.fields import (
     StrictBoolean,
     StrictChoice,
-    StrictFloat,
     StrictInteger,
     StrictString,
 )
-from qwenapi.http.schemas import RequestSchema, StrictSchema
+from qwenapi.http.schemas import StrictSchema
+from qwenapi.shared_fields.function_tools import ToolChoiceField, check_choice
+from qwenapi.shared_fields.reasoning import REASONING_EFFORTS, effort_thinks
+from qwenapi.shared_fields.sampling_fields import INT32, ChoosingSchema
 from workers.wire.protocol import MAX_CHOICES
 
 MAX_TOP_LOGPROBS = 20
 MAX_SUFFIX_CHARS = 1024 * 1024
 MAX_TEMPLATE_BYTES = 64 * 1024
-INT64 = 2**63 - 1
 
-REASONING_EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh")
 # Fields that say what an answer must look like; at most one of them.
 FORMATS = ("response_format", "structured_outputs", *GUIDED)
 
@@ -119,33 +118,21 @@ class TemplateArguments(fields.Field[Mapping[str, Any]]):
         return {name: item for name, item in value.items() if item is not None}
 
 
-class SamplingSchema(RequestSchema):
+class SamplingSchema(ChoosingSchema):
     """Fields of both interfaces: OpenAI's, then vLLM's extras."""
 
     without_effect = WITHOUT_EFFECT
 
     model = StrictString(256)
     max_tokens = StrictInteger(1)
-    temperature = StrictFloat(0, 2)
-    top_p = StrictFloat(0, 1)
-    presence_penalty = StrictFloat(-2, 2)
-    frequency_penalty = StrictFloat(-2, 2)
     logit_bias = LogitBias()
-    seed = StrictInteger(-INT64 - 1, INT64)
     n = StrictInteger(1, MAX_CHOICES)
     stop = Stops()
-    stream = StrictBoolean()
     stream_options = fields.Nested(StreamOptionsSchema)
 
-    top_k = StrictInteger(-1, INT32)
-    min_p = StrictFloat(0, 1)
-    repetition_penalty = StrictFloat(0.01, 2)
-    min_tokens = StrictInteger(0, INT32)
     stop_token_ids = TokenIds(MAX_STOP_TOKENS)
     include_stop_str_in_output = StrictBoolean()
-    ignore_eos = StrictBoolean()
     skip_special_tokens = StrictBoolean()
-    priority = StrictInteger(-INT32 - 1, INT32)
     allowed_token_ids = TokenIds(MAX_ALLOWED_TOKENS)
     bad_words = BadWords()
     truncate_prompt_tokens = StrictInteger(-1, INT32)
@@ -285,7 +272,7 @@ def thinking_switch(data: dict[str, Any]) -> bool | None:
     if chosen is None:
         chosen = data.get("enable_thinking")
     if chosen is None and "reasoning_effort" in data:
-        chosen = data["reasoning_effort"] not in ("none", "minimal")
+        chosen = effort_thinks(data["reasoning_effort"])
     return cast("bool | None", chosen)
 
 

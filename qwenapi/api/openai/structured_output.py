@@ -9,7 +9,8 @@ from typing import Any
 import orjson
 from marshmallow import ValidationError, fields
 
-from qwenapi.generation.answer_format import AnswerFormat, StructuralTag, schema_grammar, sized
+from qwenapi.generation.answer_format import AnswerFormat, StructuralTag, sized
+from qwenapi.shared_fields.json_schema import read_schema
 from qwenapi.text.errors import GrammarShapeError
 from qwenapi.text.grammars import JSON_OBJECT, structural_tag
 from workers.wire.grammar import Grammar
@@ -57,7 +58,7 @@ class ResponseFormat(fields.Field[AnswerFormat | None]):
             schema = value["schema"]
         if not isinstance(schema, dict):
             raise ValidationError({"json_schema": {"schema": ["must be an object"]}})
-        return _schema(schema)
+        return read_schema(schema)
 
 
 class StructuredOutputs(fields.Field[AnswerFormat | None]):
@@ -110,7 +111,7 @@ def grammar_of(form: str, content: Any) -> AnswerFormat | None:
     if form == "json":
         if isinstance(content, str):
             return _sized(Grammar(kind="json_schema", text=content))
-        return _schema(content)
+        return read_schema(content)
     if form == "structural_tag":
         return _tagged(_decoded(content))
     if form == "choice":
@@ -122,15 +123,6 @@ def grammar_of(form: str, content: Any) -> AnswerFormat | None:
     if not isinstance(content, str) or not content:
         raise ValidationError("must be a string")
     return _sized(Grammar(kind="regex" if form == "regex" else "lark", text=content))
-
-
-def _schema(schema: Any) -> Grammar:
-    if not isinstance(schema, dict | bool):
-        raise ValidationError("must be a JSON Schema, which is an object")
-    try:
-        return schema_grammar(schema)
-    except GrammarShapeError as error:
-        raise ValidationError(str(error)) from error
 
 
 def _decoded(value: Any) -> Any:

@@ -6,6 +6,8 @@ from typing import Any
 
 from marshmallow import ValidationError, fields
 
+from qwenapi.shared_fields.sampling_fields import INT32
+
 MAX_PROMPTS = 2048
 MAX_STOPS = 16
 MAX_STOP_BYTES = 256
@@ -13,7 +15,6 @@ MAX_STOP_TOKENS = 128
 MAX_BIASES = 300
 MAX_ALLOWED_TOKENS = 8192
 MAX_BAD_WORDS = 128
-INT32 = 2**31 - 1
 
 TOKEN_IDS = {"type": "array", "items": {"type": "integer", "minimum": 0, "maximum": INT32}}
 TOKEN_IDS_CLAIM = f"must be a list of token ids, integers from 0 to {INT32}"

@@ -11,13 +11,17 @@ from qwenapi.api.openai.token_schemas import (
     TokenizeRequest,
     TokenizeSchema,
 )
-from qwenapi.api.openai.views import chat_prompt, choose_profile
+from qwenapi.api.openai.views import chat_prompt
 from qwenapi.generation.chat import ChatOptions, prepare_chat
 from qwenapi.generation.prompt import beside_others
 from qwenapi.generation.sampling import check_token_ids
 from qwenapi.http.body import accepts
 from qwenapi.http.responses import json_response
-from qwenapi.request_context.current_request import current_profile, load_body
+from qwenapi.request_context.current_request import (
+    choose_profile,
+    current_profile,
+    load_body,
+)
 from qwenapi.request_context.services import served_model
 from qwenapi.text.tokenizer import Tokenizer
 

@@ -7,7 +7,6 @@ from typing import Any, cast
 from flask import Blueprint, Response, g
 
 from qwenapi.api.openai import render
-from qwenapi.api.openai.clamp import clamp
 from qwenapi.api.openai.completion_writer import CompletionWriter
 from qwenapi.api.openai.schemas import (
     ChatRequest,
@@ -17,7 +16,7 @@ from qwenapi.api.openai.schemas import (
 )
 from qwenapi.api.openai.token_fields import Prompt
 from qwenapi.api.openai.writer import ChatWriter, Writer
-from qwenapi.errors import BadRequest, EngineUnavailable, ModelNotFound
+from qwenapi.errors import EngineUnavailable, ModelNotFound
 from qwenapi.generation.answer_format import grammar_for
 from qwenapi.generation.chat import ChatOptions, ChatPrompt, prepare_chat
 from qwenapi.generation.prompt import (
@@ -38,11 +37,10 @@ from qwenapi.http.body import accepts
 from qwenapi.http.responses import json_response
 from qwenapi.request_context.current_request import (
     caller,
-    count_request,
+    choose_profile,
     current_profile,
     generation_request,
     load_body,
-    use_profile,
 )
 from qwenapi.request_context.respond import respond
 from qwenapi.request_context.services import served_model, services
@@ -51,19 +49,6 @@ from qwenapi.text.tokenizer import Tokenizer
 from workers.wire.protocol import ModelCard
 
 blueprint = Blueprint("openai", __name__)
-
-
-def choose_profile(body: dict[str, Any]) -> None:
-    """Let the profile of the model asked for answer, and cut what it documents as cut."""
-    name = body.get("model")
-    if name is not None and not isinstance(name, str):
-        return  # the schema says what is wrong with it
-    profile = services().profiles.for_model(name, caller().models)
-    use_profile(profile)
-    count_request()
-    if name is None and profile.requires_model:
-        raise BadRequest("'model' is required.", param="model", kind="missing")
-    g.clamped = clamp(body, profile) if profile.clamp else {}
 
 
 # The browser document's page asks below /api, its drawing without any prefix.

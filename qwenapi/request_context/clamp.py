@@ -13,7 +13,7 @@ def clamp(body: dict[str, Any], profile: Profile) -> dict[str, int | float]:
         inside = min(max(temperature, 0.0), profile.max_temperature)
         if inside != temperature:
             cut["temperature"] = inside
-    for name in ("max_tokens", "max_completion_tokens"):
+    for name in ("max_tokens", "max_completion_tokens", "max_output_tokens"):
         if type(body.get(name)) is int and body[name] > profile.max_tokens_cap > 0:
             cut[name] = profile.max_tokens_cap
     body.update(cut)

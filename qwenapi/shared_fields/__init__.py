@@ -1,0 +1,1 @@
+"""What several interfaces have alike: function tools, schemas of answers, log-probabilities."""
