@@ -13,11 +13,10 @@ from torch import Tensor
 from tests.kernels.conftest import DEVICE, DTYPES
 from tests.model.test_gated_delta_net import MODULES, NEAR
 from workers.model.layers import delta_rule
-from workers.model.layers.delta_rule import CHUNK, RuleInputs
+from workers.model.layers.delta_rule import RuleInputs
 from workers.model.layers.gated_delta_net import GatedDeltaNet
 from workers.model.layers.state_cache import StateCache
-from workers.model.layout import slot_plan
-from workers.model.layout.slot_plan import SlotPlan
+from workers.model.layout.slot_plan import CHUNK, SlotPlan
 from workers.model.layout.state_plan import SlotCopy, StatePlan, StateSpan
 
 pytest.importorskip("triton", reason="kernels need the package triton")
@@ -237,9 +236,6 @@ class TestRule:
         rule.convolved[:, KEY_DIM : 2 * KEY_DIM] = rule.convolved[0, KEY_DIM : 2 * KEY_DIM]
         rule.rates[:, 0], rule.rates[:, 1] = 1.0, 0.0
         rule.check()
-
-    def test_the_plan_cuts_where_the_rule_does(self):
-        assert slot_plan.CHUNK == CHUNK
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -27,7 +27,7 @@ from typing import NamedTuple
 from workers.model.layout.state_plan import SlotCopy
 
 TRASH = 0
-# Tokens of a chunk of the delta rule; see workers/model/layers/delta_rule.py.
+# Tokens of a chunk of the delta rule; see workers/model/layout/slot_plan.py.
 CHUNK = 64
 # Of a long prompt, a snapshot is kept behind as many tokens, for prompts that leave it half-way.
 SPACING = 2048

@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Tokens of a chunk. A prompt cut at multiples of it gives the same bits as in one pass.
-CHUNK = 64
+from workers.model.layout.slot_plan import CHUNK
+
 _NORM_EPS = 1e-6
 
 

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from workers.model.layout.state_plan import StatePlan
 
-# Tokens of a chunk of the delta rule; see workers/model/layers/delta_rule.py.
+# Tokens of a chunk of the delta rule. A prompt cut at multiples of it gives the same bits as in one
+# pass.
 CHUNK = 64
 
 
