@@ -57,6 +57,7 @@ ROOMS: dict[str, str] = {
     "workers.supervisor": "workers.errors workers.config workers.wire workers.worker",
     "qwenapi.errors": "",
     "qwenapi.greenlets": "",
+    "qwenapi.batches": "",
     "qwenapi.text": "",
     "qwenapi.conversations": "workers.errors workers.wire",
     "qwenapi.web": "qwenapi.errors",
@@ -93,7 +94,7 @@ ROOMS: dict[str, str] = {
         workers.errors workers.cpu_cores workers.parent_death workers.wire workers.worker
         workers.supervisor""",
     "qwenapi.commands": """
-        qwenapi.settings qwenapi.hub qwenapi.metrics workers.errors workers.wire
+        qwenapi.batches qwenapi.settings qwenapi.hub qwenapi.metrics workers.errors workers.wire
         workers.worker""",
     "qwenapi.cli": """
         qwenapi.settings qwenapi.keys qwenapi.hub qwenapi.doctor qwenapi.serving qwenapi.commands
