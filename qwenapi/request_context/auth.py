@@ -35,6 +35,7 @@ SCOPES: dict[str, Scope] = {
     "/v1/v1/metrics": "metrics",
     "/stats": "metrics",
     "/load": "metrics",
+    "/ui/status.json": "metrics",
 }
 
 
@@ -45,7 +46,7 @@ def register(app: Flask) -> None:
 
 def is_public(rule: str) -> bool:
     """Return whether a route is answered without a key."""
-    return rule in PUBLIC or rule.startswith(PUBLIC_FOLDERS)
+    return rule in PUBLIC or (rule.startswith(PUBLIC_FOLDERS) and rule not in SCOPES)
 
 
 @cache
