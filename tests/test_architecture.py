@@ -57,9 +57,9 @@ ROOMS: dict[str, str] = {
     "workers.supervisor": "workers.errors workers.config workers.wire workers.worker",
     "qwenapi.errors": "",
     "qwenapi.greenlets": "",
-    "qwenapi.batches": "",
     "qwenapi.text": "",
     "qwenapi.conversations": "workers.errors workers.wire",
+    "qwenapi.batches": "qwenapi.errors qwenapi.greenlets qwenapi.conversations",
     "qwenapi.web": "qwenapi.errors",
     "qwenapi.http": "qwenapi.errors qwenapi.text",
     "qwenapi.settings": "qwenapi.errors workers.errors workers.checkpoint workers.config",
@@ -73,12 +73,12 @@ ROOMS: dict[str, str] = {
         qwenapi.engines workers.errors workers.wire""",
     "qwenapi.request_context": """
         qwenapi.errors qwenapi.settings qwenapi.text qwenapi.http qwenapi.keys qwenapi.metrics
-        qwenapi.engines qwenapi.conversations qwenapi.observability qwenapi.generation
-        workers.wire""",
+        qwenapi.engines qwenapi.conversations qwenapi.batches qwenapi.observability
+        qwenapi.generation workers.wire""",
     "qwenapi.api": """
         qwenapi.errors qwenapi.settings qwenapi.text qwenapi.http qwenapi.web qwenapi.metrics
-        qwenapi.engines qwenapi.conversations qwenapi.generation qwenapi.request_context
-        workers.wire""",
+        qwenapi.engines qwenapi.conversations qwenapi.batches qwenapi.generation
+        qwenapi.request_context workers.wire""",
     "qwenapi.openapi": """
         qwenapi.settings qwenapi.http qwenapi.web qwenapi.request_context qwenapi.api""",
     "qwenapi.app": """
@@ -90,7 +90,8 @@ ROOMS: dict[str, str] = {
         qwenapi.generation workers.errors workers.checkpoint workers.wire""",
     "qwenapi.serving": """
         qwenapi.settings qwenapi.greenlets qwenapi.observability qwenapi.keys qwenapi.metrics
-        qwenapi.engines qwenapi.conversations qwenapi.generation qwenapi.request_context qwenapi.app
+        qwenapi.engines qwenapi.conversations qwenapi.batches qwenapi.generation
+        qwenapi.request_context qwenapi.app
         workers.errors workers.cpu_cores workers.parent_death workers.wire workers.worker
         workers.supervisor""",
     "qwenapi.commands": """

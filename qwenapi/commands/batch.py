@@ -14,10 +14,10 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from qwenapi.batches.files import BadBatch, BatchInput, BatchOutput
 from qwenapi.batches.line import BatchLine
 from qwenapi.commands.ask import KEY_VARIABLE
 from qwenapi.commands.batch_caller import BatchCaller, BatchStopped
-from qwenapi.commands.batch_files import BadBatch, BatchInput, BatchOutput
 from qwenapi.commands.bench import URL, positive
 from qwenapi.commands.check_service import Server
 

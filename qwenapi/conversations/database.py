@@ -169,7 +169,7 @@ def _move_aside(path: Path) -> None:
             path.with_name(path.name + suffix).rename(path.with_name(place + suffix))
         except FileNotFoundError:
             pass
-    log.error("the conversations in %s are damaged; moved aside to %s, starting anew", path, place)
+    log.error("%s is damaged; moved aside to %s, starting anew", path, place)
 
 
 def _inode(path: Path) -> int:
