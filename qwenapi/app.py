@@ -8,7 +8,7 @@ from flask import Blueprint, Flask, Response, g, request
 from werkzeug.exceptions import HTTPException
 
 from qwenapi import openapi, web
-from qwenapi.api import anthropic, coder, generate, openai, ops, responses
+from qwenapi.api import anthropic, batches, coder, generate, openai, ops, responses
 from qwenapi.engines.mailbox import Cancelled
 from qwenapi.errors import (
     DIALECTS,
@@ -69,6 +69,8 @@ def create_app(services_: Services) -> Flask:
     for interface, blueprints in INTERFACES.items():
         for blueprint in blueprints if services_.profiles.of_interface(interface) else ():
             app.register_blueprint(blueprint)
+    if services_.profiles.of_interface("openai"):
+        app.register_blueprint(batches.blueprint)
     app.register_blueprint(ops.blueprint)
     app.register_blueprint(openapi.blueprint)
     app.register_blueprint(web.blueprint)

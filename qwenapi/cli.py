@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 
 from qwenapi import __version__
 from qwenapi.commands.ask import add_arguments as add_ask_arguments
+from qwenapi.commands.batch import add_arguments as add_batch_arguments
+from qwenapi.commands.batch import main as run_batch
 from qwenapi.commands.bench import add_arguments as add_bench_arguments
 from qwenapi.commands.bench import main as run_bench
 from qwenapi.commands.control import add_arguments as add_control_arguments
@@ -43,6 +45,7 @@ CONTROLS = {
     "drain": "Let a running start say that it is not ready, finish what it has, and end.",
 }
 KEYS = "Add, list and disable the keys that callers present."
+BATCH = "Put a file of requests to a running server, and write a file of answers."
 BENCH = "Measure a running server or, with --engine, an engine alone: tokens per second, waits."
 UNITS = "Put systemd's unit files in place, for this prefix and user."
 
@@ -166,6 +169,7 @@ def _parser() -> argparse.ArgumentParser:
     add_keys_arguments(add("keys", run_keys, KEYS))
     add_units_arguments(add("install-units", run_units, UNITS))
     add_ask_arguments(add("ask", ask, ask.__doc__ or ""))
+    add_batch_arguments(add("batch", run_batch, BATCH))
     add_bench_arguments(add("bench", run_bench, BENCH))
     return parser
 

@@ -65,6 +65,7 @@ ROOMS: dict[str, str] = {
     "qwenapi.greenlets": "",
     "qwenapi.text": "",
     "qwenapi.conversations": "workers.errors workers.wire",
+    "qwenapi.batches": "qwenapi.errors qwenapi.greenlets qwenapi.conversations",
     "qwenapi.web": "qwenapi.errors",
     "qwenapi.http": "qwenapi.errors qwenapi.text",
     "qwenapi.settings": "qwenapi.errors workers.errors workers.checkpoint workers.config",
@@ -79,11 +80,11 @@ ROOMS: dict[str, str] = {
     "qwenapi.shared_fields": "qwenapi.http qwenapi.text qwenapi.generation workers.wire",
     "qwenapi.request_context": """
         qwenapi.errors qwenapi.settings qwenapi.text qwenapi.http qwenapi.keys qwenapi.metrics
-        qwenapi.engines qwenapi.conversations qwenapi.observability qwenapi.generation
-        workers.wire""",
+        qwenapi.engines qwenapi.conversations qwenapi.batches qwenapi.observability
+        qwenapi.generation workers.wire""",
     "qwenapi.api": """
         qwenapi.errors qwenapi.greenlets qwenapi.settings qwenapi.text qwenapi.http qwenapi.web
-        qwenapi.metrics qwenapi.engines qwenapi.conversations qwenapi.generation
+        qwenapi.metrics qwenapi.engines qwenapi.conversations qwenapi.batches qwenapi.generation
         qwenapi.shared_fields qwenapi.request_context workers.wire""",
     "qwenapi.openapi": """
         qwenapi.settings qwenapi.http qwenapi.web qwenapi.request_context qwenapi.api""",
@@ -96,11 +97,12 @@ ROOMS: dict[str, str] = {
         qwenapi.generation workers.errors workers.checkpoint workers.wire""",
     "qwenapi.serving": """
         qwenapi.settings qwenapi.greenlets qwenapi.observability qwenapi.keys qwenapi.metrics
-        qwenapi.engines qwenapi.conversations qwenapi.generation qwenapi.request_context qwenapi.app
+        qwenapi.engines qwenapi.conversations qwenapi.batches qwenapi.generation
+        qwenapi.request_context qwenapi.app
         workers.errors workers.cpu_cores workers.parent_death workers.wire workers.worker
         workers.supervisor""",
     "qwenapi.commands": """
-        qwenapi.settings qwenapi.hub qwenapi.metrics workers.errors workers.wire
+        qwenapi.batches qwenapi.settings qwenapi.hub qwenapi.metrics workers.errors workers.wire
         workers.worker""",
     "qwenapi.cli": """
         qwenapi.settings qwenapi.keys qwenapi.hub qwenapi.doctor qwenapi.serving qwenapi.commands

@@ -2,7 +2,8 @@
 
 Five older interfaces are served as their documents print them, each by a profile of etc/profiles:
 coder (document 000), qwen2 (001), guide (002), browser (003), news (004). coder/ and generate/
-(qwen2) speak for one each, openai/ for the others; ops/ is for operators.
+(qwen2) speak for one each, openai/ for the others; ops/ is for operators, batches/ for requests in
+files, wherever openai/ is served.
 
 An interface is a package here: addresses, and bodies in and out. An error dialect is one of the
 forms that errors.py gives an error. They are two axes: a profile names one of each.

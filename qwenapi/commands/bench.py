@@ -178,7 +178,7 @@ def conditions(load: Load) -> str:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Give the command its flags; one left out is absent from the parsed namespace."""
     absent: dict[str, Any] = {"default": argparse.SUPPRESS}
-    number: dict[str, Any] = {"type": _count, "metavar": "N", **absent}
+    number: dict[str, Any] = {"type": positive, "metavar": "N", **absent}
     both = parser.add_argument_group("both ways")
     model = "served name (default: the first of /v1/models); with --engine: directory of the model"
     both.add_argument("--model", help=model, **absent)
@@ -279,7 +279,7 @@ def _write(given: dict[str, Any], report: dict[str, Any]) -> None:
             json.dump(report, out)
 
 
-def _count(text: str) -> int:
+def positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is no positive whole number")
     return int(text)

@@ -137,8 +137,11 @@ class Database:
 
 
 def _connect(path: Path, busy_seconds: float) -> sqlite3.Connection:
-    # SQLite gives its log and index files the mode of the file itself.
-    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+    # SQLite gives its log and index files the mode of the file itself. Where that is there already
+    # it must not be opened here: to close it would take this process's locks from it, and the next
+    # process to close its own would delete the log that is still written.
+    if not path.exists():
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
     return sqlite3.connect(
         path, timeout=busy_seconds, isolation_level=None, check_same_thread=False
     )
@@ -169,7 +172,7 @@ def _move_aside(path: Path) -> None:
             path.with_name(path.name + suffix).rename(path.with_name(place + suffix))
         except FileNotFoundError:
             pass
-    log.error("the conversations in %s are damaged; moved aside to %s, starting anew", path, place)
+    log.error("%s is damaged; moved aside to %s, starting anew", path, place)
 
 
 def _inode(path: Path) -> int:

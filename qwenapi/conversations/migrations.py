@@ -5,25 +5,30 @@ added at the end of the list.
 """
 
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from qwenapi.conversations.errors import StorageUnavailable
 
+Step = Callable[[sqlite3.Connection], None]
 
-def migrate(connection: sqlite3.Connection) -> None:
-    """Bring the file to the newest schema; it stays as it was if a step fails."""
-    if _version(connection) == len(MIGRATIONS):
+
+def migrate(connection: sqlite3.Connection, steps: Sequence[Step] | None = None) -> None:
+    """Bring the file to the newest schema, by default the conversations'; it stays as it was if a
+    step fails.
+    """
+    steps = MIGRATIONS if steps is None else steps
+    if _version(connection) == len(steps):
         return
     connection.execute("BEGIN IMMEDIATE")
     version = _version(connection)
-    if version > len(MIGRATIONS):
+    if version > len(steps):
         connection.execute("ROLLBACK")
         raise StorageUnavailable() from RuntimeError(
-            f"the conversations were written by a newer qwenapi (schema {version})"
+            f"the file was written by a newer qwenapi (schema {version})"
         )
-    for migration in MIGRATIONS[version:]:
+    for migration in steps[version:]:
         migration(connection)
-    connection.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
+    connection.execute(f"PRAGMA user_version = {len(steps)}")
     connection.execute("COMMIT")
 
 
@@ -102,7 +107,7 @@ def create_responses(connection: sqlite3.Connection) -> None:
         connection.execute(statement)
 
 
-MIGRATIONS: list[Callable[[sqlite3.Connection], None]] = [
+MIGRATIONS: list[Step] = [
     create_conversations,
     create_claims,
     create_responses,

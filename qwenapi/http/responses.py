@@ -10,6 +10,7 @@
                               request_context/auth.py puts on every answer to a key with limits
     request_context/cors.py   Access-Control-*, Vary
     api/anthropic/views.py    request-id
+    api/batches/views.py      Content-Length of files
     app.py                    X-Request-Id, X-Ignored; Allow of refused methods
     web/, openapi/views.py    Content-Security-Policy, X-Content-Type-Options, Referrer-Policy,
                               Cache-Control, ETag of web pages; Location of their folders

@@ -9,7 +9,7 @@ import logging
 import time
 from pathlib import Path
 
-from qwenapi.keys.key import STATIC, Key, digest, id_of
+from qwenapi.keys.key import ANYONE, STATIC, Key, digest, id_of
 from qwenapi.keys.key_file import read_keys
 from workers.errors import ConfigError
 
@@ -44,6 +44,16 @@ class KeyRing:
         if is_static and self._static:
             return STATIC
         return key if key and is_key and key.state == "active" else None
+
+    def in_force(self, key_id: str) -> Key | None:
+        """Return the active key of an id, for what its holder asked earlier; None if it is gone."""
+        if self.is_open:
+            return ANYONE if key_id == ANYONE.id else None
+        if key_id == STATIC.id:
+            return STATIC if self._static else None
+        self._refresh()
+        key = self._keys.get(key_id)
+        return key if key and key.state == "active" else None
 
     @property
     def shared_rate(self) -> int:

@@ -26,6 +26,18 @@ def _or_null(schema: JsonSchema) -> JsonSchema:
     return {"anyOf": [schema, {"type": "null"}]}
 
 
+def _page(items: JsonSchema) -> JsonSchema:
+    return _object(
+        {
+            "object": {"const": "list"},
+            "data": _list(items),
+            "first_id": _or_null(TEXT),
+            "last_id": _or_null(TEXT),
+            "has_more": {"type": "boolean"},
+        }
+    )
+
+
 def _ref(name: str) -> JsonSchema:
     return {"$ref": f"#/components/schemas/{name}"}
 
@@ -70,6 +82,37 @@ _READ = _object({"prompt_tokens": WHOLE, "total_tokens": WHOLE})
 _ITEM = _object({"id": TEXT, "type": TEXT, "status": TEXT})
 _FINISH = {"enum": ["stop", "length"]}
 _FIGURES: JsonSchema = {"type": "object", "additionalProperties": {"type": ["number", "string"]}}
+_FILE = _object(
+    {
+        "id": TEXT,
+        "object": {"const": "file"},
+        "bytes": WHOLE,
+        "created_at": WHOLE,
+        "expires_at": WHOLE,
+        "filename": TEXT,
+        "purpose": {"enum": ["batch", "batch_output"]},
+        "status": {"const": "processed"},
+    }
+)
+_TIMES = "in_progress finalizing completed failed expired cancelling cancelled".split()
+_BATCH = _object(
+    {
+        "id": TEXT,
+        "object": {"const": "batch"},
+        "endpoint": TEXT,
+        "errors": _or_null({"type": "object"}),
+        "input_file_id": TEXT,
+        "completion_window": {"const": "24h"},
+        "status": {"enum": ["validating", *_TIMES]},
+        "output_file_id": _or_null(TEXT),
+        "error_file_id": _or_null(TEXT),
+        "created_at": WHOLE,
+        "expires_at": WHOLE,
+        **{f"{status}_at": _or_null(WHOLE) for status in _TIMES},
+        "request_counts": _object({"total": WHOLE, "completed": WHOLE, "failed": WHOLE}),
+        "metadata": _or_null({"type": "object", "additionalProperties": TEXT}),
+    }
+)
 
 BODIES: dict[str, JsonSchema] = {
     "Usage": _object(
@@ -303,6 +346,11 @@ BODIES: dict[str, JsonSchema] = {
             "messages": _list(_object({"role": TEXT, "content": TEXT})),
         }
     ),
+    "File": _FILE,
+    "FileList": _page(_FILE),
+    "DeletedFile": _object({"id": TEXT, "object": TEXT, "deleted": {"type": "boolean"}}),
+    "Batch": _BATCH,
+    "BatchList": _page(_BATCH),
     "Health": {"type": "object"},
     "Description": _object({"name": TEXT, "version": TEXT, "status": TEXT, "model": TEXT}),
     "Metrics": _object(

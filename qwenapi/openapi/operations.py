@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from marshmallow import Schema
 
 from qwenapi.api.anthropic.schemas import CountTokensSchema, MessagesSchema
+from qwenapi.api.batches.schemas import BatchSchema, FileSchema
 from qwenapi.api.coder.schemas import CodeSchema
 from qwenapi.api.generate.schemas import GenerateSchema
 from qwenapi.api.openai.pooling_schemas import EmbeddingSchema, RerankSchema, ScoreSchema
@@ -21,6 +22,7 @@ from qwenapi.api.responses.schemas import (
 
 JSON, FORM = "application/json", "application/x-www-form-urlencoded"
 EVENTS, TEXT = "text/event-stream", "text/plain"
+PARTS, BYTES = "multipart/form-data", "application/octet-stream"
 
 _TAKES_A_BODY = (400, 413, 415, 422)
 _GENERATES = (*_TAKES_A_BODY, 429, 500, 503)
@@ -149,6 +151,27 @@ OPERATIONS: dict[str, Operation] = {
         schema=CountTokensSchema,
         body="TokenCount",
         errors=(*_TAKES_A_BODY, 404, 429, 503),
+    ),
+    "POST /v1/files": Operation(
+        tag="batches",
+        schema=FileSchema,
+        takes=(PARTS,),
+        body="File",
+        errors=(*_TAKES_A_BODY, 429, 503, 507),
+    ),
+    "GET /v1/files": Operation(tag="batches", body="FileList", errors=(400, 503)),
+    "GET /v1/files/{file_id}": Operation(tag="batches", body="File", errors=(400, 404, 503)),
+    "DELETE /v1/files/{file_id}": Operation(
+        tag="batches", body="DeletedFile", errors=(400, 404, 503)
+    ),
+    "GET /v1/files/{file_id}/content": Operation(tag="batches", also=BYTES, errors=(400, 404, 503)),
+    "POST /v1/batches": Operation(
+        tag="batches", schema=BatchSchema, body="Batch", errors=(*_TAKES_A_BODY, 429, 503)
+    ),
+    "GET /v1/batches": Operation(tag="batches", body="BatchList", errors=(400, 503)),
+    "GET /v1/batches/{batch_id}": Operation(tag="batches", body="Batch", errors=(400, 404, 503)),
+    "POST /v1/batches/{batch_id}/cancel": Operation(
+        tag="batches", body="Batch", errors=(400, 404, 429, 503)
     ),
     "POST /generate": Operation(
         tag="generate", schema=GenerateSchema, body="GeneratedTexts", errors=_GENERATES

@@ -15,6 +15,7 @@ from qwenapi.errors import Forbidden, Unauthorized, UnknownHost
 from qwenapi.keys import ANYONE, Key, RateLimit
 from qwenapi.keys.key import MAX_PRESENTED_BYTES, Scope
 from qwenapi.request_context.current_request import use_profile
+from qwenapi.request_context.inner_request import KEY_ID, inner_key
 from qwenapi.request_context.services import services
 
 # Rules as the routing has them, so that no spelling of an address passes for another.
@@ -40,6 +41,7 @@ SCOPES: dict[str, Scope] = {
     "/v1/v1/metrics": "metrics",
     "/stats": "metrics",
     "/load": "metrics",
+    "/ui/status.json": "metrics",
 }
 
 
@@ -50,7 +52,7 @@ def register(app: Flask) -> None:
 
 def is_public(rule: str) -> bool:
     """Return whether a route is answered without a key."""
-    return rule in PUBLIC or rule.startswith(PUBLIC_FOLDERS)
+    return rule in PUBLIC or (rule.startswith(PUBLIC_FOLDERS) and rule not in SCOPES)
 
 
 @cache
@@ -75,11 +77,15 @@ def presented_key(headers: Headers) -> str:
 def _admit() -> None:
     rule = request.url_rule.rule if request.url_rule else ""
     g.key = ANYONE
+    inner_id = request.environ.get(KEY_ID)
     _choose_profile()
-    if rule not in PROBES:
+    if rule not in PROBES and inner_id is None:
         _check_host()
-    if not services().keys.is_open and not is_public(rule):
-        g.key = _authenticate()
+    if inner_id is not None:
+        g.key = _known(inner_key(services().keys, inner_id))
+    elif not services().keys.is_open and not is_public(rule):
+        g.key = _known(services().keys.find(presented_key(request.headers)))
+    if g.key.id:
         g.log.add(key_id=g.key.id)
         if rule and not g.key.opens(scope := scope_of(rule)):
             raise Forbidden(scope)
@@ -87,9 +93,7 @@ def _admit() -> None:
     g.rate_limit = RateLimit(shared.usage, g.key, shared.key_queues)
 
 
-def _authenticate() -> Key:
-    presented = presented_key(request.headers)
-    key = services().keys.find(presented)
+def _known(key: Key | None) -> Key:
     if key is None:
         raise Unauthorized
     return key

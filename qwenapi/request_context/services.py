@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from flask import current_app
 
+from qwenapi.batches.store import BatchStore
 from qwenapi.conversations import ConversationStore
 from qwenapi.engines.client import EngineClient
 from qwenapi.errors import TaskUnsupported
@@ -22,7 +23,8 @@ EXTENSION = "qwenapi"
 @dataclass(frozen=True)
 class Services:
     """`store` is there when an interface with conversations is served, `tracer` when traces are
-    sent somewhere. `key_queues`: who waits here for a place among its key's running requests.
+    sent somewhere, `batches` when files are kept. `key_queues`: who waits here for a place among
+    its key's running requests.
     """
 
     settings: Settings
@@ -35,6 +37,7 @@ class Services:
     keys: KeyRing = field(default_factory=KeyRing)
     usage: KeyUsage = field(default_factory=lambda: KeyUsage(None))
     key_queues: dict[str, KeyQueue] = field(default_factory=dict)
+    batches: BatchStore | None = None
 
 
 def services() -> Services:

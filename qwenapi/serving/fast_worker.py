@@ -115,7 +115,7 @@ class FastWorker(GeventWorker):
         self._idle.discard(sock)
         # gunicorn has no limit of its own for an answer nobody takes.
         sock.settimeout(self.app.patience_limits.silence)
-        sock.patience.await_body()
+        sock.patience.await_body(self.app.most_body_bytes(req.path))
         fast_chunks.install(req)
         self._num_requests += 1
         try:

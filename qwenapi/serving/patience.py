@@ -64,15 +64,12 @@ class Patience:
         self._is_idle = True
         self._begin(self._limits.idle)
 
-    def await_body(self) -> None:
-        """Begin to wait for a body."""
+    def await_body(self, max_bytes: int = 0) -> None:
+        """Begin to wait for a body, at an address that takes more than others of `max_bytes`."""
         limits = self._limits
+        max_bytes = max(max_bytes, limits.max_body_bytes)
         self._is_idle = False
-        self._begin(
-            limits.silence,
-            limits.max_body_bytes * CHUNKS_PER_BODY + CHUNK_BYTES,
-            min_rate=MIN_RATE,
-        )
+        self._begin(limits.silence, max_bytes * CHUNKS_PER_BODY + CHUNK_BYTES, min_rate=MIN_RATE)
 
     def await_rest(self, seconds: float = REST_SECONDS) -> None:
         """Begin to wait for the rest of a body that nobody reads."""

@@ -7,6 +7,7 @@ application is loaded after the fork: each worker imports it when gevent has pat
 import faulthandler
 import fcntl
 import os
+import re
 import resource
 import signal
 import sys
@@ -30,6 +31,7 @@ from workers import parent_death
 from workers.errors import ExitCode
 from workers.supervisor.supervised_process import LAME_DUCK_SECONDS
 
+FILES = "/v1/files"
 KEEPALIVE_SECONDS = 75
 # Of one process; what else it has open are a few files.
 MAX_CONNECTIONS, OTHER_DESCRIPTORS = 4000, 96
@@ -87,6 +89,11 @@ class HttpServer(BaseApplication):
             silence=settings.limits_socket_timeout,
             max_body_bytes=settings.max_body_bytes,
         )
+
+    def most_body_bytes(self, path: str) -> int:
+        """Return how much an address takes beyond the usual, 0 for the usual."""
+        is_file = re.sub("/+", "/", path).rstrip("/") == FILES
+        return self._settings.batches_max_file_bytes if is_file else 0
 
     @property
     def connections_per_address(self) -> int:
@@ -186,6 +193,7 @@ class HttpServer(BaseApplication):
         from qwenapi.observability import logs
         from qwenapi.observability.tracing import open_tracer
         from qwenapi.request_context.services import Services
+        from qwenapi.serving.batch_answers import new_runner
 
         logs.configure(self._settings)
         profiles = Profiles(self._profiles)
@@ -203,7 +211,8 @@ class HttpServer(BaseApplication):
         store = self._open_store() if keeps else None
         tracer = open_tracer(self._settings.otel_endpoint)
         keys = self._settings.auth_keys
-        return create_app(
+        batches = self._open_batches() if profiles.of_interface("openai") else None
+        app = create_app(
             Services(
                 self._settings,
                 profiles,
@@ -214,8 +223,13 @@ class HttpServer(BaseApplication):
                 tracer,
                 KeyRing(Path(keys) if keys else None, self._settings.api_key),
                 KeyUsage.lease(self._usage),
+                batches=batches,
             )
         )
+        if batches is not None:
+            runner = new_runner(app, batches, engine, self._settings.batches_concurrency)
+            spawn_lasting("the batch runner", runner.run)
+        return app
 
     def _monitor(self, metrics_store: Any, engine: Any) -> None:
         from qwenapi.metrics.alerts import CHECK_SECONDS, AlertMonitor, Rules
@@ -225,6 +239,14 @@ class HttpServer(BaseApplication):
         while True:
             monitor.tick()
             gevent.sleep(CHECK_SECONDS)
+
+    def _open_batches(self) -> Any:
+        from qwenapi.batches.store import BatchStore
+        from qwenapi.settings.run_dir import state_dir
+
+        if not self._settings.batches_max_file_bytes:
+            return None
+        return BatchStore(state_dir(self._settings) / "batches")
 
     def _open_store(self) -> Any:
         from gevent.threadpool import ThreadPool

@@ -211,6 +211,15 @@ class Settings:
     max_body_bytes: int = _row(
         4 * 1024 * 1024, "largest request body; above it 413", scope="http", minimum=1024
     )
+    batches_max_file_bytes: int = _row(
+        100 * 1024 * 1024,
+        "largest file of requests for a batch; 0: no files and no batches",
+        scope="http",
+        minimum=0,
+    )
+    batches_concurrency: int = _row(
+        16, "lines of each batch under way at a time", scope="http", minimum=1, maximum=1024
+    )
     step_timeout: float = _row(
         0.0,
         "seconds without a step after which an engine is hung; 0: from its recent steps",

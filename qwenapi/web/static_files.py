@@ -1,4 +1,4 @@
-"""The files of the chat page, read once: name, bytes, content type, ETag."""
+"""The files of the pages, read once: name, bytes, content type, ETag."""
 
 import hashlib
 from collections.abc import Mapping

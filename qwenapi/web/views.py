@@ -1,4 +1,4 @@
-"""Views of the chat page's files, with security headers (Content-Security-Policy, nosniff)."""
+"""Views of the pages' files, with security headers (Content-Security-Policy, nosniff)."""
 
 from typing import Any
 
@@ -31,6 +31,11 @@ def folder() -> Response:
 @blueprint.get("/ui/")
 def index() -> Response:
     return page("index.html")
+
+
+@blueprint.get("/ui/status")
+def status() -> Response:
+    return page("status.html")
 
 
 @blueprint.get("/ui/<path:name>")

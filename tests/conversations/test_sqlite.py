@@ -18,6 +18,7 @@ from qwenapi.conversations import (
     StoreLimits,
     open_store,
 )
+from qwenapi.conversations.database import Database
 from qwenapi.conversations.sqlite import SqliteBackend
 from qwenapi.conversations.store import ConversationStore
 
@@ -171,6 +172,23 @@ def test_an_erasing_that_found_the_log_in_use_is_finished_by_the_next_purge(
     backend.purge()
     assert not holds(tmp_path, b"canary")
     impatient.close()
+
+
+def test_what_is_written_is_seen_by_others_who_come_and_go(tmp_path):
+    """A second connection must not cost the process its locks: whoever closed the file next would
+    take it for unused, and delete the log that goes on being written.
+    """
+    path = tmp_path / "x.db"
+    database = Database(path, lambda db: db.execute("CREATE TABLE IF NOT EXISTS t (n)"))
+    look = (
+        f"import sqlite3; db = sqlite3.connect({str(path)!r});"
+        " print(*db.execute('SELECT count(*) FROM t')); db.close()"
+    )
+    for number in range(1, 4):
+        database.write(lambda db: db.execute("INSERT INTO t VALUES (1)"))
+        database.read(lambda db: database.read(lambda other: None))
+        assert subprocess.check_output([sys.executable, "-c", look], text=True) == f"({number},)\n"
+    database.close()
 
 
 def scramble(path):

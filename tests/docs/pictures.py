@@ -2,6 +2,7 @@
 
     chat, chat-dark   the chat page with an answer of the demo model
     reference-dark    the reference page
+    status            the status page after a minute of load, with two engines on the stub
     top               what `qwenapi top --once` prints beside eight streams
     dashboard         the first rows of the shipped dashboard, drawn by dashboard.py
 
@@ -76,6 +77,19 @@ def reference(browser: Browser) -> None:
             page.ask("screenshot", path=str(FOLDER / "reference-dark.png"))
 
 
+def status(browser: Browser) -> None:
+    flags = ("--stub", "--stub-step-seconds", "0.02", "--profile", "all")
+    with serving(*flags, "--data-parallel-size", "2") as server, ThreadPoolExecutor(12) as pool:
+        ends = time.monotonic() + LOAD_SECONDS
+        asked = [pool.submit(keep_calling, server, number, ends) for number in range(12)]
+        url, ready = server.url + "/ui/status", "#engines tbody tr >> nth=0"
+        with browser.open(url, ready=ready, width=1000, height=860) as page:
+            time.sleep(LOAD_SECONDS - 5)
+            page.ask("screenshot", path=str(FOLDER / "status.png"))
+        for one in asked:
+            one.result()
+
+
 def top(browser: Browser) -> None:
     flags = ("--stub", "--stub-step-seconds", "0.02", "--profile", "all")
     with serving(*flags, "--data-parallel-size", "2") as server, ThreadPoolExecutor(8) as pool:
@@ -132,7 +146,13 @@ def take(browser: Browser, page: str, selector: str, name: str, width: int = 110
         opened.ask("screenshot", path=str(FOLDER / f"{name}.png"), selector=selector)
 
 
-PICTURES = {"chat": chat, "reference": reference, "top": top, "dashboard": board}
+PICTURES = {
+    "chat": chat,
+    "reference": reference,
+    "status": status,
+    "top": top,
+    "dashboard": board,
+}
 
 
 def main(names: list[str]) -> None:

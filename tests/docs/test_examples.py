@@ -131,3 +131,12 @@ def test_keys_are_made_listed_used_and_disabled_as_the_page_says(start_server, t
     number = re.search(r"^\s*(\w+)", listed.splitlines()[1])[1]
     run(disable.replace("ID", number), tmp_path)
     assert "disabled" in run(list_, tmp_path)
+
+
+def test_a_file_of_requests_is_answered_line_by_line(server, tmp_path):
+    (lines,) = Page("docs/clients.md").blocks("json")
+    (tmp_path / "in.jsonl").write_text(lines, encoding="utf-8")
+    (command,) = (c for c in Page("docs/clients.md").commands() if "qwenapi batch -i" in c)
+    run(command, tmp_path, server.url)
+    answers = (tmp_path / "out.jsonl").read_text(encoding="utf-8")
+    assert sorted(re.findall(r'"custom_id": "(\w+)".*"status_code": 200', answers)) == ["1", "2"]

@@ -15,11 +15,12 @@ from prometheus_flask_exporter import PrometheusMetrics
 from qwenapi import __version__
 from qwenapi.api.ops.gpus import read_gpus
 from qwenapi.api.ops.health import health_body, loading_body
-from qwenapi.errors import NotFound
+from qwenapi.errors import BadRequest, NotFound
 from qwenapi.http.responses import json_response
 from qwenapi.metrics.prometheus import MetricsCollector
 from qwenapi.metrics.report import MetricsReading, metrics_body, stats_body
 from qwenapi.metrics.snapshot import take_snapshot
+from qwenapi.metrics.status import status_body
 from qwenapi.request_context.services import services
 from qwenapi.web import wants_page
 
@@ -75,6 +76,15 @@ def metrics_report() -> Response:
 def stats() -> Response:
     """Answer with the report's counters and latencies."""
     return json_response(stats_body(_read()))
+
+
+@blueprint.get("/ui/status.json")
+def status() -> Response:
+    """Answer the status page with what it shows."""
+    asked = request.args.get("history", "0")
+    if asked not in ("0", "1"):
+        raise BadRequest("'history' must be 0 or 1.", param="history")
+    return json_response(status_body(_read(), with_history=asked == "1"))
 
 
 @blueprint.get("/metrics")

@@ -1,5 +1,5 @@
-// The page's words in English and Chinese. An element names its text in `data-i18n`, so that a
-// change of language reaches what is already on the page.
+// The pages' words in English and Chinese: the chat's here, another page's by addTexts. An element
+// names its text in `data-i18n`, so that a change of language reaches what is already on the page.
 
 import { recall, remember } from "./memory.js";
 
@@ -26,6 +26,7 @@ const TEXTS = {
     message: "Your message",
     model: "Model",
     newChat: "New chat",
+    status: "Status",
     otherLanguage: "中文",
     placeholder: "Ask anything",
     retry: "Retry",
@@ -66,6 +67,7 @@ const TEXTS = {
     message: "你的消息",
     model: "模型",
     newChat: "新建对话",
+    status: "运行状态",
     otherLanguage: "EN",
     placeholder: "问点什么",
     retry: "重试",
@@ -87,6 +89,11 @@ const TEXTS = {
 };
 
 let language = recall("language") ?? (navigator.language.startsWith("zh") ? "zh" : "en");
+
+/** Give the page words of its own, by language. */
+export function addTexts(texts) {
+  for (const [name, words] of Object.entries(texts)) Object.assign(TEXTS[name], words);
+}
 
 /** Return a text of the current language, `{name}` replaced by `values.name`. */
 export function text(key, values = {}) {
@@ -111,7 +118,7 @@ export function translatePage() {
   for (const element of document.querySelectorAll("[data-i18n-label]")) {
     const label = text(element.dataset.i18nLabel);
     element.setAttribute("aria-label", label);
-    if (element.matches("button")) element.title = label;
+    if (element.matches("button, a")) element.title = label;
   }
   for (const element of document.querySelectorAll("[data-i18n-placeholder]")) {
     element.placeholder = text(element.dataset.i18nPlaceholder);

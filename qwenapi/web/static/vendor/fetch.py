@@ -1,4 +1,4 @@
-"""Gets the chat page's vendored files again, and verifies them against README.md's table.
+"""Gets the pages' vendored files again, and verifies them against README.md's table.
 
 Knows no registry: `npm pack` asks npm's own. A file whose sum differs is never written.
 """
