@@ -21,5 +21,5 @@ An interface more is a package here, and:
     openapi/                  its operations, their words in words.toml, its answers in BODIES
 
 An error dialect more is a name in DialectName (settings/profile.py), a function in errors.DIALECTS,
-and its body in ERROR_BODIES and BODIES of openapi/bodies.py.
+and its body in openapi/error_bodies.py.
 """

@@ -3,44 +3,18 @@
 What renders the bodies is beside each interface, and the tests hold both against each other.
 """
 
-from collections.abc import Mapping
-from typing import Any
-
-JsonSchema = dict[str, Any]
-
-TEXT: JsonSchema = {"type": "string"}
-WHOLE: JsonSchema = {"type": "integer", "minimum": 0}
-NUMBER: JsonSchema = {"type": "number"}
-
-
-def _object(properties: Mapping[str, JsonSchema], *optional: str) -> JsonSchema:
-    required = [name for name in properties if name not in optional]
-    return {"type": "object", "properties": dict(properties), "required": required}
-
-
-def _list(items: JsonSchema) -> JsonSchema:
-    return {"type": "array", "items": items}
-
-
-def _or_null(schema: JsonSchema) -> JsonSchema:
-    return {"anyOf": [schema, {"type": "null"}]}
-
-
-def _page(items: JsonSchema) -> JsonSchema:
-    return _object(
-        {
-            "object": {"const": "list"},
-            "data": _list(items),
-            "first_id": _or_null(TEXT),
-            "last_id": _or_null(TEXT),
-            "has_more": {"type": "boolean"},
-        }
-    )
-
-
-def _ref(name: str) -> JsonSchema:
-    return {"$ref": f"#/components/schemas/{name}"}
-
+from qwenapi.openapi.error_bodies import ERRORS
+from qwenapi.openapi.json_schema import (
+    NUMBER,
+    TEXT,
+    WHOLE,
+    JsonSchema,
+    list_of,
+    object_of,
+    or_null,
+    page_of,
+    ref,
+)
 
 _HEAD = {
     "id": TEXT,
@@ -49,40 +23,40 @@ _HEAD = {
     "model": TEXT,
     "system_fingerprint": TEXT,
 }
-_TOKEN = _object({"token": TEXT, "logprob": NUMBER, "bytes": _list(WHOLE)})
+_TOKEN = object_of({"token": TEXT, "logprob": NUMBER, "bytes": list_of(WHOLE)})
 _REFUSAL: JsonSchema = {"type": "null"}
-_CHAT_LOGPROBS = _object(
+_CHAT_LOGPROBS = object_of(
     {
-        "content": _list({"allOf": [_TOKEN, _object({"top_logprobs": _list(_TOKEN)})]}),
+        "content": list_of({"allOf": [_TOKEN, object_of({"top_logprobs": list_of(_TOKEN)})]}),
         "refusal": _REFUSAL,
     },
     "refusal",
 )
-_MESSAGE = _object(
+_MESSAGE = object_of(
     {"role": {"const": "assistant"}, "content": TEXT, "refusal": _REFUSAL}, "refusal"
 )
-_COMPLETION_LOGPROBS = _object(
+_COMPLETION_LOGPROBS = object_of(
     {
-        "tokens": _list(TEXT),
-        "token_logprobs": _list(_or_null(NUMBER)),
-        "top_logprobs": _list(_or_null({"type": "object", "additionalProperties": NUMBER})),
-        "text_offset": _list(WHOLE),
+        "tokens": list_of(TEXT),
+        "token_logprobs": list_of(or_null(NUMBER)),
+        "top_logprobs": list_of(or_null({"type": "object", "additionalProperties": NUMBER})),
+        "text_offset": list_of(WHOLE),
     }
 )
 _BLOCK: JsonSchema = {
     "anyOf": [
-        _object({"type": {"const": "text"}, "text": TEXT}),
-        _object({"type": {"const": "thinking"}, "thinking": TEXT, "signature": TEXT}),
-        _object(
+        object_of({"type": {"const": "text"}, "text": TEXT}),
+        object_of({"type": {"const": "thinking"}, "thinking": TEXT, "signature": TEXT}),
+        object_of(
             {"type": {"const": "tool_use"}, "id": TEXT, "name": TEXT, "input": {"type": "object"}}
         ),
     ]
 }
-_READ = _object({"prompt_tokens": WHOLE, "total_tokens": WHOLE})
-_ITEM = _object({"id": TEXT, "type": TEXT, "status": TEXT})
+_READ = object_of({"prompt_tokens": WHOLE, "total_tokens": WHOLE})
+_ITEM = object_of({"id": TEXT, "type": TEXT, "status": TEXT})
 _FINISH = {"enum": ["stop", "length"]}
 _FIGURES: JsonSchema = {"type": "object", "additionalProperties": {"type": ["number", "string"]}}
-_FILE = _object(
+_FILE = object_of(
     {
         "id": TEXT,
         "object": {"const": "file"},
@@ -95,80 +69,80 @@ _FILE = _object(
     }
 )
 _TIMES = "in_progress finalizing completed failed expired cancelling cancelled".split()
-_BATCH = _object(
+_BATCH = object_of(
     {
         "id": TEXT,
         "object": {"const": "batch"},
         "endpoint": TEXT,
-        "errors": _or_null({"type": "object"}),
+        "errors": or_null({"type": "object"}),
         "input_file_id": TEXT,
         "completion_window": {"const": "24h"},
         "status": {"enum": ["validating", *_TIMES]},
-        "output_file_id": _or_null(TEXT),
-        "error_file_id": _or_null(TEXT),
+        "output_file_id": or_null(TEXT),
+        "error_file_id": or_null(TEXT),
         "created_at": WHOLE,
         "expires_at": WHOLE,
-        **{f"{status}_at": _or_null(WHOLE) for status in _TIMES},
-        "request_counts": _object({"total": WHOLE, "completed": WHOLE, "failed": WHOLE}),
-        "metadata": _or_null({"type": "object", "additionalProperties": TEXT}),
+        **{f"{status}_at": or_null(WHOLE) for status in _TIMES},
+        "request_counts": object_of({"total": WHOLE, "completed": WHOLE, "failed": WHOLE}),
+        "metadata": or_null({"type": "object", "additionalProperties": TEXT}),
     }
 )
 
 BODIES: dict[str, JsonSchema] = {
-    "Usage": _object(
+    "Usage": object_of(
         {
             "prompt_tokens": WHOLE,
             "completion_tokens": WHOLE,
             "total_tokens": WHOLE,
-            "prompt_tokens_details": _object({"cached_tokens": WHOLE}),
+            "prompt_tokens_details": object_of({"cached_tokens": WHOLE}),
         },
         "prompt_tokens_details",
     ),
-    "ChatCompletion": _object(
+    "ChatCompletion": object_of(
         {
             **_HEAD,
-            "choices": _list(
-                _object(
+            "choices": list_of(
+                object_of(
                     {
                         "index": WHOLE,
                         "message": _MESSAGE,
-                        "logprobs": _or_null(_CHAT_LOGPROBS),
+                        "logprobs": or_null(_CHAT_LOGPROBS),
                         "finish_reason": _FINISH,
-                        "token_ids": _list(WHOLE),
+                        "token_ids": list_of(WHOLE),
                     },
                     "logprobs",
                     "token_ids",
                 )
             ),
-            "usage": _ref("Usage"),
-            "prompt_token_ids": _list(WHOLE),
+            "usage": ref("Usage"),
+            "prompt_token_ids": list_of(WHOLE),
         },
         "system_fingerprint",
         "prompt_token_ids",
     ),
-    "Completion": _object(
+    "Completion": object_of(
         {
             **_HEAD,
-            "choices": _list(
-                _object(
+            "choices": list_of(
+                object_of(
                     {
                         "text": TEXT,
                         "index": WHOLE,
-                        "logprobs": _or_null(_COMPLETION_LOGPROBS),
+                        "logprobs": or_null(_COMPLETION_LOGPROBS),
                         "finish_reason": _FINISH,
-                        "prompt_token_ids": _list(WHOLE),
-                        "token_ids": _list(WHOLE),
+                        "prompt_token_ids": list_of(WHOLE),
+                        "token_ids": list_of(WHOLE),
                     },
                     "logprobs",
                     "prompt_token_ids",
                     "token_ids",
                 )
             ),
-            "usage": _ref("Usage"),
+            "usage": ref("Usage"),
         },
         "system_fingerprint",
     ),
-    "Model": _object(
+    "Model": object_of(
         {
             "id": TEXT,
             "object": {"const": "model"},
@@ -185,16 +159,16 @@ BODIES: dict[str, JsonSchema] = {
         "default_sampling_params",
         "dimensions",
     ),
-    "ModelList": _object({"object": {"const": "list"}, "data": _list(_ref("Model"))}),
-    "Embeddings": _object(
+    "ModelList": object_of({"object": {"const": "list"}, "data": list_of(ref("Model"))}),
+    "Embeddings": object_of(
         {
             "object": {"const": "list"},
-            "data": _list(
-                _object(
+            "data": list_of(
+                object_of(
                     {
                         "object": {"const": "embedding"},
                         "index": WHOLE,
-                        "embedding": {"anyOf": [_list(NUMBER), TEXT]},
+                        "embedding": {"anyOf": [list_of(NUMBER), TEXT]},
                     }
                 )
             ),
@@ -202,65 +176,67 @@ BODIES: dict[str, JsonSchema] = {
             "usage": _READ,
         }
     ),
-    "Ranking": _object(
+    "Ranking": object_of(
         {
             "id": TEXT,
             "model": TEXT,
             "usage": _READ,
-            "results": _list(
-                _object(
+            "results": list_of(
+                object_of(
                     {
                         "index": WHOLE,
                         "relevance_score": NUMBER,
-                        "document": _object({"text": TEXT}),
+                        "document": object_of({"text": TEXT}),
                     },
                     "document",
                 )
             ),
         }
     ),
-    "Scores": _object(
+    "Scores": object_of(
         {
             "id": TEXT,
             "object": {"const": "list"},
             "created": WHOLE,
             "model": TEXT,
-            "data": _list(_object({"index": WHOLE, "object": {"const": "score"}, "score": NUMBER})),
+            "data": list_of(
+                object_of({"index": WHOLE, "object": {"const": "score"}, "score": NUMBER})
+            ),
             "usage": _READ,
         }
     ),
-    "Tokens": _object(
+    "Tokens": object_of(
         {
             "count": WHOLE,
             "max_model_len": WHOLE,
-            "tokens": _list(WHOLE),
-            "token_strs": _or_null(_list(TEXT)),
+            "tokens": list_of(WHOLE),
+            "token_strs": or_null(list_of(TEXT)),
         }
     ),
-    "TokensText": _object({"prompt": TEXT}),
-    "TokenizerInfo": _object({"tokenizer_class": TEXT, "chat_template": TEXT}, "chat_template"),
-    "Message": _object(
+    "TokensText": object_of({"prompt": TEXT}),
+    "TokenizerInfo": object_of({"tokenizer_class": TEXT, "chat_template": TEXT}, "chat_template"),
+    "Message": object_of(
         {
             "id": TEXT,
             "type": {"const": "message"},
             "role": {"const": "assistant"},
             "model": TEXT,
-            "content": _list(_BLOCK),
+            "content": list_of(_BLOCK),
             "stop_reason": {"enum": ["end_turn", "max_tokens", "stop_sequence", "tool_use"]},
-            "stop_sequence": _or_null(TEXT),
-            "usage": _object(
+            "stop_sequence": or_null(TEXT),
+            "usage": object_of(
                 {
                     "input_tokens": WHOLE,
                     "cache_creation_input_tokens": WHOLE,
                     "cache_read_input_tokens": WHOLE,
                     "output_tokens": WHOLE,
-                    "output_tokens_details": _object({"thinking_tokens": WHOLE}),
+                    "output_tokens_details": object_of({"thinking_tokens": WHOLE}),
                 },
                 "output_tokens_details",
             ),
         }
     ),
-    "Response": _object(
+    "Response": object_of(
         {
             "id": TEXT,
             "object": {"const": "response"},
@@ -271,50 +247,50 @@ BODIES: dict[str, JsonSchema] = {
                 ]
             },
             "background": {"type": "boolean"},
-            "completed_at": _or_null(WHOLE),
-            "conversation": _or_null(_object({"id": TEXT})),
-            "error": _or_null(_object({"code": TEXT, "message": TEXT})),
-            "incomplete_details": _or_null(_object({"reason": {"const": "max_output_tokens"}})),
-            "instructions": _or_null(TEXT),
-            "max_output_tokens": _or_null(WHOLE),
+            "completed_at": or_null(WHOLE),
+            "conversation": or_null(object_of({"id": TEXT})),
+            "error": or_null(object_of({"code": TEXT, "message": TEXT})),
+            "incomplete_details": or_null(object_of({"reason": {"const": "max_output_tokens"}})),
+            "instructions": or_null(TEXT),
+            "max_output_tokens": or_null(WHOLE),
             "max_tool_calls": {"type": "null"},
             "metadata": {"type": "object", "additionalProperties": TEXT},
             "model": TEXT,
-            "output": _list(_ITEM),
+            "output": list_of(_ITEM),
             "parallel_tool_calls": {"type": "boolean"},
-            "previous_response_id": _or_null(TEXT),
+            "previous_response_id": or_null(TEXT),
             "prompt": {"type": "null"},
-            "prompt_cache_key": _or_null(TEXT),
-            "prompt_cache_retention": _or_null(TEXT),
-            "reasoning": _object({"effort": _or_null(TEXT), "summary": {"type": "null"}}),
-            "safety_identifier": _or_null(TEXT),
+            "prompt_cache_key": or_null(TEXT),
+            "prompt_cache_retention": or_null(TEXT),
+            "reasoning": object_of({"effort": or_null(TEXT), "summary": {"type": "null"}}),
+            "safety_identifier": or_null(TEXT),
             "service_tier": {"const": "default"},
             "store": {"type": "boolean"},
             "temperature": NUMBER,
-            "text": _object({"format": {"type": "object"}, "verbosity": TEXT}),
+            "text": object_of({"format": {"type": "object"}, "verbosity": TEXT}),
             "tool_choice": {"type": ["string", "object"]},
-            "tools": _list({"type": "object"}),
+            "tools": list_of({"type": "object"}),
             "top_logprobs": WHOLE,
             "top_p": NUMBER,
             "truncation": {"enum": ["auto", "disabled"]},
-            "usage": _or_null(
-                _object(
+            "usage": or_null(
+                object_of(
                     {
                         "input_tokens": WHOLE,
-                        "input_tokens_details": _object(
+                        "input_tokens_details": object_of(
                             {"cached_tokens": WHOLE, "cache_write_tokens": WHOLE}
                         ),
                         "output_tokens": WHOLE,
-                        "output_tokens_details": _object({"reasoning_tokens": WHOLE}),
+                        "output_tokens_details": object_of({"reasoning_tokens": WHOLE}),
                         "total_tokens": WHOLE,
                     }
                 )
             ),
-            "user": _or_null(TEXT),
+            "user": or_null(TEXT),
         }
     ),
     "Item": _ITEM,
-    "ItemConversation": _object(
+    "ItemConversation": object_of(
         {
             "id": TEXT,
             "object": {"const": "conversation"},
@@ -322,38 +298,31 @@ BODIES: dict[str, JsonSchema] = {
             "metadata": {"type": "object", "additionalProperties": TEXT},
         }
     ),
-    "InputTokenCount": _object(
+    "InputTokenCount": object_of(
         {"object": {"const": "response.input_tokens"}, "input_tokens": WHOLE}
     ),
-    "Deleted": _object({"id": TEXT, "object": TEXT, "deleted": {"const": True}}),
-    "ItemList": _object(
-        {
-            "object": {"const": "list"},
-            "data": _list(_ITEM),
-            "first_id": _or_null(TEXT),
-            "last_id": _or_null(TEXT),
-            "has_more": {"type": "boolean"},
-        }
+    "Deleted": object_of({"id": TEXT, "object": TEXT, "deleted": {"const": True}}),
+    "ItemList": page_of(_ITEM),
+    "TokenCount": object_of({"input_tokens": WHOLE}),
+    "GeneratedTexts": object_of(
+        {"generated_texts": list_of(TEXT), "parameters": {"type": "object"}}
     ),
-    "TokenCount": _object({"input_tokens": WHOLE}),
-    "GeneratedTexts": _object({"generated_texts": _list(TEXT), "parameters": {"type": "object"}}),
-    "GeneratedCode": _object({"status": {"const": "success"}, "result": TEXT}),
-    "Conversation": _object(
+    "GeneratedCode": object_of({"status": {"const": "success"}, "result": TEXT}),
+    "Conversation": object_of(
         {
             "conversation_id": TEXT,
             "created_at": NUMBER,
             "used_at": NUMBER,
-            "messages": _list(_object({"role": TEXT, "content": TEXT})),
+            "messages": list_of(object_of({"role": TEXT, "content": TEXT})),
         }
     ),
     "File": _FILE,
-    "FileList": _page(_FILE),
-    "DeletedFile": _object({"id": TEXT, "object": TEXT, "deleted": {"type": "boolean"}}),
+    "FileList": page_of(_FILE),
     "Batch": _BATCH,
-    "BatchList": _page(_BATCH),
+    "BatchList": page_of(_BATCH),
     "Health": {"type": "object"},
-    "Description": _object({"name": TEXT, "version": TEXT, "status": TEXT, "model": TEXT}),
-    "Metrics": _object(
+    "Description": object_of({"name": TEXT, "version": TEXT, "status": TEXT, "model": TEXT}),
+    "Metrics": object_of(
         {
             "timestamp": TEXT,
             "service": TEXT,
@@ -367,59 +336,12 @@ BODIES: dict[str, JsonSchema] = {
             "latency_histogram": _FIGURES,
             "gpu": _FIGURES,
             "errors": {"type": "object"},
-            "alerts": _list({"type": "object"}),
+            "alerts": list_of({"type": "object"}),
             "alerts_count": WHOLE,
         }
     ),
-    "Stats": _object({"requests": _FIGURES, "tokens": _FIGURES, "latency": _FIGURES}),
-    "Version": _object({"version": TEXT}),
-    "Load": _object({"server_load": WHOLE}),
-    "OpenAIError": _object(
-        {
-            "error": _object(
-                {
-                    "message": TEXT,
-                    "type": TEXT,
-                    "param": {"type": ["string", "null"]},
-                    "code": {"type": ["string", "null"]},
-                }
-            )
-        }
-    ),
-    "FastAPIError": _object(
-        {
-            "detail": {
-                "anyOf": [
-                    TEXT,
-                    _list(
-                        _object(
-                            {
-                                "type": TEXT,
-                                "loc": _list({"type": ["string", "integer"]}),
-                                "msg": TEXT,
-                            }
-                        )
-                    ),
-                ]
-            }
-        }
-    ),
-    "FlatError": _object(
-        {"error": TEXT, "queue_size": WHOLE, "max_queue_size": WHOLE},
-        "queue_size",
-        "max_queue_size",
-    ),
-    "AnthropicError": _object(
-        {
-            "type": {"const": "error"},
-            "error": _object({"type": TEXT, "message": TEXT}),
-            "request_id": TEXT,
-        }
-    ),
-}
-ERROR_BODIES = {
-    "openai": "OpenAIError",
-    "fastapi": "FastAPIError",
-    "flat": "FlatError",
-    "anthropic": "AnthropicError",
+    "Stats": object_of({"requests": _FIGURES, "tokens": _FIGURES, "latency": _FIGURES}),
+    "Version": object_of({"version": TEXT}),
+    "Load": object_of({"server_load": WHOLE}),
+    **ERRORS,
 }

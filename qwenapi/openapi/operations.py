@@ -161,9 +161,7 @@ OPERATIONS: dict[str, Operation] = {
     ),
     "GET /v1/files": Operation(tag="batches", body="FileList", errors=(400, 503)),
     "GET /v1/files/{file_id}": Operation(tag="batches", body="File", errors=(400, 404, 503)),
-    "DELETE /v1/files/{file_id}": Operation(
-        tag="batches", body="DeletedFile", errors=(400, 404, 503)
-    ),
+    "DELETE /v1/files/{file_id}": Operation(tag="batches", body="Deleted", errors=(400, 404, 503)),
     "GET /v1/files/{file_id}/content": Operation(tag="batches", also=BYTES, errors=(400, 404, 503)),
     "POST /v1/batches": Operation(
         tag="batches", schema=BatchSchema, body="Batch", errors=(*_TAKES_A_BODY, 429, 503)

@@ -16,7 +16,9 @@ from marshmallow import Schema, fields
 
 from qwenapi import __version__
 from qwenapi.http.schemas import StrictSchema
-from qwenapi.openapi.bodies import BODIES, ERROR_BODIES, JsonSchema
+from qwenapi.openapi.bodies import BODIES
+from qwenapi.openapi.error_bodies import ERROR_BODIES
+from qwenapi.openapi.json_schema import JsonSchema
 from qwenapi.openapi.operations import (
     ALIASES,
     EVENTS,
