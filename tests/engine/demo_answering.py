@@ -18,13 +18,13 @@ MAX_TOKENS = 320
 class DemoModel:
     """An engine over the shipped weights; `load_seconds` is from weights to the first token."""
 
-    def __init__(self) -> None:
+    def __init__(self, **more: Any) -> None:
         self.tokenizer = AutoTokenizer.from_pretrained(DEMO)
-        settings: dict[str, Any] = {"num_blocks": 2048, "block_size": 32, "threads": 2}
+        settings: dict[str, Any] = {"num_blocks": 2048, "block_size": 32, "threads": 2} | more
         started = time.perf_counter()
         self._engine = Engine(EngineConfig(str(DEMO), **settings), lambda stage, fraction: None)
         self._serial = 0
-        self.generate([self._ids("Hello", {})], max_tokens=1)
+        self.generate([self.ids_of("Hello")], max_tokens=1)
         self.load_seconds = time.perf_counter() - started
 
     def ask(self, *messages: str, system: str = "", **template: Any) -> str:
@@ -38,7 +38,7 @@ class DemoModel:
 
     def ask_many(self, chats: Sequence[list[dict[str, Any]]], **template: Any) -> list[str]:
         """Return the answers to many chats, computed together."""
-        texts = self.generate([self._ids(chat, template) for chat in chats])
+        texts = self.generate([self.ids_of(chat, **template) for chat in chats])
         return [self.tokenizer.decode(ids, skip_special_tokens=True) for ids in texts]
 
     def complete(self, text: str) -> str:
@@ -51,22 +51,31 @@ class DemoModel:
         params = {"max_tokens": MAX_TOKENS, "temperature": 0.0} | params
         answers: dict[object, list[int]] = {}
         for prompt in prompts:
-            self._serial += 1
-            answers[self._serial] = []
-            sampling = SamplingParams(**params)
-            request = Generate(
-                wid=self._serial,
-                request_id=str(self._serial),
-                prompt_ids=tuple(prompt),
-                params=sampling,
-            )
-            self._engine.add(self._serial, request)
+            answers[self._add(prompt, SamplingParams(**params))] = []
         while self._engine.has_work:
             for key, chunk in self._engine.step().chunks:
                 answers[key] += chunk.token_ids
         return list(answers.values())
 
-    def _ids(self, chat: list[dict[str, Any]] | str, template: dict[str, Any]) -> list[int]:
+    def _add(self, prompt: list[int], params: SamplingParams) -> int:
+        self._serial += 1
+        wid = self._serial
+        request = Generate(wid=wid, request_id=str(wid), prompt_ids=tuple(prompt), params=params)
+        self._engine.add(wid, request)
+        return wid
+
+    def score(self, prompts: Sequence[list[int]]) -> list[float]:
+        """Return the log-probabilities of all tokens of the prompts but their first."""
+        found: list[float] = []
+        for prompt in prompts:
+            self._add(prompt, SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0))
+        while self._engine.has_work:
+            for _, scores in self._engine.step().prompt_logprobs:
+                found += [one.logprob for one in scores.logprobs]
+        return found
+
+    def ids_of(self, chat: list[dict[str, Any]] | str, **template: Any) -> list[int]:
+        """Return the prompt of a chat, or of one message, by the model's own template."""
         messages = [{"role": "user", "content": chat}] if isinstance(chat, str) else chat
         text = self.tokenizer.apply_chat_template(
             messages,
