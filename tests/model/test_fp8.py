@@ -35,8 +35,8 @@ def logits_of(model, num_tokens=20):
     """
     decoder, positions = Decoder(model), torch.arange(num_tokens)
     decoder.allocate_cache(CacheShape.of(model.config, torch.float32), 2, num_tokens)
-    slots = positions + num_tokens
-    plan = AttentionPlan(slots, (), (PrefillSpan(0, num_tokens, slots[:0], num_tokens),))
+    slots, block = positions + num_tokens, slice(num_tokens, 2 * num_tokens)
+    plan = AttentionPlan(slots, (), (PrefillSpan(0, num_tokens, block, num_tokens),))
     return decoder.forward(positions * 7 % 300, positions, plan, positions)
 
 

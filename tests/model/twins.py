@@ -97,7 +97,7 @@ def logits_of(model, token_ids):
     decoder, num_tokens = Decoder(model), len(token_ids)
     decoder.allocate_cache(CacheShape.of(model.config, torch.float32), 2, num_tokens, num_slots=2)
     positions = torch.arange(num_tokens)
-    slots = positions + num_tokens
-    plan = AttentionPlan(slots, (), (PrefillSpan(0, num_tokens, slots[:0], num_tokens),))
+    slots, block = positions + num_tokens, slice(num_tokens, 2 * num_tokens)
+    plan = AttentionPlan(slots, (), (PrefillSpan(0, num_tokens, block, num_tokens),))
     states = StatePlan((SlotCopy(None, 1),), None, (), (), (StateSpan(0, num_tokens, slot=1),))
     return decoder.forward(torch.tensor(token_ids), positions, plan, positions, states)

@@ -52,6 +52,8 @@ from workers.wire.protocol import ModelCard, SamplingParams
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
 _KEPT_BYTES = 1 << 30
+# Tokens in a block of the cache in which the worst step is tried.
+_WORST_BLOCK = 16
 
 _logger = logging.getLogger(__name__)
 
@@ -202,11 +204,11 @@ def _run_worst_step(
     decoder: Decoder, shape: CacheShape, num_tokens: int, num_rows: int, *, samples: bool
 ) -> None:
     """Make the allocator take what the largest step needs, so that the cache is sized beside it."""
-    decoder.allocate_cache(shape, 2, 16, num_slots=2)
+    decoder.allocate_cache(shape, 2, _WORST_BLOCK, num_slots=2)
     zeros = torch.zeros(num_tokens, dtype=torch.int64, device=decoder.device)
     rows = zeros[: min(num_rows, num_tokens)]
     positions = torch.arange(num_tokens, device=decoder.device)
-    plan = _worst_plan(zeros, shape.for_kernels, decoder.is_batch_invariant)
+    plan = _worst_plan(zeros, shape, decoder.is_batch_invariant)
     decoder.copy_states((SlotCopy(None, 1),))
     logits = decoder.forward(zeros, positions, plan, rows, _worst_states(plan, num_tokens))
     if samples:
@@ -215,11 +217,12 @@ def _run_worst_step(
     decoder.allocate_cache(shape, 1, 1)
 
 
-def _worst_plan(zeros: Tensor, for_kernels: bool, is_batch_invariant: bool) -> Plan:
+def _worst_plan(zeros: Tensor, shape: CacheShape, is_batch_invariant: bool) -> Plan:
     """Return the plan of one prompt of as many tokens, all of whose blocks are the trash block."""
     num_tokens = zeros.shape[0]
-    if not for_kernels:
-        return AttentionPlan(zeros, (), (PrefillSpan(0, num_tokens, zeros[:0], num_tokens),))
+    if not shape.for_kernels:
+        blocks = zeros.new_zeros(shape.num_kv_heads * -(-num_tokens // _WORST_BLOCK))
+        return AttentionPlan(zeros, (), (PrefillSpan(0, num_tokens, blocks, num_tokens),))
     slots = zeros.int()
     ends = torch.tensor([0, num_tokens], dtype=torch.int32, device=zeros.device)
     return PagedPlan(
