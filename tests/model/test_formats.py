@@ -78,8 +78,8 @@ def test_a_cpu_multiplies_by_weights_as_they_are_packed(
     kind = Int4Tiles if form in FOURS else Int8Weight
     assert isinstance(kept.model.layers[-1].self_attn.q_proj.weight, kind)
     found, expected = logits_of(kept, prompt), logits_of(load(plain), prompt)
-    # What is multiplied is rounded to 8 bits, which routers may choose others by.
-    limit = 0.3 if name.startswith(HYBRIDS) else 0.1
+    # What is multiplied is rounded to 8 bits; see below for hybrid models.
+    limit = 0.8 if name.startswith(HYBRIDS) else 0.1
     assert 1e-4 < float((found - expected).norm() / expected.norm()) < limit
     check_record(packed, "kept on CPUs")
 
