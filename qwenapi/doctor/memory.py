@@ -214,7 +214,7 @@ def _multiplier(room: Room) -> Multiplier | None:
     """Return what multiplies by weights of fewer bits; on a CPU that takes a compiler."""
     if room.is_gpu:
         return "kernels"
-    has_compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
+    has_compiler = os.environ.get("CC") or shutil.which("gcc")
     return "native" if has_compiler else None
 
 

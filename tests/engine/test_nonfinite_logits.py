@@ -15,6 +15,8 @@ MODES = {
     "speculating": {"num_speculative_tokens": 5},
     "both": {"async_scheduling": "on", "num_speculative_tokens": 5},
     "deterministic": {"deterministic": True},
+    "8 bits": {"quantization": "int8"},
+    "4 bits": {"quantization": "int4"},
 }
 KINDS = [
     {},

@@ -118,6 +118,47 @@ def test_what_is_not_a_number_stays_with_its_own_token(native):
     assert found[0].isnan().all() and torch.equal(found[1], expected[1])
 
 
+@pytest.mark.parametrize("number", [torch.nan, torch.inf, -torch.inf])
+def test_nothing_hides_what_is_no_number(native, number):
+    """As torch's arithmetic would not, which is what finds damaged weights."""
+    cache = Cache([40, 50], 2, 32, 16, native.dtype)
+    query = torch.randn(2, 2, 32).to(native.dtype)
+    cache.keys[0, cache.slots(1)[3], 5] = number
+    spoilt = cache.attend(native, query)[1]
+    assert spoilt[0].isnan().all() and spoilt[1].isfinite().all()
+    query[0, 1, 2] = number
+    spoilt = cache.attend(native, query)[0]
+    assert spoilt[1].isnan().all() and spoilt[0].isfinite().all()
+    x = torch.randn(3, 64).to(native.dtype)
+    x[1, 7] = number
+    assert native.round_rows(x)[1].isnan().view(-1).tolist() == [False, True, False]
+    weight, _ = make_int4(32, 64, 32)
+    found = native.multiply_int4(x, Int4Tiles.of(weight), None)
+    assert found[1].isnan().all() and found[[0, 2]].isfinite().all()
+    weight.scales[1, 20] = number
+    found = native.multiply_int4(x[:1].clone(), Int4Tiles.of(weight), None)
+    assert found[0, 20].isnan() and found[0, :16].isfinite().all()
+    assert native.add_rms_norm(None, x.clone(), torch.ones(64), 1e-6)[0][1, 7].isnan()
+    assert not native.silu_mul(x)[1, 7].isfinite() or number == -torch.inf
+
+
+def test_numbers_whose_scale_is_0_are_0(native):
+    weight, _ = make_int4(16, 64, 32)
+    weight.scales[:] = 0
+    x = torch.full((2, 64), 100.0).to(native.dtype)
+    assert native.multiply_int4(x, Int4Tiles.of(weight), None).eq(0).all()
+
+
+def test_long_contexts_of_many_tokens_are_computed_in_slices(native, monkeypatch):
+    lengths = torch.arange(1, 200, dtype=torch.int32)
+    cache = Cache([200], 2, 32, 16, native.dtype)
+    query = torch.randn(len(lengths), 4, 32).to(native.dtype)
+    rows = torch.zeros(len(lengths), dtype=torch.int32)
+    whole = cache.attend(native, query, rows, lengths)
+    monkeypatch.setattr("workers.model.native.native._MOST_SCRATCH", 1000)
+    assert torch.equal(cache.attend(native, query, rows, lengths), whole)
+
+
 def test_other_heads_are_left_to_torch():
     assert Native.takes_heads(128, 8) and Native.takes_heads(256, 16) and Native.takes_heads(16, 1)
     assert not Native.takes_heads(8, 1) and not Native.takes_heads(272, 1)
@@ -153,6 +194,29 @@ def test_what_somebody_else_could_have_written_is_not_loaded(loading, tmp_path):
     assert file.stat().st_ino != before and not file.stat().st_mode & 0o022
 
 
+@pytest.mark.parametrize("size", [0, 1000])
+def test_a_file_that_was_cut_is_compiled_anew(loading, tmp_path, size):
+    assert loading() is not None
+    file = kept_file(tmp_path)
+    whole = file.stat().st_size
+    os.truncate(file, size)
+    assert loading() is not None
+    assert kept_file(tmp_path).stat().st_size == whole
+
+
+def test_a_user_without_a_home_has_them_compiled_at_each_start(loading, monkeypatch):
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(
+        library.Path, "expanduser", lambda path: (_ for _ in ()).throw(RuntimeError)
+    )
+    assert loading() is not None
+
+
+def test_a_compiler_may_have_arguments(loading, monkeypatch, tmp_path):
+    monkeypatch.setenv("CC", "gcc -pipe")
+    assert loading() is not None and kept_file(tmp_path)
+
+
 def test_without_a_place_to_keep_them_they_are_compiled_at_each_start(loading, tmp_path):
     (tmp_path / "cache").write_text("no folder")
     assert loading() is not None
@@ -168,7 +232,7 @@ def test_without_a_compiler_the_log_says_so(loading, monkeypatch, caplog, compil
         monkeypatch.setenv("PATH", "/nowhere")
     with caplog.at_level(logging.WARNING):
         assert loading() is None
-    assert "attention by torch" in caplog.text and words in caplog.text
+    assert "no compiled functions" in caplog.text and words in caplog.text
 
 
 def test_there_are_none_for_other_numbers(loading, caplog):

@@ -40,8 +40,9 @@ class StepPlan:
         """
         if sequence.num_uncomputed == 1:  # most rows: nobody scores behind the prompt's last token
             return min(1, self.num_left)
-        is_long = sequence.num_uncomputed > self._budget
-        return self._most(sequence, -(-self.num_left // 2) if is_long else self.num_left)
+        half = -(-self.num_left // 2)
+        is_halved = sequence.num_uncomputed > self._budget and half >= self._cut
+        return self._most(sequence, half if is_halved else self.num_left)
 
     def rest(self, sequence: Sequence) -> int:
         """Return how many more of its tokens a sequence may compute, as nobody else wants more."""

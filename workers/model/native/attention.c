@@ -49,8 +49,11 @@ static void score(const float *query, const float *other, const number *keys, in
 
 /* Turn scores into weights, and scale what was folded before to the same largest score. */
 static void fold(folded *to, float *scores, int count, int dims) {
-    float largest = to->largest;
-    for (int key = 0; key < count; key++) largest = fmaxf(largest, scores[key]);
+    float largest = to->largest, spoilt = 0;
+    for (int key = 0; key < count; key++) {
+        largest = fmaxf(largest, scores[key]);
+        spoilt += spoilt_by(scores[key]);
+    }
     for (int key = count; key % LANES; key++) scores[key] = -1e30f;
     floats total = {};
     for (int key = 0; key < count; key += LANES) {
@@ -64,7 +67,7 @@ static void fold(folded *to, float *scores, int count, int dims) {
         for (int dim = 0; dim < dims; dim += LANES) *(floats *)(to->context + dim) *= shrink;
         to->largest = largest;
     }
-    to->total += sum(total);
+    to->total += sum(total) + spoilt;
 }
 
 /* Add a run of values, by the weights of two queries. */

@@ -52,7 +52,7 @@ static void round_row(const number *x, const int64_t *order, int inputs, int gro
                       int8_t *to, float *x_scales, int32_t *x_sums) {
     for (int start = 0; start < padded; start += group) {
         float values[LANES];
-        floats largest = {};
+        floats largest = {}, spoilt = {};
         for (int i = start; i < start + group; i += LANES) {
             for (int lane = 0; lane < LANES; lane++) {
                 int k = i + lane;
@@ -60,6 +60,7 @@ static void round_row(const number *x, const int64_t *order, int inputs, int gro
             }
             floats v = *(floats *)values;
             largest = larger(largest, larger(v, -v));
+            spoilt += v * 0;
         }
         float most = 0;
         for (int lane = 0; lane < LANES; lane++) most = fmaxf(most, largest[lane]);
@@ -71,7 +72,7 @@ static void round_row(const number *x, const int64_t *order, int inputs, int gro
             to[k] = (int8_t)nearest;
             total += nearest;
         }
-        *x_scales++ = scale;
+        *x_scales++ = scale + sum(spoilt);
         *x_sums++ = total;
     }
 }

@@ -57,6 +57,7 @@ class Int4Tiles:
         num_outputs, num_inputs = shape = numbers.shape
         group_size = min(group_size, -(-num_inputs // TILE) * TILE)
         by_tile = (-num_outputs % TILE, -num_inputs % group_size)
+        numbers = _without_scale_of_0(numbers, scales, zeros, group_size)
         numbers = F.pad(numbers, (0, by_tile[1], 0, by_tile[0]))
         halves = numbers.view(-1, TILE, numbers.shape[1] // _RUN, 2, _RUN // 2).unbind(3)
         tiles = (halves[0] | (halves[1] << 4)).transpose(1, 2).flatten(2).contiguous()
@@ -64,7 +65,10 @@ class Int4Tiles:
             F.pad(part.T, (0, 0, 0, by_tile[0])).unflatten(0, (-1, TILE)).transpose(1, 2)
             for part in (scales.float(), zeros)
         )
-        factors = torch.exp2(scales.abs().amax((1, 2)).log2().ceil().nan_to_num_(neginf=0))
+        largest = scales.abs().amax((1, 2))
+        factors = torch.exp2(largest.log2().ceil())
+        factors[largest == 0] = 1.0
+        factors[~largest.isfinite()] = torch.nan  # half precision here has no such numbers
         halved = scales / factors[:, None, None]
         # What is smaller counts for nothing beside the tile's largest.
         halved = halved.sign() * halved.abs().clamp(min=_LEAST_HALF)
@@ -75,6 +79,15 @@ class Int4Tiles:
     def num_bytes(self) -> int:
         held = (self.tiles, self.scales, self.zeros, self.factors)
         return sum(tensor.numel() * tensor.itemsize for tensor in held)
+
+
+def _without_scale_of_0(numbers: Tensor, scales: Tensor, zeros: Tensor, group_size: int) -> Tensor:
+    """Return numbers that are 0 where their scale is, which half precision here cannot say."""
+    is_none = scales == 0
+    if not is_none.any():
+        return numbers
+    group = torch.arange(numbers.shape[1]) // group_size
+    return torch.where(is_none[group].T, zeros[group].T, numbers)
 
 
 def concatenate(weights: Sequence[Int4Tiles]) -> Int4Tiles | None:

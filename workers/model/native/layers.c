@@ -89,11 +89,14 @@ void round_rows(const number *x, uint8_t *values, float *scales, int32_t rows, i
     for (int row = 0; row < rows; row++) {
         const number *from = x + (int64_t)row * width;
         uint8_t *to = values + (int64_t)row * width;
-        float largest = 1e-30f;
-        for (int i = 0; i < width; i++) largest = fmaxf(largest, fabsf(to_float(from[i])));
+        float largest = 1e-30f, spoilt = 0;
+        for (int i = 0; i < width; i++) {
+            largest = fmaxf(largest, fabsf(to_float(from[i])));
+            spoilt += spoilt_by(to_float(from[i]));
+        }
         float inverse = 127 / largest;
         for (int i = 0; i < width; i++) to[i] = (uint8_t)(lrintf(to_float(from[i]) * inverse) + 128);
-        scales[row] = largest / 127;
+        scales[row] = largest / 127 + spoilt;
     }
 }
 

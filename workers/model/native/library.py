@@ -8,6 +8,7 @@ import ctypes
 import hashlib
 import logging
 import os
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -36,35 +37,38 @@ def load(dtype: torch.dtype) -> ctypes.CDLL | None:
     try:
         return _load(dtype)
     except (CannotCompile, OSError) as error:
-        _logger.warning("attention by torch, which is slower than compiled: %s", error)
+        _logger.warning("no compiled functions, torch is slower: %s", error)
         return None
 
 
 def _load(dtype: torch.dtype) -> ctypes.CDLL:
     if dtype not in _TYPES:
         raise CannotCompile(f"there is none for {dtype}")
-    compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
-    if compiler is None:
+    compiler = shlex.split(os.environ.get("CC") or shutil.which("gcc") or "")
+    if not compiler:
         raise CannotCompile("no C compiler; install gcc")
     flags = (*_FLAGS, *_TYPES[dtype])
     openmp = _openmp_library()
-    kept = _cache_folder() / f"native-{_digest(compiler, openmp, *flags)}.so"
-    if _is_ours(kept):
-        return ctypes.CDLL(str(kept))
-    with tempfile.TemporaryDirectory(prefix="qwenapi-") as folder:
-        built = _compile(compiler, flags, openmp, Path(folder))
-        _keep(built, kept)
-        return ctypes.CDLL(str(built))  # it stays mapped when the file is gone
+    folder, name = _cache_folder(), f"native-{_digest(*compiler, openmp, *flags)}"
+    for kept in folder.glob(f"{name}-*.so") if folder else ():
+        if _is_whole(kept):
+            return ctypes.CDLL(str(kept))
+    with tempfile.TemporaryDirectory(prefix="qwenapi-") as place:
+        built = _compile(compiler, flags, openmp, Path(place))
+        loaded = ctypes.CDLL(str(built))  # it stays mapped when the file is gone
+        if folder:
+            _keep(built, folder / f"{name}-{built.stat().st_size}.so")
+        return loaded
 
 
-def _compile(compiler: str, flags: tuple[str, ...], openmp: str, folder: Path) -> Path:
+def _compile(compiler: list[str], flags: tuple[str, ...], openmp: str, folder: Path) -> Path:
     here = Path(__file__).parent
     objects = [folder / f"{source}.o" for source in _SOURCES]
     for source, to in zip(_SOURCES, objects, strict=True):
-        _run(compiler, *flags, "-c", str(here / source), "-o", str(to))
+        _run(*compiler, *flags, "-c", str(here / source), "-o", str(to))
     built = folder / "native.so"
     # Linked without -fopenmp, which would add the compiler's own library.
-    _run(compiler, "-shared", *map(str, objects), "-o", str(built), openmp, "-lm")
+    _run(*compiler, "-shared", *map(str, objects), "-o", str(built), openmp, "-lm")
     return built
 
 
@@ -104,26 +108,36 @@ def _cpu() -> str:
     return "\n".join(sorted({line for line in lines if line.startswith(names)}))
 
 
-def _cache_folder() -> Path:
+def _cache_folder() -> Path | None:
+    """Return the folder of what is kept; None for a user who has no home."""
     base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(base).expanduser() / "qwenapi"
+    try:
+        return Path(base).expanduser() / "qwenapi"
+    except RuntimeError:
+        return None
 
 
-def _is_ours(file: Path) -> bool:
-    """Return whether a file is there that nobody else could have written."""
+def _is_whole(file: Path) -> bool:
+    """Return whether a file is as long as its name says, and nobody else could have written it."""
     try:
         found = file.stat()
     except OSError:
         return False
-    return found.st_uid == os.getuid() and not found.st_mode & 0o022
+    is_ours = found.st_uid == os.getuid() and not found.st_mode & 0o022
+    return is_ours and file.stem.endswith(f"-{found.st_size}")
 
 
 def _keep(built: Path, kept: Path) -> None:
     """Put a copy into the cache, whole or not at all; without a cache it is built at each start."""
     try:
         kept.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=kept.parent, delete=False) as part:
-            part.write(built.read_bytes())
-        os.replace(part.name, kept)
+        with tempfile.TemporaryDirectory(dir=kept.parent) as folder:
+            part = Path(folder) / kept.name
+            with part.open("wb") as file:
+                file.write(built.read_bytes())
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(part, 0o600)
+            os.replace(part, kept)
     except OSError as error:
         _logger.info("what was compiled is not kept: %s", error)

@@ -15,6 +15,8 @@ PART = 1024
 _MOST_DIMS, _MOST_GROUP = 256, 16
 _LANES = 16
 _NO_WINDOW = 2**31 - 1
+# Floats that contexts are folded in at once: 64 MiB.
+_MOST_SCRATCH = 1 << 24
 
 
 class Native:
@@ -69,14 +71,27 @@ class Native:
         assert query.dtype == keys.dtype == self._dtype and query.is_contiguous()
         parts = -(-min(longest, window or longest) // PART)
         context = torch.empty_like(query)
-        scratch = torch.empty(num_tokens * num_heads * parts * (head_dim + 2))
-        self._attend(
-            *_pointers(query, keys, values, context, tables, rows, lengths),
-            *map(c_int32, (num_tokens, num_heads, num_kv_heads, head_dim)),
-            *map(c_int32, (num_slots // block_size, block_size, tables.shape[1])),
-            *map(c_int32, (window or _NO_WINDOW, parts, torch.get_num_threads())),
-            *_pointers(scratch),
-        )
+        folded = num_heads * parts * (head_dim + 2)  # of one token
+        at_once = max(1, min(num_tokens, _MOST_SCRATCH // folded))
+        scratch = torch.empty(at_once * folded)
+        for first in range(0, num_tokens, at_once):
+            some = slice(first, first + at_once)
+            of_tokens = (
+                query[some],
+                keys,
+                values,
+                context[some],
+                tables,
+                rows[some],
+                lengths[some],
+            )
+            self._attend(
+                *_pointers(*of_tokens),
+                *map(c_int32, (len(query[some]), num_heads, num_kv_heads, head_dim)),
+                *map(c_int32, (num_slots // block_size, block_size, tables.shape[1])),
+                *map(c_int32, (window or _NO_WINDOW, parts, torch.get_num_threads())),
+                *_pointers(scratch),
+            )
         return context
 
     def add_rms_norm(

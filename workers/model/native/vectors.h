@@ -53,8 +53,9 @@ static inline number to_number(float x) {
 
 #endif
 
-/* The number nearest to x, as a float. */
-static inline float rounded(float x) { return to_float(to_number(x)); }
+/* What is no number stays none: 0 times it is none either, and added to a scale or a sum it spoils
+   what that is multiplied by. */
+static inline float spoilt_by(float x) { return 0 * x; }
 
 static inline float sum(floats x) {
     for (int half = LANES / 2; half > 0; half /= 2)

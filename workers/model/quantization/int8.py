@@ -85,9 +85,12 @@ def round_rows(x: Tensor) -> tuple[Tensor, Tensor]:
 @cache
 def is_exact() -> bool:
     """Return whether this CPU adds products of 8 bits without loss; the log says if not."""
-    weight = Int8Weight(torch.full((16, 64), LARGEST, dtype=torch.int8), torch.ones(16))
-    found = weight.product(None)(torch.full((3, 64), 2.0))
-    if torch.allclose(found, torch.full((3, 16), 2.0 * 64 * LARGEST)):
+    packed = torch.ops.onednn.qlinear_prepack(torch.full((16, 64), LARGEST, dtype=torch.int8), None)
+    x, zeros = torch.full((3, 64), _OFFSET + LARGEST, dtype=torch.uint8), torch.zeros(16).int()
+    found = torch.ops.onednn.qlinear_pointwise(
+        x, 1.0, _OFFSET, packed, torch.ones(16), zeros, None, 1.0, 0, torch.float32, "none", [], ""
+    )
+    if torch.equal(found, torch.full((3, 16), 64.0 * LARGEST * LARGEST)):
         return True
     _logger.warning(
         "this CPU has no VNNI: weights of 8 bits are unpacked, and take as much memory and time as"
