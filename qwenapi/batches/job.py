@@ -130,6 +130,7 @@ class BatchJob:
             if (answer := self._answer(line)) is None:
                 return
             self._keep(line.custom_id, answer)
+            gevent.sleep(0)  # an answer that waited for nothing has let nobody else run
 
     def _answer(self, line: BatchLine) -> Answer | None:
         """Return the answer to a line, None where the job must stop before there is one."""

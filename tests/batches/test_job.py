@@ -205,6 +205,26 @@ def test_nothing_begins_while_others_wait(store):
     assert len(outputs(store, batch)) == 5
 
 
+def test_lines_that_wait_for_no_engine_let_other_greenlets_run(store):
+    batch = add_batch(store, 100)
+    turns, turns_at = 0, []
+
+    def others():
+        nonlocal turns
+        while True:
+            turns += 1
+            gevent.sleep(0)
+
+    def at_once(key_id, line):
+        turns_at.append(turns)
+        return Answer(404, "r", b"{}")
+
+    beside = gevent.spawn(others)
+    BatchJob.lease(store, batch, asking(at_once, concurrency=1)).run()
+    beside.kill()
+    assert len(turns_at) == len(set(turns_at)) == 100
+
+
 def test_a_runner_takes_up_what_there_is_and_goes_on_after_a_failure(store, monkeypatch):
     monkeypatch.setattr("qwenapi.batches.runner.FAILED_SECONDS", 0.05)
     runner = BatchRunner(store, asking())
