@@ -7,12 +7,15 @@ there, and no line has two answers. Knows the store and a way to ask; refuses to
 
 import json
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from itertools import islice
 from typing import NamedTuple
 
 import gevent
+from gevent.lock import BoundedSemaphore
 
 from qwenapi.batches.files import BadBatch, BatchInput, BatchOutput, OutputBusy
 from qwenapi.batches.line import BatchLine, BatchResponse, render_line
@@ -23,6 +26,8 @@ from qwenapi.greenlets import in_thread
 LOOK_SECONDS = 0.5
 # While others wait for an engine; most of them wait for its next step only.
 WAIT_SECONDS = 0.05
+# Lines read ahead of being asked, and those without an answer that are written at once.
+AHEAD, EXPIRED_AT_ONCE = 16, 1000
 NOT_JSON = {"code": "not_json", "message": "The address did not answer with JSON."}
 EXPIRED = {"code": "batch_expired", "message": "The batch's time was over before this line's turn."}
 
@@ -48,6 +53,22 @@ class Asking(NamedTuple):
     may_begin: Callable[[], bool]
     is_stopping: Callable[[], bool]
     concurrency: int
+
+
+class LinesAhead:
+    """Lines for the workers of a job, read in a thread: to pass over many takes seconds."""
+
+    def __init__(self, lines: Iterator[BatchLine]) -> None:
+        self._lines = lines
+        self._ahead: deque[BatchLine] = deque()
+        self._lock = BoundedSemaphore()
+
+    def next(self) -> BatchLine | None:
+        """Return the next line, None after the last."""
+        with self._lock:
+            if not self._ahead:
+                self._ahead.extend(in_thread(lambda: list(islice(self._lines, AHEAD))))
+            return self._ahead.popleft() if self._ahead else None
 
 
 class BatchJob:
@@ -113,7 +134,7 @@ class BatchJob:
         return asked
 
     def _answer_all(self, asked: BatchInput) -> None:
-        left = asked.without(self._done)
+        left = LinesAhead(asked.without(self._done))
         workers = [gevent.spawn(self._work, left) for _ in range(self._asking.concurrency)]
         try:
             while not all(worker.ready() for worker in workers):
@@ -125,8 +146,8 @@ class BatchJob:
         if is_whole or self._is_late or self._batch.status != "in_progress":
             self._finish(asked)
 
-    def _work(self, left: Iterator[BatchLine]) -> None:
-        while not self._must_stop and (line := next(left, None)) is not None:
+    def _work(self, left: LinesAhead) -> None:
+        while not self._must_stop and (line := left.next()) is not None:
             if (answer := self._answer(line)) is None:
                 return
             self._keep(line.custom_id, answer)
@@ -197,9 +218,7 @@ class BatchJob:
         self._change(finalize)
         ending = "cancelled" if self._batch.status == "cancelling" else self._batch.ending
         if ending == "expired":
-            for line in asked.without(self._done):
-                self._refused.append(render_line(line.custom_id, None, EXPIRED))
-                self._refused.done.add(line.custom_id)
+            self._expire(asked.without(self._done))
         self._count()
         outputs = [file for file in map(self._stored, ("output", "error")) if file.num_bytes]
         names = {file.id for file in outputs}
@@ -212,6 +231,15 @@ class BatchJob:
             ),
             outputs,
         )
+
+    def _expire(self, left: Iterator[BatchLine]) -> None:
+        def write_some() -> list[str]:
+            ids = [line.custom_id for line in islice(left, EXPIRED_AT_ONCE)]
+            self._refused.append(b"".join(render_line(one, None, EXPIRED) for one in ids))
+            return ids
+
+        while ids := in_thread(write_some):
+            self._refused.done.update(ids)
 
     def _stored(self, kind: str) -> StoredFile:
         """Return an output as a file of the tenant's, once all of it is on the disk."""

@@ -11,7 +11,8 @@ import pytest
 
 from qwenapi.batches import store as store_module
 from qwenapi.batches.errors import BatchesUnavailable, FileInUse, NoRoom, UnknownObject
-from qwenapi.batches.job import Answer, Asking, BatchJob
+from qwenapi.batches.job import EXPIRED, Answer, Asking, BatchJob
+from qwenapi.batches.line import render_line
 from qwenapi.batches.runner import BatchRunner
 from qwenapi.batches.store import ORPHAN_SECONDS, TTL_SECONDS, BatchStore
 from qwenapi.batches.values import WINDOW_SECONDS, RequestBatch, StoredFile, new_id
@@ -223,6 +224,39 @@ def test_lines_that_wait_for_no_engine_let_other_greenlets_run(store):
     BatchJob.lease(store, batch, asking(at_once, concurrency=1)).run()
     beside.kill()
     assert len(turns_at) == len(set(turns_at)) == 100
+
+
+def longest_pause(work):
+    """Return the seconds that other greenlets stood still for while it was done."""
+    pauses = [0.0]
+
+    def watch():
+        last = time.monotonic()
+        while True:
+            gevent.sleep(0.01)
+            pauses.append(time.monotonic() - last)
+            last = time.monotonic()
+
+    watching = gevent.spawn(watch)
+    gevent.sleep(0)
+    work()
+    gevent.sleep(0.02)
+    watching.kill()
+    return max(pauses)
+
+
+def test_many_lines_that_are_passed_over_or_expire_hold_up_nobody(store):
+    batch = add_batch(store, 60_000)
+    now = int(time.time())
+    done = b"".join(render_line(f"c{i}", None, EXPIRED) for i in range(59_999))
+    store.path(batch.error_file_id).write_bytes(done)
+    job = BatchJob.lease(store, batch, asking())
+    assert longest_pause(job.run) < 0.5
+    assert outputs(store, batch) == {f"c{i}" for i in range(60_000)}
+    late = add_batch(store, 60_000, created_at=now - WINDOW_SECONDS)
+    job = BatchJob.lease(store, late, asking())
+    assert longest_pause(job.run) < 0.5
+    assert outputs(store, late) == {f"c{i}" for i in range(60_000)}
 
 
 def test_a_runner_takes_up_what_there_is_and_goes_on_after_a_failure(store, monkeypatch):
