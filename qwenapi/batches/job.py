@@ -29,6 +29,13 @@ WAIT_SECONDS = 0.05
 # Lines read ahead of being asked, and those without an answer that are written at once.
 AHEAD, EXPIRED_AT_ONCE = 16, 1000
 NOT_JSON = {"code": "not_json", "message": "The address did not answer with JSON."}
+UNAUTHORIZED = 401
+LOCKED_OUT = {
+    "code": "key_not_in_force",
+    "message": "The key that began the batch is disabled, expired or gone.",
+    "param": None,
+    "line": None,
+}
 EXPIRED = {"code": "batch_expired", "message": "The batch's time was over before this line's turn."}
 
 
@@ -87,6 +94,7 @@ class BatchJob:
         self._asking = asking
         self._output = output
         self._refused = refused
+        self._is_locked_out = False
 
     @classmethod
     def lease(cls, store: BatchStore, listed: RequestBatch, asking: Asking) -> "BatchJob | None":
@@ -143,12 +151,15 @@ class BatchJob:
         finally:
             gevent.killall(workers)  # none may write once the lease is given back
         is_whole = len(self._done) == self._batch.total
-        if is_whole or self._is_late or self._batch.status != "in_progress":
+        if is_whole or self._is_late or self._is_locked_out or self._batch.status != "in_progress":
             self._finish(asked)
 
     def _work(self, left: LinesAhead) -> None:
         while not self._must_stop and (line := left.next()) is not None:
             if (answer := self._answer(line)) is None:
+                return
+            if answer.status == UNAUTHORIZED:
+                self._is_locked_out = True
                 return
             self._keep(line.custom_id, answer)
             gevent.sleep(0)  # an answer that waited for nothing has let nobody else run
@@ -188,7 +199,7 @@ class BatchJob:
     @property
     def _must_stop(self) -> bool:
         is_wanted = self._batch.status == "in_progress" and not self._is_late
-        return not is_wanted or self._asking.is_stopping()
+        return not is_wanted or self._is_locked_out or self._asking.is_stopping()
 
     @property
     def _done(self) -> set[str]:
@@ -211,6 +222,8 @@ class BatchJob:
         def finalize(batch: RequestBatch) -> RequestBatch:
             if batch.status != "in_progress":
                 return batch
+            if self._is_locked_out:
+                return replace(batch, status="finalizing", ending="failed", errors=(LOCKED_OUT,))
             return replace(
                 batch, status="finalizing", ending="completed" if is_whole else "expired"
             )

@@ -226,6 +226,20 @@ def test_lines_that_wait_for_no_engine_let_other_greenlets_run(store):
     assert len(turns_at) == len(set(turns_at)) == 100
 
 
+def test_a_key_that_is_in_force_no_more_fails_the_batch_once_and_keeps_its_answers(store):
+    batch = add_batch(store, 100)
+
+    def ask(key_id, line):
+        return Answer(401, "r", b"{}") if line.body["n"] >= 20 else Answer(200, "r", b"{}")
+
+    BatchJob.lease(store, batch, asking(ask)).run()
+    done = store.batch("a", batch.id)
+    assert (done.status, done.completed, done.failed) == ("failed", 20, 0)
+    assert [fault["code"] for fault in done.errors] == ["key_not_in_force"]
+    assert done.has_output and not done.has_errors
+    assert outputs(store, batch) == {f"c{i}" for i in range(20)}
+
+
 def longest_pause(work):
     """Return the seconds that other greenlets stood still for while it was done."""
     pauses = [0.0]
