@@ -10,6 +10,7 @@ import os
 import sqlite3
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -37,18 +38,18 @@ class BatchStore:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self._files = folder / "files"
         self._database = Database(folder / "batches.db", partial(migrate, steps=[_create]))
 
     @property
     def uploads(self) -> Path:
         """Return the folder that files lie in, and those that are still coming; make it."""
-        path = self._folder / "files"
-        _in_thread(lambda: path.mkdir(mode=0o700, parents=True, exist_ok=True))
-        return path
+        _in_thread(lambda: self._files.mkdir(mode=0o700, parents=True, exist_ok=True))
+        return self._files
 
     def path(self, file_id: str) -> Path:
         """Return where the bytes of a file lie, whose id the store has given."""
-        return self._folder / "files" / file_id
+        return self._files / file_id
 
     def add_file(self, file: StoredFile, source: str) -> None:
         """Take in a file whose bytes lie in `uploads`; raises NoRoom."""
@@ -86,9 +87,12 @@ class BatchStore:
                 if file_id == batch.input_file_id:
                     raise FileInUse()
             db.execute("DELETE FROM files WHERE id = ?", (file_id,))
-            self.path(file_id).unlink(missing_ok=True)
 
-        _in_thread(lambda: self._database.write(work))
+        def erase() -> None:
+            self._database.write(work)
+            self.path(file_id).unlink(missing_ok=True)  # not before its row is gone for good
+
+        _in_thread(erase)
 
     def create(self, batch: RequestBatch) -> None:
         """Begin a batch; raises UnknownObject where its input is not there."""
@@ -173,10 +177,11 @@ class BatchStore:
         _in_thread(lambda: self._sweep(self._database.write(work)))
 
     def _sweep(self, kept: set[str]) -> None:
-        for path in self.uploads.iterdir():
-            age = time.time() - path.stat().st_mtime
-            if path.name not in kept and age > ORPHAN_SECONDS:
-                path.unlink(missing_ok=True)
+        for path in self._files.glob("*"):
+            with suppress(FileNotFoundError):  # an upload that ended meanwhile
+                age = time.time() - path.stat().st_mtime
+                if path.name not in kept and age > ORPHAN_SECONDS:
+                    path.unlink()
 
     def _one(self, table: str, kind: type[T], tenant: str, object_id: str) -> T:
         return _in_thread(

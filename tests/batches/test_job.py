@@ -3,12 +3,14 @@
 import json
 import os
 import random
+import threading
 import time
 from dataclasses import replace
 
 import gevent
 import pytest
 
+from qwenapi import greenlets
 from qwenapi.batches import store as store_module
 from qwenapi.batches.errors import BatchesUnavailable, FileInUse, NoRoom, UnknownObject
 from qwenapi.batches.job import EXPIRED, Answer, Asking, BatchJob
@@ -337,3 +339,36 @@ def test_a_folder_that_cannot_be_written_is_told_as_that(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(BatchesUnavailable):
         _ = BatchStore(tmp_path / "file" / "batches").uploads
+
+
+def test_a_file_stays_until_its_row_is_gone_for_good(store, monkeypatch):
+    file = add_file(store, b"x")
+    write = store._database.write
+
+    def fail_at_the_end(work, **how):
+        def work_and_fail(db):
+            work(db)
+            raise OSError("disk full")
+
+        return write(work_and_fail, **how)
+
+    with monkeypatch.context() as patch, pytest.raises(BatchesUnavailable):
+        patch.setattr(store._database, "write", fail_at_the_end)
+        store.delete_file("a", file.id)
+    assert store.file("a", file.id) and store.path(file.id).read_bytes() == b"x"
+    store.delete_file("a", file.id)
+    assert not store.path(file.id).exists()
+
+
+def test_a_sweep_goes_on_past_what_vanishes_and_stays_in_its_thread(store, monkeypatch):
+    add_file(store, b"x")
+    store.path("tmp1.part").symlink_to("gone")  # is listed, and then not there
+    callers = []
+
+    def in_thread(work):
+        callers.append(threading.get_ident())
+        return greenlets.in_thread(work)
+
+    monkeypatch.setattr(store_module, "in_thread", in_thread)
+    store.purge()
+    assert callers == [threading.get_ident()]
