@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from qwenapi.batches.errors import BatchesUnavailable, FileInUse, NoRoom, UnknownObject
+from qwenapi.batches.errors import BatchesUnavailable, FileInUse, NoRoom, TooManyBatches, UnknownObject
 from qwenapi.batches.values import OPEN, RequestBatch, StoredFile
 from qwenapi.conversations.database import Database
 from qwenapi.conversations.errors import StorageUnavailable
@@ -28,6 +28,9 @@ RETRY_SECONDS = 5
 # A file that nothing names for so long was left by a process that died.
 ORPHAN_SECONDS = 24 * 3600
 MAX_TENANT_BYTES = 10 * 1024**3
+MAX_TENANT_FILES, MAX_TENANT_OPEN = 1000, 100
+
+_IS_OPEN = f"status IN ({', '.join('?' * len(OPEN))})"
 
 T = TypeVar("T", StoredFile, RequestBatch)
 R = TypeVar("R")
@@ -58,7 +61,8 @@ class BatchStore:
             (used,) = db.execute(
                 "SELECT total(num_bytes) FROM files WHERE tenant = ?", (file.tenant,)
             ).fetchone()
-            if used + file.num_bytes > MAX_TENANT_BYTES:
+            num_files = _count(db, "files", file.tenant)
+            if used + file.num_bytes > MAX_TENANT_BYTES or num_files >= MAX_TENANT_FILES:
                 raise NoRoom()
             os.link(source, self.path(file.id))
             _insert_file(db, file)
@@ -95,10 +99,12 @@ class BatchStore:
         _in_thread(erase)
 
     def create(self, batch: RequestBatch) -> None:
-        """Begin a batch; raises UnknownObject where its input is not there."""
+        """Begin a batch; raises UnknownObject where its input is not there, TooManyBatches."""
 
         def work(db: sqlite3.Connection) -> None:
             _select(db, "files", StoredFile, batch.tenant, batch.input_file_id)
+            if _count(db, "batches", batch.tenant, _IS_OPEN, OPEN) >= MAX_TENANT_OPEN:
+                raise TooManyBatches()
             db.execute(
                 "INSERT INTO batches (id, tenant, status, created_at, facts)"
                 " VALUES (?, ?, ?, ?, ?)",
@@ -159,9 +165,8 @@ class BatchStore:
         oldest = int(time.time()) - TTL_SECONDS
 
         def work(db: sqlite3.Connection) -> set[str]:
-            is_open = f"status IN ({', '.join('?' * len(OPEN))})"
             db.execute(
-                f"DELETE FROM batches WHERE created_at < ? AND NOT {is_open}", (oldest, *OPEN)
+                f"DELETE FROM batches WHERE created_at < ? AND NOT {_IS_OPEN}", (oldest, *OPEN)
             )
             in_use = {batch.input_file_id for batch in _open_batches(db)}
             for (file_id,) in db.execute(
@@ -232,9 +237,17 @@ def _select(db: sqlite3.Connection, table: str, kind: type[T], tenant: str, obje
 
 
 def _open_batches(db: sqlite3.Connection) -> list[RequestBatch]:
-    marks = ", ".join("?" * len(OPEN))
-    rows = db.execute(f"SELECT facts FROM batches WHERE status IN ({marks}) ORDER BY number", OPEN)
+    rows = db.execute(f"SELECT facts FROM batches WHERE {_IS_OPEN} ORDER BY number", OPEN)
     return [_value(RequestBatch, facts) for (facts,) in rows]
+
+
+def _count(
+    db: sqlite3.Connection, table: str, tenant: str, which: str = "TRUE", values: Sequence[str] = ()
+) -> int:
+    count: int
+    query = f"SELECT count(*) FROM {table} WHERE tenant = ? AND {which}"
+    (count,) = db.execute(query, (tenant, *values)).fetchone()
+    return count
 
 
 def _insert_file(db: sqlite3.Connection, file: StoredFile) -> None:

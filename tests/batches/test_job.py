@@ -12,7 +12,13 @@ import pytest
 
 from qwenapi import greenlets
 from qwenapi.batches import store as store_module
-from qwenapi.batches.errors import BatchesUnavailable, FileInUse, NoRoom, UnknownObject
+from qwenapi.batches.errors import (
+    BatchesUnavailable,
+    FileInUse,
+    NoRoom,
+    TooManyBatches,
+    UnknownObject,
+)
 from qwenapi.batches.job import EXPIRED, Answer, Asking, BatchJob
 from qwenapi.batches.line import render_line
 from qwenapi.batches.runner import BatchRunner
@@ -372,3 +378,17 @@ def test_a_sweep_goes_on_past_what_vanishes_and_stays_in_its_thread(store, monke
     monkeypatch.setattr(store_module, "in_thread", in_thread)
     store.purge()
     assert callers == [threading.get_ident()]
+
+
+def test_a_tenant_has_so_many_files_and_batches_that_are_not_over(store, monkeypatch):
+    monkeypatch.setattr(store_module, "MAX_TENANT_FILES", 3)
+    monkeypatch.setattr(store_module, "MAX_TENANT_OPEN", 2)
+    first, second = add_batch(store, 1), add_batch(store, 1)
+    with pytest.raises(TooManyBatches):
+        store.create(replace(first, id="third"))
+    store.update("a", second.id, lambda batch: replace(batch, status="completed"))
+    store.create(replace(first, id="third"))
+    add_file(store, b"x")
+    with pytest.raises(NoRoom):
+        add_file(store, b"x")
+    add_file(store, b"x", tenant="b")
