@@ -50,11 +50,11 @@ def add_batch(store, num_lines, **facts):
         {"custom_id": f"c{i}", "method": "POST", "url": URL, "body": {"n": i}}
         for i in range(num_lines)
     ]
-    file = add_file(store, "".join(json.dumps(one) + "\n" for one in lines).encode())
-    facts = {"created_at": int(time.time()), **facts}
+    facts = {"tenant": "a", "created_at": int(time.time()), **facts}
+    content = "".join(json.dumps(one) + "\n" for one in lines).encode()
+    file = add_file(store, content, tenant=facts["tenant"])
     batch = RequestBatch(
         id=new_id("batch_"),
-        tenant="a",
         key_id="k",
         endpoint=URL,
         input_file_id=file.id,
