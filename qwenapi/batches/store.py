@@ -16,7 +16,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from qwenapi.batches.errors import BatchesUnavailable, FileInUse, NoRoom, TooManyBatches, UnknownObject
+from qwenapi.batches.errors import (
+    BatchesUnavailable,
+    FileInUse,
+    NoRoom,
+    TooManyBatches,
+    UnknownObject,
+)
 from qwenapi.batches.values import OPEN, RequestBatch, StoredFile
 from qwenapi.conversations.database import Database
 from qwenapi.conversations.errors import StorageUnavailable
