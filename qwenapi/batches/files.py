@@ -11,6 +11,9 @@ from pathlib import Path
 
 from qwenapi.batches.line import OUTPUT_BEGINNING, BatchLine, LineError, parse_line
 
+# Fields that a server's own batches refuse: no line may change what others read, or end later.
+UNFIT = {"/v1/responses": ("conversation", "background")}
+
 
 class BadBatch(Exception):
     """A file that nothing can be done with before somebody mends it: what is wrong, and where."""
@@ -62,6 +65,9 @@ class BatchInput:
             raise self._bad(number, str(error)) from error
         if self._url and line.url != self._url:
             raise self._bad(number, f"'url' must be {self._url}, as the batch says")
+        for name in UNFIT.get(self._url, ()):
+            if line.body.get(name):
+                raise self._bad(number, f"'body' must not have '{name}' in a batch")
         return line
 
     def _bad(self, number: int, what: str) -> BadBatch:

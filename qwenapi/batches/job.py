@@ -7,12 +7,15 @@ there, and no line has two answers. Knows the store and a way to ask; refuses to
 
 import json
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from itertools import islice
 from typing import NamedTuple
 
 import gevent
+from gevent.lock import BoundedSemaphore
 
 from qwenapi.batches.files import BadBatch, BatchInput, BatchOutput, OutputBusy
 from qwenapi.batches.line import BatchLine, BatchResponse, render_line
@@ -23,7 +26,16 @@ from qwenapi.greenlets import in_thread
 LOOK_SECONDS = 0.5
 # While others wait for an engine; most of them wait for its next step only.
 WAIT_SECONDS = 0.05
+# Lines read ahead of being asked, and those without an answer that are written at once.
+AHEAD, EXPIRED_AT_ONCE = 16, 1000
 NOT_JSON = {"code": "not_json", "message": "The address did not answer with JSON."}
+UNAUTHORIZED = 401
+LOCKED_OUT = {
+    "code": "key_not_in_force",
+    "message": "The key that began the batch is disabled, expired or gone.",
+    "param": None,
+    "line": None,
+}
 EXPIRED = {"code": "batch_expired", "message": "The batch's time was over before this line's turn."}
 
 
@@ -50,6 +62,22 @@ class Asking(NamedTuple):
     concurrency: int
 
 
+class LinesAhead:
+    """Lines for the workers of a job, read in a thread: to pass over many takes seconds."""
+
+    def __init__(self, lines: Iterator[BatchLine]) -> None:
+        self._lines = lines
+        self._ahead: deque[BatchLine] = deque()
+        self._lock = BoundedSemaphore()
+
+    def next(self) -> BatchLine | None:
+        """Return the next line, None after the last."""
+        with self._lock:
+            if not self._ahead:
+                self._ahead.extend(in_thread(lambda: list(islice(self._lines, AHEAD))))
+            return self._ahead.popleft() if self._ahead else None
+
+
 class BatchJob:
     """Made only with the lease; `run` returns with the batch over, or this process stopping."""
 
@@ -66,6 +94,7 @@ class BatchJob:
         self._asking = asking
         self._output = output
         self._refused = refused
+        self._is_locked_out = False
 
     @classmethod
     def lease(cls, store: BatchStore, listed: RequestBatch, asking: Asking) -> "BatchJob | None":
@@ -113,7 +142,7 @@ class BatchJob:
         return asked
 
     def _answer_all(self, asked: BatchInput) -> None:
-        left = asked.without(self._done)
+        left = LinesAhead(asked.without(self._done))
         workers = [gevent.spawn(self._work, left) for _ in range(self._asking.concurrency)]
         try:
             while not all(worker.ready() for worker in workers):
@@ -122,14 +151,18 @@ class BatchJob:
         finally:
             gevent.killall(workers)  # none may write once the lease is given back
         is_whole = len(self._done) == self._batch.total
-        if is_whole or self._is_late or self._batch.status != "in_progress":
+        if is_whole or self._is_late or self._is_locked_out or self._batch.status != "in_progress":
             self._finish(asked)
 
-    def _work(self, left: Iterator[BatchLine]) -> None:
-        while not self._must_stop and (line := next(left, None)) is not None:
+    def _work(self, left: LinesAhead) -> None:
+        while not self._must_stop and (line := left.next()) is not None:
             if (answer := self._answer(line)) is None:
                 return
+            if answer.status == UNAUTHORIZED:
+                self._is_locked_out = True
+                return
             self._keep(line.custom_id, answer)
+            gevent.sleep(0)  # an answer that waited for nothing has let nobody else run
 
     def _answer(self, line: BatchLine) -> Answer | None:
         """Return the answer to a line, None where the job must stop before there is one."""
@@ -166,7 +199,7 @@ class BatchJob:
     @property
     def _must_stop(self) -> bool:
         is_wanted = self._batch.status == "in_progress" and not self._is_late
-        return not is_wanted or self._asking.is_stopping()
+        return not is_wanted or self._is_locked_out or self._asking.is_stopping()
 
     @property
     def _done(self) -> set[str]:
@@ -189,6 +222,8 @@ class BatchJob:
         def finalize(batch: RequestBatch) -> RequestBatch:
             if batch.status != "in_progress":
                 return batch
+            if self._is_locked_out:
+                return replace(batch, status="finalizing", ending="failed", errors=(LOCKED_OUT,))
             return replace(
                 batch, status="finalizing", ending="completed" if is_whole else "expired"
             )
@@ -196,9 +231,7 @@ class BatchJob:
         self._change(finalize)
         ending = "cancelled" if self._batch.status == "cancelling" else self._batch.ending
         if ending == "expired":
-            for line in asked.without(self._done):
-                self._refused.append(render_line(line.custom_id, None, EXPIRED))
-                self._refused.done.add(line.custom_id)
+            self._expire(asked.without(self._done))
         self._count()
         outputs = [file for file in map(self._stored, ("output", "error")) if file.num_bytes]
         names = {file.id for file in outputs}
@@ -211,6 +244,15 @@ class BatchJob:
             ),
             outputs,
         )
+
+    def _expire(self, left: Iterator[BatchLine]) -> None:
+        def write_some() -> list[str]:
+            ids = [line.custom_id for line in islice(left, EXPIRED_AT_ONCE)]
+            self._refused.append(b"".join(render_line(one, None, EXPIRED) for one in ids))
+            return ids
+
+        while ids := in_thread(write_some):
+            self._refused.done.update(ids)
 
     def _stored(self, kind: str) -> StoredFile:
         """Return an output as a file of the tenant's, once all of it is on the disk."""

@@ -6,6 +6,7 @@ found by the next one who looks. Knows jobs and the store.
 
 import logging
 import time
+from collections import Counter
 
 import gevent
 
@@ -22,15 +23,19 @@ PURGE_SECONDS = 3600.0
 # A batch that this process could not go on with is left to others, and to later.
 FAILED_SECONDS = 30.0
 MAX_BATCHES = 4
+# The first of a tenant that runs none here need not wait for others' to end.
+MAX_WITH_FIRSTS = 16
 
 
 class BatchRunner:
-    """Runs up to MAX_BATCHES in this process."""
+    """Runs up to MAX_BATCHES in this process, and a first one of each tenant beyond them; tenants
+    that run fewer come first, then what is older.
+    """
 
     def __init__(self, store: BatchStore, asking: Asking) -> None:
         self._store = store
         self._asking = asking
-        self._running: set[str] = set()
+        self._running: dict[str, str] = {}  # the tenants by batch
         self._not_before: dict[str, float] = {}
         self._purge_at = 0.0
 
@@ -46,11 +51,15 @@ class BatchRunner:
             if time.monotonic() >= self._purge_at:
                 self._purge_at = time.monotonic() + PURGE_SECONDS
                 self._store.purge()
-            for batch in self._store.open_batches():
-                if len(self._running) >= MAX_BATCHES or self._asking.is_stopping():
+            waiting = [one for one in self._store.open_batches() if self._is_free(one.id)]
+            while waiting and not self._asking.is_stopping():
+                num_running = Counter(self._running.values())
+                batch = min(waiting, key=lambda one: num_running[one.tenant])
+                room = MAX_BATCHES if num_running[batch.tenant] else MAX_WITH_FIRSTS
+                if len(self._running) >= room:
                     break
-                if self._is_free(batch.id):
-                    self._begin(batch)
+                waiting.remove(batch)
+                self._begin(batch)
         except BatchesUnavailable as error:
             log.warning("batches stand still until they can be stored: %s", error.__cause__)
 
@@ -65,7 +74,7 @@ class BatchRunner:
             self._put_off(batch.id, error)
             return
         if job is not None:
-            self._running.add(batch.id)
+            self._running[batch.id] = batch.tenant
             gevent.spawn(self._run, batch.id, job)
 
     def _run(self, batch_id: str, job: BatchJob) -> None:
@@ -75,7 +84,7 @@ class BatchRunner:
         except Exception as error:
             self._put_off(batch_id, error)
         finally:
-            self._running.discard(batch_id)
+            self._running.pop(batch_id, None)
 
     def _put_off(self, batch_id: str, error: Exception) -> None:
         log.error("%s stopped, and is tried again", batch_id, exc_info=error)

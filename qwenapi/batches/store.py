@@ -10,12 +10,19 @@ import os
 import sqlite3
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from qwenapi.batches.errors import BatchesUnavailable, FileInUse, NoRoom, UnknownObject
+from qwenapi.batches.errors import (
+    BatchesUnavailable,
+    FileInUse,
+    NoRoom,
+    TooManyBatches,
+    UnknownObject,
+)
 from qwenapi.batches.values import OPEN, RequestBatch, StoredFile
 from qwenapi.conversations.database import Database
 from qwenapi.conversations.errors import StorageUnavailable
@@ -27,6 +34,9 @@ RETRY_SECONDS = 5
 # A file that nothing names for so long was left by a process that died.
 ORPHAN_SECONDS = 24 * 3600
 MAX_TENANT_BYTES = 10 * 1024**3
+MAX_TENANT_FILES, MAX_TENANT_OPEN = 1000, 100
+
+_IS_OPEN = f"status IN ({', '.join('?' * len(OPEN))})"
 
 T = TypeVar("T", StoredFile, RequestBatch)
 R = TypeVar("R")
@@ -37,18 +47,18 @@ class BatchStore:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self._files = folder / "files"
         self._database = Database(folder / "batches.db", partial(migrate, steps=[_create]))
 
     @property
     def uploads(self) -> Path:
         """Return the folder that files lie in, and those that are still coming; make it."""
-        path = self._folder / "files"
-        _in_thread(lambda: path.mkdir(mode=0o700, parents=True, exist_ok=True))
-        return path
+        _in_thread(lambda: self._files.mkdir(mode=0o700, parents=True, exist_ok=True))
+        return self._files
 
     def path(self, file_id: str) -> Path:
         """Return where the bytes of a file lie, whose id the store has given."""
-        return self._folder / "files" / file_id
+        return self._files / file_id
 
     def add_file(self, file: StoredFile, source: str) -> None:
         """Take in a file whose bytes lie in `uploads`; raises NoRoom."""
@@ -57,7 +67,8 @@ class BatchStore:
             (used,) = db.execute(
                 "SELECT total(num_bytes) FROM files WHERE tenant = ?", (file.tenant,)
             ).fetchone()
-            if used + file.num_bytes > MAX_TENANT_BYTES:
+            num_files = _count(db, "files", file.tenant)
+            if used + file.num_bytes > MAX_TENANT_BYTES or num_files >= MAX_TENANT_FILES:
                 raise NoRoom()
             os.link(source, self.path(file.id))
             _insert_file(db, file)
@@ -86,15 +97,20 @@ class BatchStore:
                 if file_id == batch.input_file_id:
                     raise FileInUse()
             db.execute("DELETE FROM files WHERE id = ?", (file_id,))
-            self.path(file_id).unlink(missing_ok=True)
 
-        _in_thread(lambda: self._database.write(work))
+        def erase() -> None:
+            self._database.write(work)
+            self.path(file_id).unlink(missing_ok=True)  # not before its row is gone for good
+
+        _in_thread(erase)
 
     def create(self, batch: RequestBatch) -> None:
-        """Begin a batch; raises UnknownObject where its input is not there."""
+        """Begin a batch; raises UnknownObject where its input is not there, TooManyBatches."""
 
         def work(db: sqlite3.Connection) -> None:
             _select(db, "files", StoredFile, batch.tenant, batch.input_file_id)
+            if _count(db, "batches", batch.tenant, _IS_OPEN, OPEN) >= MAX_TENANT_OPEN:
+                raise TooManyBatches()
             db.execute(
                 "INSERT INTO batches (id, tenant, status, created_at, facts)"
                 " VALUES (?, ?, ?, ?, ?)",
@@ -155,9 +171,8 @@ class BatchStore:
         oldest = int(time.time()) - TTL_SECONDS
 
         def work(db: sqlite3.Connection) -> set[str]:
-            is_open = f"status IN ({', '.join('?' * len(OPEN))})"
             db.execute(
-                f"DELETE FROM batches WHERE created_at < ? AND NOT {is_open}", (oldest, *OPEN)
+                f"DELETE FROM batches WHERE created_at < ? AND NOT {_IS_OPEN}", (oldest, *OPEN)
             )
             in_use = {batch.input_file_id for batch in _open_batches(db)}
             for (file_id,) in db.execute(
@@ -173,10 +188,11 @@ class BatchStore:
         _in_thread(lambda: self._sweep(self._database.write(work)))
 
     def _sweep(self, kept: set[str]) -> None:
-        for path in self.uploads.iterdir():
-            age = time.time() - path.stat().st_mtime
-            if path.name not in kept and age > ORPHAN_SECONDS:
-                path.unlink(missing_ok=True)
+        for path in self._files.glob("*"):
+            with suppress(FileNotFoundError):  # an upload that ended meanwhile
+                age = time.time() - path.stat().st_mtime
+                if path.name not in kept and age > ORPHAN_SECONDS:
+                    path.unlink()
 
     def _one(self, table: str, kind: type[T], tenant: str, object_id: str) -> T:
         return _in_thread(
@@ -227,9 +243,17 @@ def _select(db: sqlite3.Connection, table: str, kind: type[T], tenant: str, obje
 
 
 def _open_batches(db: sqlite3.Connection) -> list[RequestBatch]:
-    marks = ", ".join("?" * len(OPEN))
-    rows = db.execute(f"SELECT facts FROM batches WHERE status IN ({marks}) ORDER BY number", OPEN)
+    rows = db.execute(f"SELECT facts FROM batches WHERE {_IS_OPEN} ORDER BY number", OPEN)
     return [_value(RequestBatch, facts) for (facts,) in rows]
+
+
+def _count(
+    db: sqlite3.Connection, table: str, tenant: str, which: str = "TRUE", values: Sequence[str] = ()
+) -> int:
+    count: int
+    query = f"SELECT count(*) FROM {table} WHERE tenant = ? AND {which}"
+    (count,) = db.execute(query, (tenant, *values)).fetchone()
+    return count
 
 
 def _insert_file(db: sqlite3.Connection, file: StoredFile) -> None:

@@ -3,15 +3,24 @@
 import json
 import os
 import random
+import threading
 import time
 from dataclasses import replace
 
 import gevent
 import pytest
 
+from qwenapi import greenlets
 from qwenapi.batches import store as store_module
-from qwenapi.batches.errors import BatchesUnavailable, FileInUse, NoRoom, UnknownObject
-from qwenapi.batches.job import Answer, Asking, BatchJob
+from qwenapi.batches.errors import (
+    BatchesUnavailable,
+    FileInUse,
+    NoRoom,
+    TooManyBatches,
+    UnknownObject,
+)
+from qwenapi.batches.job import EXPIRED, Answer, Asking, BatchJob
+from qwenapi.batches.line import render_line
 from qwenapi.batches.runner import BatchRunner
 from qwenapi.batches.store import ORPHAN_SECONDS, TTL_SECONDS, BatchStore
 from qwenapi.batches.values import WINDOW_SECONDS, RequestBatch, StoredFile, new_id
@@ -41,11 +50,11 @@ def add_batch(store, num_lines, **facts):
         {"custom_id": f"c{i}", "method": "POST", "url": URL, "body": {"n": i}}
         for i in range(num_lines)
     ]
-    file = add_file(store, "".join(json.dumps(one) + "\n" for one in lines).encode())
-    facts = {"created_at": int(time.time()), **facts}
+    facts = {"tenant": "a", "created_at": int(time.time()), **facts}
+    content = "".join(json.dumps(one) + "\n" for one in lines).encode()
+    file = add_file(store, content, tenant=facts["tenant"])
     batch = RequestBatch(
         id=new_id("batch_"),
-        tenant="a",
         key_id="k",
         endpoint=URL,
         input_file_id=file.id,
@@ -205,6 +214,73 @@ def test_nothing_begins_while_others_wait(store):
     assert len(outputs(store, batch)) == 5
 
 
+def test_lines_that_wait_for_no_engine_let_other_greenlets_run(store):
+    batch = add_batch(store, 100)
+    turns, turns_at = 0, []
+
+    def others():
+        nonlocal turns
+        while True:
+            turns += 1
+            gevent.sleep(0)
+
+    def at_once(key_id, line):
+        turns_at.append(turns)
+        return Answer(404, "r", b"{}")
+
+    beside = gevent.spawn(others)
+    BatchJob.lease(store, batch, asking(at_once, concurrency=1)).run()
+    beside.kill()
+    assert len(turns_at) == len(set(turns_at)) == 100
+
+
+def test_a_key_that_is_in_force_no_more_fails_the_batch_once_and_keeps_its_answers(store):
+    batch = add_batch(store, 100)
+
+    def ask(key_id, line):
+        return Answer(401, "r", b"{}") if line.body["n"] >= 20 else Answer(200, "r", b"{}")
+
+    BatchJob.lease(store, batch, asking(ask)).run()
+    done = store.batch("a", batch.id)
+    assert (done.status, done.completed, done.failed) == ("failed", 20, 0)
+    assert [fault["code"] for fault in done.errors] == ["key_not_in_force"]
+    assert done.has_output and not done.has_errors
+    assert outputs(store, batch) == {f"c{i}" for i in range(20)}
+
+
+def longest_pause(work):
+    """Return the seconds that other greenlets stood still for while it was done."""
+    pauses = [0.0]
+
+    def watch():
+        last = time.monotonic()
+        while True:
+            gevent.sleep(0.01)
+            pauses.append(time.monotonic() - last)
+            last = time.monotonic()
+
+    watching = gevent.spawn(watch)
+    gevent.sleep(0)
+    work()
+    gevent.sleep(0.02)
+    watching.kill()
+    return max(pauses)
+
+
+def test_many_lines_that_are_passed_over_or_expire_hold_up_nobody(store):
+    batch = add_batch(store, 60_000)
+    now = int(time.time())
+    done = b"".join(render_line(f"c{i}", None, EXPIRED) for i in range(59_999))
+    store.path(batch.error_file_id).write_bytes(done)
+    job = BatchJob.lease(store, batch, asking())
+    assert longest_pause(job.run) < 0.5
+    assert outputs(store, batch) == {f"c{i}" for i in range(60_000)}
+    late = add_batch(store, 60_000, created_at=now - WINDOW_SECONDS)
+    job = BatchJob.lease(store, late, asking())
+    assert longest_pause(job.run) < 0.5
+    assert outputs(store, late) == {f"c{i}" for i in range(60_000)}
+
+
 def test_a_runner_takes_up_what_there_is_and_goes_on_after_a_failure(store, monkeypatch):
     monkeypatch.setattr("qwenapi.batches.runner.FAILED_SECONDS", 0.05)
     runner = BatchRunner(store, asking())
@@ -269,3 +345,50 @@ def test_a_folder_that_cannot_be_written_is_told_as_that(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(BatchesUnavailable):
         _ = BatchStore(tmp_path / "file" / "batches").uploads
+
+
+def test_a_file_stays_until_its_row_is_gone_for_good(store, monkeypatch):
+    file = add_file(store, b"x")
+    write = store._database.write
+
+    def fail_at_the_end(work, **how):
+        def work_and_fail(db):
+            work(db)
+            raise OSError("disk full")
+
+        return write(work_and_fail, **how)
+
+    with monkeypatch.context() as patch, pytest.raises(BatchesUnavailable):
+        patch.setattr(store._database, "write", fail_at_the_end)
+        store.delete_file("a", file.id)
+    assert store.file("a", file.id) and store.path(file.id).read_bytes() == b"x"
+    store.delete_file("a", file.id)
+    assert not store.path(file.id).exists()
+
+
+def test_a_sweep_goes_on_past_what_vanishes_and_stays_in_its_thread(store, monkeypatch):
+    add_file(store, b"x")
+    store.path("tmp1.part").symlink_to("gone")  # is listed, and then not there
+    callers = []
+
+    def in_thread(work):
+        callers.append(threading.get_ident())
+        return greenlets.in_thread(work)
+
+    monkeypatch.setattr(store_module, "in_thread", in_thread)
+    store.purge()
+    assert callers == [threading.get_ident()]
+
+
+def test_a_tenant_has_so_many_files_and_batches_that_are_not_over(store, monkeypatch):
+    monkeypatch.setattr(store_module, "MAX_TENANT_FILES", 3)
+    monkeypatch.setattr(store_module, "MAX_TENANT_OPEN", 2)
+    first, second = add_batch(store, 1), add_batch(store, 1)
+    with pytest.raises(TooManyBatches):
+        store.create(replace(first, id="third"))
+    store.update("a", second.id, lambda batch: replace(batch, status="completed"))
+    store.create(replace(first, id="third"))
+    add_file(store, b"x")
+    with pytest.raises(NoRoom):
+        add_file(store, b"x")
+    add_file(store, b"x", tenant="b")

@@ -3,8 +3,10 @@
 import json
 import os
 import signal
+import sqlite3
 import threading
 import time
+from contextlib import closing
 
 import openai
 import pytest
@@ -143,6 +145,9 @@ def test_an_unfit_input_fails_the_batch_and_names_the_line(client, lines, number
         ({"endpoint": "/v1/models"}, "endpoint"),
         ({"endpoint": "/v1/batches"}, "endpoint"),
         ({"endpoint": "/v1/files"}, "endpoint"),
+        ({"endpoint": "/v1/conversations"}, "endpoint"),
+        ({"endpoint": "/v1/messages/count_tokens"}, "endpoint"),
+        ({"endpoint": "/v1/code/chat_stream"}, "endpoint"),
         ({"endpoint": "//v1/chat/completions"}, "endpoint"),
         ({"endpoint": ""}, "endpoint"),
         ({"completion_window": "1h"}, "completion_window"),
@@ -364,12 +369,16 @@ def test_each_tenant_has_its_own_and_a_key_that_is_gone_answers_nothing(start_se
         slow = begin(bob, *(line(f"c{i}", max_tokens=20, ignore_eos=True) for i in range(60)))
         wait_for(lambda: bob.batches.retrieve(slow.id).request_counts.completed >= 2)
         keys(path, "disable", held["bob"].split("_")[1])
-        output = server.run_dir / "state/batches/files"
+        folder = server.run_dir / "state/batches"
 
-        def is_over():
-            texts = [one.read_text() for one in output.iterdir()]
-            return sum(text.count('"custom_id": "c') for text in texts) >= 120  # input and outputs
+        def facts():
+            with closing(sqlite3.connect(folder / "batches.db")) as db:
+                (row,) = db.execute("SELECT facts FROM batches WHERE id = ?", (slow.id,))
+            return json.loads(row[0])
 
-        wait_for(is_over)
-        refused = [one.read_text().count('"status_code": 401') for one in output.iterdir()]
-        assert max(refused) > 10 and sorted(refused)[:-1] == [0] * (len(refused) - 1)
+        wait_for(lambda: facts()["status"] == "failed")
+        over = facts()
+        assert [fault["code"] for fault in over["errors"]] == ["key_not_in_force"]
+        assert over["failed"] == 0 and 2 <= over["completed"] < 60
+        answered = (folder / "files" / over["output_file_id"]).read_text().splitlines()
+        assert len(answered) == over["completed"]

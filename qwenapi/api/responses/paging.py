@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from qwenapi.api.responses import render
 from qwenapi.errors import BadRequest
+from qwenapi.http.page_limit import page_limit
 
 MAX_LIMIT, USUAL_LIMIT = 100, 20
 
@@ -19,12 +20,5 @@ def page(items: Sequence[render.Payload], query: Mapping[str, str]) -> render.Pa
         if after not in ids:
             raise BadRequest(f"'after' names no item of these: {after[:64]}.", param="after")
         ordered = ordered[ids.index(after) + 1 :]
-    limit = _limit(query.get("limit", str(USUAL_LIMIT)))
+    limit = page_limit(query.get("limit", str(USUAL_LIMIT)), MAX_LIMIT)
     return render.item_list(ordered[:limit], has_more=len(ordered) > limit)
-
-
-def _limit(text: str) -> int:
-    is_number = text.isascii() and text.isdecimal() and len(text) <= 3
-    if not is_number or not 1 <= int(text) <= MAX_LIMIT:
-        raise BadRequest(f"'limit' must be an integer from 1 to {MAX_LIMIT}.", param="limit")
-    return int(text)
