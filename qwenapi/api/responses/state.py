@@ -4,8 +4,10 @@ What is kept of one is a turn, the items of its input and its output, and beside
 them. Errors are in OpenAI's words.
 """
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any
 
 import orjson
@@ -19,6 +21,8 @@ from qwenapi.request_context.services import conversations
 from qwenapi.request_context.storage_errors import storage_errors
 
 MAX_SHOWN_CHARS = 64
+MAX_REFERENCES = 1000  # of one request
+TOO_LARGE = "The items that 'input' refers to are more than a prompt can be."
 RUNNING = ("queued", "in_progress")
 LOST = "The server process that ran this response has ended before it did. Send the request again."
 
@@ -65,7 +69,13 @@ def history_of(response_id: str | None) -> list[Item]:
 
 def resolved(items: Iterable[Item]) -> list[Item]:
     """Return items with those in the place of references that they are to."""
-    return [_referred(item["id"]) if item["type"] == REFERENCE else item for item in items]
+    items = list(items)
+    ids = [item["id"] for item in items if item["type"] == REFERENCE]
+    if len(ids) > MAX_REFERENCES:
+        message = f"'input' refers to more than {MAX_REFERENCES} items."
+        raise BadRequest(message, param="input")
+    found = _referred(Counter(ids))
+    return [found[item["id"]] if item["type"] == REFERENCE else item for item in items]
 
 
 def errors_of(response_id: str) -> AbstractContextManager[None]:
@@ -74,15 +84,34 @@ def errors_of(response_id: str) -> AbstractContextManager[None]:
     return storage_errors(lambda: NotFound(f"Response with id '{shown}' not found."), param="input")
 
 
-def _referred(id_: str) -> Item:
-    missing = NotFound(f"Item with id '{id_[:MAX_SHOWN_CHARS]}' not found.", param="input")
-    with storage_errors(lambda: missing, param="input"):
-        response = conversations().responses.find(caller().tenant, response_of(id_))
-    items = [*input_of(response), *_read(response.turn.assistant)]
-    found = next((item for item in items if item["id"] == id_), None)
-    if found is None:
-        raise missing
+def _referred(counts: Mapping[str, int]) -> dict[str, Item]:
+    """Return the items of these ids, referred to so often: together no more than a history."""
+    store, found = conversations().responses, dict[str, Item]()
+    left = store.max_history_bytes
+    first_of: dict[str, str] = {}
+    for id_ in counts:
+        first_of.setdefault(response_of(id_), id_)
+    for response_id, first in first_of.items():
+        with storage_errors(partial(_no_item, first), param="input"):
+            response = store.find(caller().tenant, response_id)
+        left -= response.turn.num_bytes
+        if left < 0:
+            raise BadRequest(TOO_LARGE, param="input")
+        for item in [*input_of(response), *_read(response.turn.assistant)]:
+            id_ = item["id"]
+            if id_ in counts and id_ not in found and response_of(id_) == response_id:
+                found[id_] = item
+                left -= (counts[id_] - 1) * len(orjson.dumps(item))
+    for id_ in counts:
+        if id_ not in found:
+            raise _no_item(id_)
+    if left < 0:
+        raise BadRequest(TOO_LARGE, param="input")
     return found
+
+
+def _no_item(id_: str) -> NotFound:
+    return NotFound(f"Item with id '{id_[:MAX_SHOWN_CHARS]}' not found.", param="input")
 
 
 def _read(text: str) -> list[Item]:
