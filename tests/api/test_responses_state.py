@@ -69,3 +69,19 @@ def test_what_is_referred_to_and_missing_is_named(store, id_):
     (known,) = kept(store, "a")
     with pytest.raises(NotFound, match=f"Item with id '{id_}' not found"):
         state.resolved(references(known, id_))
+
+
+@pytest.mark.parametrize("status", state.RUNNING)
+def test_a_response_that_nobody_runs_any_more_is_not_waited_for(store, status):
+    kept(store, "a", status=status)
+    assert state.body_of(state.find(ID))["status"] == "failed"
+    with pytest.raises(BadRequest, match="failed"):
+        state.history_of(ID)
+
+
+def test_a_response_that_runs_has_no_next_one_yet(store):
+    kept(store, "a", status="in_progress")
+    running = store.responses.begin("", store.responses.find("", ID), owner="test")
+    with pytest.raises(BadRequest, match="has not ended"):
+        state.history_of(ID)
+    running.abandon()

@@ -62,8 +62,8 @@ def history_of(response_id: str | None) -> list[Item]:
     with storage_errors(lambda: PreviousResponseNotFound(shown), param="previous_response_id"):
         turns = conversations().responses.history(caller().tenant, response_id)
     if turns[-1].finish_reason in RUNNING:
-        message = f"The response '{shown}' has not ended."
-        raise BadRequest(message, param="previous_response_id")
+        how = "has not ended" if find(response_id).is_running else "has failed"
+        raise BadRequest(f"The response '{shown}' {how}.", param="previous_response_id")
     return [item for turn in turns for text in (turn.user, turn.assistant) for item in _read(text)]
 
 
