@@ -85,3 +85,14 @@ def test_a_response_that_runs_has_no_next_one_yet(store):
     with pytest.raises(BadRequest, match="has not ended"):
         state.history_of(ID)
     running.abandon()
+
+
+def test_logprobs_are_told_and_are_no_part_of_the_history(store):
+    part = {"type": "output_text", "text": "a", "logprobs": [{"token": "a" * 3000}]}
+    output = [{"type": "message", "id": "msg_1", "content": [part]}]
+    fields = {"previous_response_id": None, "created_at": 1, "status": "completed"}
+    body = {"id": ID, **fields, "output": output}
+    store.responses.keep("", state.stored(body, []))
+    assert state.body_of(state.find(ID)) == body
+    (item,) = state.history_of(ID)
+    assert item == output[0] | {"content": [part | {"logprobs": []}]}

@@ -1,7 +1,8 @@
 """What is kept of responses: written as they end, read by id, as history, and as items.
 
 What is kept of one is a turn, the items of its input and its output, and beside it the body without
-them. Errors are in OpenAI's words.
+them. An output with logprobs is whole in the body, and without them in the turn. Errors are in
+OpenAI's words.
 """
 
 from collections import Counter
@@ -29,15 +30,18 @@ LOST = "The server process that ran this response has ended before it did. Send 
 
 def stored(body: render.Payload, items: Iterable[Item]) -> StoredResponse:
     """Return what is kept of a response, whose items of input all have ids."""
-    rest = {key: value for key, value in body.items() if key != "output"}
-    turn = PastTurn(_text(list(items)), _text(body["output"]), body["status"], body["created_at"])
+    bare = [_without_logprobs(item) for item in body["output"]]
+    is_bare = bare == body["output"]
+    rest = {key: value for key, value in body.items() if key != "output" or not is_bare}
+    turn = PastTurn(_text(list(items)), _text(bare), body["status"], body["created_at"])
     return StoredResponse(body["id"], body["previous_response_id"] or "", turn, _text(rest))
 
 
 def body_of(response: StoredResponse) -> render.Payload:
     """Return a response as it is told; one that nobody runs any more has failed."""
     body: render.Payload = orjson.loads(response.body)
-    body["output"] = orjson.loads(response.turn.assistant)
+    if "output" not in body:
+        body["output"] = orjson.loads(response.turn.assistant)
     is_lost = body["status"] in RUNNING and not response.is_running
     return render.failed(body, LOST) if is_lost else body
 
@@ -112,6 +116,12 @@ def _referred(counts: Mapping[str, int]) -> dict[str, Item]:
 
 def _no_item(id_: str) -> NotFound:
     return NotFound(f"Item with id '{id_[:MAX_SHOWN_CHARS]}' not found.", param="input")
+
+
+def _without_logprobs(item: Item) -> Item:
+    if item["type"] != "message":
+        return item
+    return item | {"content": [part | {"logprobs": []} for part in item["content"]]}
 
 
 def _read(text: str) -> list[Item]:
