@@ -52,9 +52,15 @@ class RunningResponse:
 
 
 class ResponseStore:
-    """The responses of all tenants; ConversationStore makes it."""
+    """The responses of all tenants; ConversationStore makes it.
 
-    def __init__(self, backend: Backend, keeper: LeaseKeeper, call: Call) -> None:
+    `max_history_bytes` is what one prompt can be made of, at the most.
+    """
+
+    def __init__(
+        self, backend: Backend, keeper: LeaseKeeper, call: Call, max_history_bytes: int
+    ) -> None:
+        self.max_history_bytes = max_history_bytes
         self._backend = backend
         self._keeper = keeper
         self._call = call

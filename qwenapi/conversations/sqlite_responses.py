@@ -57,7 +57,7 @@ class ResponseTable:
             raise LeaseLost()
         now, turn = time.time(), response.turn
         db.execute(_TOUCH, (response.previous_id, now, claim.tenant))
-        self.make_room(db, claim.tenant, response.num_bytes)
+        self.make_room(db, claim.tenant, response.num_bytes - self._num_held(db, response.id))
         db.execute(
             _PUT,
             (
@@ -124,6 +124,12 @@ class ResponseTable:
             (self._expired_at, number),
         )
         return erased.rowcount
+
+    def _num_held(self, db: sqlite3.Connection, response_id: str) -> int:
+        """Return how many bytes a response's own row takes, which the new one replaces."""
+        held = db.execute("SELECT num_bytes FROM responses WHERE id = ?", (response_id,))
+        row = held.fetchone()
+        return int(row[0]) if row else 0
 
     def _num_stored(self, db: sqlite3.Connection, tenant: str) -> int:
         (number,) = db.execute(

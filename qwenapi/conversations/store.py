@@ -123,7 +123,9 @@ class ConversationStore:
             purge=lambda: self._call(backend.purge),
             seconds=self._limits.lease_seconds / 3,
         )
-        self.responses = ResponseStore(backend, self._keeper, self._call)
+        self.responses = ResponseStore(
+            backend, self._keeper, self._call, self._limits.max_history_bytes
+        )
 
     def start(self) -> None:
         """Open the storage and begin to renew and purge; a storage that is unavailable is

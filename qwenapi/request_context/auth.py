@@ -36,6 +36,9 @@ SCOPES: dict[str, Scope] = {
     "/v2/rerank": "inference",
     "/score": "inference",
     "/v1/code/conversations/": "conversations",
+    "/v1/conversations": "conversations",
+    "/v1/responses/": "conversations",  # what is kept of them; to ask for one is inference
+    "/v1/responses/input_tokens": "inference",
     "/metrics": "metrics",
     "/api/v1/metrics": "metrics",
     "/v1/v1/metrics": "metrics",

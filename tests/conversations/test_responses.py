@@ -191,3 +191,12 @@ def test_expired_answers_are_erased(make_store):
     store.start()
     time.sleep(0.5)
     store.responses.keep("", response("x" * 1900))
+
+
+def test_a_running_answer_needs_room_for_itself_but_once(make_store):
+    store = make_store(max_tenant_bytes=1000)
+    begun = response("x" * 600, "", body="")
+    running = store.responses.begin("", begun, owner="test")
+    running.update(response("x" * 600, "", body="", id=begun.id))
+    running.end(response("x" * 600, "y" * 300, body="", id=begun.id))
+    assert store.responses.find("", begun.id).turn.assistant == "y" * 300

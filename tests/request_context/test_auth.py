@@ -242,6 +242,15 @@ def test_a_key_opens_what_its_scopes_name_and_an_admins_all(tmp_path, add_key):
         ("GET", "/stats"): "metrics",
         ("GET", "/load"): "metrics",
         ("GET", "/api/v1/metrics"): "metrics",
+        ("POST", "/v1/responses"): "inference",
+        ("POST", "/v1/responses/input_tokens"): "inference",
+        ("GET", "/v1/responses/x"): "conversations",
+        ("DELETE", "/v1/responses/x"): "conversations",
+        ("POST", "/v1/responses/x/cancel"): "conversations",
+        ("GET", "/v1/responses/x/input_items"): "conversations",
+        ("POST", "/v1/conversations"): "conversations",
+        ("GET", "/v1/conversations/x"): "conversations",
+        ("GET", "/v1/conversations/x/items"): "conversations",
         ("DELETE", "/v1/code/conversations/x"): "conversations",
     }
     for (method, address), needed in asked.items():

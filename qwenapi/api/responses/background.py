@@ -4,15 +4,27 @@ It counts as running while this process has its lease; whoever cancels takes the
 """
 
 import logging
+import time
 from collections.abc import Sequence
+
+import gevent
 
 from qwenapi.api.responses import render, state
 from qwenapi.api.responses.items import Item
 from qwenapi.api.responses.writer import ResponseWriter
-from qwenapi.conversations import ConversationError, LeaseLost, RunningResponse
+from qwenapi.conversations import (
+    ConversationError,
+    LeaseLost,
+    RunningResponse,
+    StorageUnavailable,
+    StoreFull,
+)
 from qwenapi.engines.mailbox import Cancelled
-from qwenapi.errors import ApiError, InternalError, Wording
+from qwenapi.errors import ApiError, InsufficientStorage, InternalError, Wording
 from qwenapi.generation.stream import GenerationStream
+
+RETRY_SECONDS = 1.0
+KEEP_SECONDS = 15.0  # as long as a lease that nobody can renew
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +53,7 @@ class BackgroundRun:
         try:
             writer.body(self._watch)
         except (Cancelled, ConversationError) as ended:
-            error = ended  # by another, or for want of storage: then it counts as lost
+            error = ended  # by another, or the storage is away: then it counts as lost
         except Exception as failed:
             error = failed
             if not isinstance(failed, ApiError):
@@ -52,8 +64,20 @@ class BackgroundRun:
             self._running.abandon()
 
     def keep(self, body: render.Payload) -> None:
-        """Store the response as it has ended."""
-        self._running.end(state.stored(body, self._items))
+        """Store the response as it has ended, as soon as the storage lets it while it is ours."""
+        response = state.stored(body, self._items)
+        deadline = time.monotonic() + KEEP_SECONDS
+        while True:
+            try:
+                self._running.end(response)
+                return
+            except StoreFull as error:
+                raise InsufficientStorage(str(error)) from error
+            except StorageUnavailable as error:
+                if self._running.is_lost or time.monotonic() > deadline:
+                    raise
+                log.warning("a response in the background waits to be kept: %s", error.__cause__)
+            gevent.sleep(RETRY_SECONDS)
 
     def _keep_failure(self, error: ApiError) -> None:
         try:
@@ -67,4 +91,7 @@ class BackgroundRun:
             raise Cancelled
         if not self._is_begun:
             self._is_begun = True
-            self._running.update(state.stored(self._begun, self._items))
+            try:
+                self._running.update(state.stored(self._begun, self._items))
+            except StorageUnavailable as error:
+                log.warning("a response stays queued for its reader: %s", error.__cause__)

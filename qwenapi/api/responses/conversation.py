@@ -8,40 +8,27 @@ import time
 import uuid
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
 from flask import g
 
 from qwenapi.api.responses.items import Item, named
-from qwenapi.conversations import ITEMS_PREFIX, ConversationNotFound, PastTurn, Turn
-from qwenapi.errors import NotFound
+from qwenapi.conversations import (
+    ITEMS_PREFIX,
+    Conversation,
+    ConversationNotFound,
+    PastTurn,
+    Turn,
+)
+from qwenapi.errors import ContextLengthExceeded, NotFound
+from qwenapi.greenlets import in_thread
 from qwenapi.request_context.current_request import caller, current_profile
 from qwenapi.request_context.services import conversations
 from qwenapi.request_context.storage_errors import storage_errors
 
 MAX_SHOWN_CHARS = 64
-
-
-@dataclass(frozen=True)
-class ItemConversation:
-    """A whole conversation."""
-
-    id: str
-    created_at: int
-    items: tuple[Item, ...] = field(repr=False)
-    metadata: Mapping[str, str]
-
-    @property
-    def body(self) -> dict[str, Any]:
-        """Return what its owner is told of it; its items are listed apart."""
-        return {
-            "id": self.id,
-            "object": "conversation",
-            "created_at": self.created_at,
-            "metadata": self.metadata,
-        }
+CREATED = "created"  # why a conversation's first turn ended
 
 
 def new_items(items: Iterable[Item]) -> list[Item]:
@@ -49,12 +36,12 @@ def new_items(items: Iterable[Item]) -> list[Item]:
     return named(items, uuid.uuid4().hex)
 
 
-def create(items: Iterable[Item], metadata: Mapping[str, str]) -> ItemConversation:
-    """Return a new conversation, which is kept."""
+def create(items: Iterable[Item], metadata: Mapping[str, str]) -> str:
+    """Return the id of a new conversation, which is kept."""
     id_ = f"{ITEMS_PREFIX}{uuid.uuid4().hex}"
     with errors_of(id_, "items"), _begin(None, _text(list(items)), new_id=id_) as turn:
-        turn.commit(_text(metadata), "")
-    return find(id_)
+        turn.commit(_text(metadata), CREATED)
+    return id_
 
 
 def add(conversation_id: str, items: list[Item], metadata: Mapping[str, str] | None = None) -> None:
@@ -70,29 +57,36 @@ def begin(conversation_id: str, items: Iterable[Item]) -> Turn:
         return _begin(_known(conversation_id), _text(list(items)))
 
 
-def find(conversation_id: str) -> ItemConversation:
-    """Return a conversation of the caller's."""
-    with errors_of(conversation_id):
-        found = conversations().export(caller().tenant, _known(conversation_id))
-    labels = [value for turn in found.turns if isinstance(value := _answered(turn), dict)]
-    items = tuple(items_of(found.turns))
-    return ItemConversation(conversation_id, int(found.created_at), items, labels[-1])
+def body_of(conversation_id: str) -> dict[str, Any]:
+    """Return what its owner is told of a conversation; its items are listed apart."""
+    found = _found(conversation_id)
+    labels = next(turn.assistant for turn in reversed(found.turns) if _is_label(turn))
+    return {
+        "id": conversation_id,
+        "object": "conversation",
+        "created_at": int(found.created_at),
+        "metadata": orjson.loads(labels),
+    }
+
+
+def all_items(conversation_id: str) -> list[Item]:
+    """Return the items of a conversation of the caller's, oldest first."""
+    turns = _found(conversation_id).turns
+    return in_thread(lambda: _items_of(turns))
+
+
+def history_of(turn: Turn, *, drops_oldest: bool) -> list[Item]:
+    """Return the items before a turn: all, or as many of the newest as a prompt can be made of."""
+    is_whole = bool(turn.history) and turn.history[0].finish_reason == CREATED
+    if not is_whole and not drops_oldest:
+        raise ContextLengthExceeded()
+    return in_thread(lambda: _items_of(turn.history))
 
 
 def delete(conversation_id: str) -> None:
     """Erase a conversation of the caller's; its responses stay."""
     with errors_of(conversation_id):
         conversations().delete(caller().tenant, _known(conversation_id))
-
-
-def items_of(turns: Iterable[PastTurn]) -> list[Item]:
-    """Return the items of turns, oldest first."""
-    items: list[Item] = []
-    for turn in turns:
-        answered = _answered(turn)
-        items += orjson.loads(turn.user)
-        items += answered if isinstance(answered, list) else []
-    return items
 
 
 def errors_of(conversation_id: str, param: str = "input") -> AbstractContextManager[None]:
@@ -124,8 +118,21 @@ def _begin(conversation_id: str | None, user: str, new_id: str = "") -> Turn:
     )
 
 
-def _answered(turn: PastTurn) -> Any:
-    return orjson.loads(turn.assistant)
+def _found(conversation_id: str) -> Conversation:
+    with errors_of(conversation_id):
+        return conversations().export(caller().tenant, _known(conversation_id))
+
+
+def _items_of(turns: Iterable[PastTurn]) -> list[Item]:
+    items: list[Item] = []
+    for turn in turns:
+        items += orjson.loads(turn.user)
+        items += [] if _is_label(turn) else orjson.loads(turn.assistant)
+    return items
+
+
+def _is_label(turn: PastTurn) -> bool:
+    return turn.assistant.startswith("{")
 
 
 def _text(value: Any) -> str:

@@ -27,19 +27,19 @@ def _count(body: dict[str, Any]) -> None:
 @accepts(ConversationSchema, before=_count, load=load_body)
 def create_conversation(ask: ConversationRequest) -> Response:
     items = conversation.new_items(state.resolved(ask.items))
-    return json_response(conversation.create(items, ask.metadata).body)
+    return json_response(conversation.body_of(conversation.create(items, ask.metadata)))
 
 
 @blueprint.get("/v1/conversations/<conversation_id>")
 def retrieve_conversation(conversation_id: str) -> Response:
-    return json_response(conversation.find(conversation_id).body)
+    return json_response(conversation.body_of(conversation_id))
 
 
 @blueprint.post("/v1/conversations/<conversation_id>")
 @accepts(MetadataSchema, before=_count, load=load_body)
 def label_conversation(ask: ConversationRequest, conversation_id: str) -> Response:
     conversation.add(conversation_id, [], ask.metadata)
-    return json_response(conversation.find(conversation_id).body)
+    return json_response(conversation.body_of(conversation_id))
 
 
 @blueprint.delete("/v1/conversations/<conversation_id>")
@@ -50,7 +50,7 @@ def delete_conversation(conversation_id: str) -> Response:
 
 @blueprint.get("/v1/conversations/<conversation_id>/items")
 def list_items(conversation_id: str) -> Response:
-    return json_response(page(conversation.find(conversation_id).items, request.args))
+    return json_response(page(conversation.all_items(conversation_id), request.args))
 
 
 @blueprint.post("/v1/conversations/<conversation_id>/items")
@@ -63,7 +63,7 @@ def add_items(ask: ConversationRequest, conversation_id: str) -> Response:
 
 @blueprint.get("/v1/conversations/<conversation_id>/items/<item_id>")
 def retrieve_item(conversation_id: str, item_id: str) -> Response:
-    for item in conversation.find(conversation_id).items:
+    for item in conversation.all_items(conversation_id):
         if item["id"] == item_id:
             return json_response(item)
     raise NotFound(f"Item with id '{item_id[: conversation.MAX_SHOWN_CHARS]}' not found.")

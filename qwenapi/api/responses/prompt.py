@@ -50,7 +50,10 @@ def prepare(
     if len(chat.ids) < context or not ask.drops_oldest:
         return chat
     system = [message for message in messages if message["role"] == "system"]
-    *older, newest = _groups(message for message in messages if message["role"] != "system")
+    groups = _groups(message for message in messages if message["role"] != "system")
+    if not groups:
+        return chat  # nothing can be left out
+    *older, newest = groups
 
     def cut(groups: Sequence[MessageGroup]) -> PreparedChat:
         rest = [message for group in (*groups, newest) for message in group.messages]

@@ -48,7 +48,7 @@ def create(ask: ResponseRequest) -> Response:
         return _answer(id_, ask, state.history_of(ask.previous_response_id), _keep(ask))
     turn = conversation.begin(ask.conversation, ask.items)
     try:
-        history = conversation.items_of(turn.history)
+        history = conversation.history_of(turn, drops_oldest=ask.drops_oldest)
         response = _answer(id_, ask, history, partial(_keep_in_turn, ask, turn))
     except BaseException:
         turn.rollback()
@@ -144,7 +144,7 @@ def count_input_tokens(ask: ResponseRequest) -> Response:
     if ask.conversation is None:
         history = state.history_of(ask.previous_response_id)
     else:
-        history = list(conversation.find(ask.conversation).items)
+        history = conversation.all_items(ask.conversation)
     count = len(_prepared(ask, history, card, tokenizer).ids)
     return json_response({"object": "response.input_tokens", "input_tokens": count})
 
