@@ -3,6 +3,7 @@
 import errno
 import tempfile
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, cast
@@ -44,7 +45,16 @@ class _Beside:
 
 
 def receive(incoming: Request, folder: Path, max_bytes: int) -> Upload:
-    """Return the form of a request; raise an ApiError for anything else, or more."""
+    """Return the form of a request; raise an ApiError for anything else, or more. What came of a
+    refused one is gone at once.
+    """
+    with ExitStack() as opened:
+        upload = _receive(incoming, folder, max_bytes, opened)
+        opened.pop_all()
+        return upload
+
+
+def _receive(incoming: Request, folder: Path, max_bytes: int, opened: ExitStack) -> Upload:
     if incoming.mimetype != "multipart/form-data":
         raise UnsupportedMediaType("A file comes as multipart/form-data.")
     limit = max_bytes + FORM_BYTES
@@ -53,7 +63,7 @@ def receive(incoming: Request, folder: Path, max_bytes: int) -> Upload:
         raise too_large
 
     def open_file(**_: Any) -> Any:
-        return tempfile.NamedTemporaryFile(dir=folder, suffix=".part")
+        return opened.enter_context(tempfile.NamedTemporaryFile(dir=folder, suffix=".part"))
 
     limits: Any = {"max_form_memory_size": FORM_BYTES, "max_form_parts": MAX_PARTS}
     parser = FormDataParser(cast("Any", open_file), silent=False, **limits)
