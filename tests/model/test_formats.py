@@ -30,6 +30,7 @@ PACKERS = {
 FOURS = [form for form in PACKERS if form.endswith(" 4")]
 # With a vision tower beside the text, as they are published.
 SEEING = {f"{name}, published": name for name in PUBLISHED}
+SEEING_SLOWLY = [pytest.param(name, marks=pytest.mark.slow) for name in SEEING]
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +69,7 @@ def test_an_architecture_loads_from_a_format(
 
 
 @pytest.mark.parametrize("form", [*FOURS, "compressed-tensors I8"])
-@pytest.mark.parametrize("name", [*MODELS, *SEEING])
+@pytest.mark.parametrize("name", [*MODELS, *SEEING_SLOWLY])
 def test_a_cpu_multiplies_by_weights_as_they_are_packed(
     source_of, tmp_path, prompts, check_record, name, form
 ):
@@ -85,7 +86,7 @@ def test_a_cpu_multiplies_by_weights_as_they_are_packed(
 
 
 @pytest.mark.parametrize("form", FOURS)
-@pytest.mark.parametrize("name", [*MODELS, *SEEING])
+@pytest.mark.parametrize("name", [*MODELS, *SEEING_SLOWLY])
 def test_kernels_multiply_by_linears_of_4_bits(
     source_of, tmp_path, prompts, check_record, name, form
 ):
@@ -100,7 +101,7 @@ def test_kernels_multiply_by_linears_of_4_bits(
     check_record(packed, "kept by kernels")
 
 
-@pytest.mark.parametrize("name", [*MODELS, *SEEING])
+@pytest.mark.parametrize("name", [*MODELS, *SEEING_SLOWLY])
 def test_kernels_multiply_by_fp8_of_blocks_of_128(source_of, tmp_path, prompts, check_record, name):
     """Weights are the very numbers; activations are rounded, to 3 bits of a mantissa."""
     pytest.importorskip("triton", reason="kernels need the package triton")

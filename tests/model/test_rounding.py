@@ -114,7 +114,7 @@ def test_linears_and_experts_of_layers_are_rounded(tiny_model_of, name, form):
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", ["qwen2", "qwen3_moe", "qwen3_next"])
 @pytest.mark.parametrize("deterministic", [False, True])
 def test_an_engine_answers_the_same_alone_and_in_a_crowd(drive, prompts, name, form, deterministic):
     settings = {"quantization": form, "deterministic": deterministic}
