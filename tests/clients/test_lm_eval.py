@@ -13,6 +13,8 @@ from qwenapi.settings.table import etc_dir
 from tests.clients.clients import Client, output
 from tests.running_server import RunningServer
 
+# The harness takes 600 MB, and minutes to install.
+pytestmark = pytest.mark.slow
 DEMO = etc_dir() / "models" / "demo"
 TASKS = Path(__file__).parent / "lm_eval"
 HARNESS = Client("lm-evaluation-harness", "lm_eval_tasks.py", "lm_eval")

@@ -14,6 +14,7 @@ from workers.config import EngineConfig
 from workers.engine.engine import Engine
 
 pytest.importorskip("triton", reason="kernels need the package triton")
+pytestmark = pytest.mark.slow  # each kernel has a test of its own
 
 # A state and attention, each with groups of heads; half of a head is rotated.
 TINY = {

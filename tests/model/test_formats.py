@@ -31,6 +31,12 @@ FOURS = [form for form in PACKERS if form.endswith(" 4")]
 # With a vision tower beside the text, as they are published.
 SEEING = {f"{name}, published": name for name in PUBLISHED}
 SEEING_SLOWLY = [pytest.param(name, marks=pytest.mark.slow) for name in SEEING]
+# The interpreter takes seconds for a state.
+BY_KERNELS = [
+    *(name for name in MODELS if name not in HYBRIDS),
+    *(pytest.param(name, marks=pytest.mark.slow) for name in HYBRIDS),
+    *SEEING_SLOWLY,
+]
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +92,7 @@ def test_a_cpu_multiplies_by_weights_as_they_are_packed(
 
 
 @pytest.mark.parametrize("form", FOURS)
-@pytest.mark.parametrize("name", [*MODELS, *SEEING_SLOWLY])
+@pytest.mark.parametrize("name", BY_KERNELS)
 def test_kernels_multiply_by_linears_of_4_bits(
     source_of, tmp_path, prompts, check_record, name, form
 ):
@@ -101,7 +107,7 @@ def test_kernels_multiply_by_linears_of_4_bits(
     check_record(packed, "kept by kernels")
 
 
-@pytest.mark.parametrize("name", [*MODELS, *SEEING_SLOWLY])
+@pytest.mark.parametrize("name", BY_KERNELS)
 def test_kernels_multiply_by_fp8_of_blocks_of_128(source_of, tmp_path, prompts, check_record, name):
     """Weights are the very numbers; activations are rounded, to 3 bits of a mantissa."""
     pytest.importorskip("triton", reason="kernels need the package triton")
