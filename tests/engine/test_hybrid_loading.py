@@ -154,7 +154,7 @@ def test_doctor_counts_packed_weights_where_kernels_keep_them(tmp_path):
         settings = replace(Settings(), dtype="bfloat16", **changes)
         return make_plan(settings, weights, checkpoint.config, gpu).weights
 
-    assert num_bytes() == weights.kept_bytes(2)
+    assert num_bytes() == weights.kept_bytes(2, "kernels")
     assert num_bytes(num_speculative_tokens=2) == 2 * weights.num_parameters > num_bytes()
 
 

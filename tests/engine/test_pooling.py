@@ -214,9 +214,10 @@ def test_who_leaves_ends_and_nobody_else_does(drive, layout, prompts, mode):
 
 @pytest.mark.parametrize("packer", [Packer(group_size=32), Fp8Packer((48, 32))], ids=["awq", "fp8"])
 def test_packed_weights_give_what_their_plain_twins_give(tmp_path, layout, prompts, packer):
-    found = []
+    found, settings = [], {"num_blocks": 99, "dtype": "float32", "threads": 1}
+    settings["attention_backend"] = "torch"  # which keeps nothing packed
     for folder in write_twins(layout("embed-named")[0], tmp_path, packer):
-        config = EngineConfig(str(folder), device=DEVICE, num_blocks=99, dtype="float32", threads=1)
+        config = EngineConfig(str(folder), device=DEVICE, **settings)
         driver = Driver(Engine(config, lambda stage, fraction: None))
         ask(driver, "embed", dict(enumerate(prompts(3))))
         found.append([driver.finished[key].pooled for key in range(3)])

@@ -32,7 +32,7 @@ export async function open(browser, {
   page.on("request", (request) => {
     if (request.method() === "POST") bodies.push(request.postDataJSON());
   });
-  page.setDefaultTimeout(15_000);
+  page.setDefaultTimeout(60_000);
   await page.goto(url);
   await page.locator(ready).waitFor({ state: "attached" });
   return { page, complaints, bodies };
