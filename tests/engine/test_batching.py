@@ -113,7 +113,8 @@ def test_one_choice_can_be_aborted(drive, prompts):
 
 
 def test_a_long_prompt_does_not_stall_a_decoding_row(drive):
-    driver = drive(num_blocks=1700, max_num_batched_tokens=2048, max_num_seqs=8)
+    sizes = {"num_blocks": 1700, "max_num_batched_tokens": 2048, "max_num_seqs": 8}
+    driver = drive(**sizes, target_step_ms=3_600_000)  # as large as they may be
     driver.add(0, [5, 6, 7], max_tokens=60)
     driver.step()
     driver.add(1, [token % 300 + 4 for token in range(12_000)], max_tokens=2)

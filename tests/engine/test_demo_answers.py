@@ -194,7 +194,7 @@ def test_held_out_news_and_paraphrases(model):
         texts = []
         for dialog in dialogs:
             settings = {"enable_thinking": dialog.enable_thinking, "tools": dialog.tools or None}
-            texts.append(model._ids(dialog.messages, settings))
+            texts.append(model.ids_of(dialog.messages, **settings))
         answers = model.generate(texts)
         return [model.tokenizer.decode(ids, skip_special_tokens=True) for ids in answers]
 
