@@ -15,6 +15,10 @@ from qwenapi.batches.line import OUTPUT_BEGINNING, BatchLine, LineError, parse_l
 UNFIT = {"/v1/responses": ("conversation", "background")}
 
 
+# Of one line, which is held whole, and many times over as what its JSON says.
+MAX_LINE_BYTES = 64 * 1024 * 1024
+
+
 class BadBatch(Exception):
     """A file that nothing can be done with before somebody mends it: what is wrong, and where."""
 
@@ -31,12 +35,13 @@ class OutputBusy(BadBatch):
 class BatchInput:
     """The requests of a file; nothing of it is kept but the ids."""
 
-    def __init__(self, path: Path, url: str = "") -> None:
-        """Read the whole file once; raise BadBatch for the first line that is none, or with a `url`
-        is for another one.
+    def __init__(self, path: Path, url: str = "", max_line_bytes: int = MAX_LINE_BYTES) -> None:
+        """Read the whole file once; raise BadBatch for the first line that is none, is longer, or
+        with a `url` is for another one.
         """
         self._path = path
         self._url = url
+        self._max_line_bytes = max_line_bytes
         self.ids: set[str] = set()
         if path.exists() and not path.is_file():
             raise BadBatch(path, "must be a file, as it is read twice")
@@ -52,7 +57,10 @@ class BatchInput:
     def _lines(self) -> Iterator[tuple[int, BatchLine]]:
         try:
             with self._path.open("rb") as file:
-                for number, raw in enumerate(file, 1):
+                lines = iter(lambda: file.readline(self._max_line_bytes + 1), b"")
+                for number, raw in enumerate(lines, 1):
+                    if len(raw) > self._max_line_bytes:
+                        raise self._bad(number, f"is longer than {self._max_line_bytes} bytes")
                     if raw.strip():
                         yield number, self._parse(number, raw)
         except OSError as error:

@@ -53,13 +53,15 @@ class Answer(NamedTuple):
 
 class Asking(NamedTuple):
     """How to have lines answered. `ask` takes a key's id, an address and a body; `may_begin` says
-    whether a line may, `is_stopping` that this process takes no more work.
+    whether a line may, `is_stopping` that this process takes no more work. A line longer than
+    `max_line_bytes` no interface would take.
     """
 
     ask: Callable[[str, BatchLine], Answer]
     may_begin: Callable[[], bool]
     is_stopping: Callable[[], bool]
     concurrency: int
+    max_line_bytes: int
 
 
 class LinesAhead:
@@ -124,8 +126,9 @@ class BatchJob:
     def _validated(self) -> BatchInput | None:
         """Return the input, or None where it is unfit and the batch has failed."""
         path, url = self._store.path(self._batch.input_file_id), self._batch.endpoint
+        most = self._asking.max_line_bytes
         try:
-            asked = in_thread(lambda: BatchInput(path, url))
+            asked = in_thread(lambda: BatchInput(path, url, most))
             if not asked.ids:
                 raise BadBatch(path, "The file has no lines.")
         except BadBatch as bad:

@@ -85,7 +85,7 @@ class BatchStore:
         return self._one("files", StoredFile, tenant, file_id)
 
     def files(self, tenant: str) -> list[StoredFile]:
-        """Return a tenant's files, the newest first."""
+        """Return a tenant's files, the oldest first."""
         return self._all("files", StoredFile, tenant)
 
     def delete_file(self, tenant: str, file_id: str) -> None:
@@ -124,7 +124,7 @@ class BatchStore:
         return self._one("batches", RequestBatch, tenant, batch_id)
 
     def batches(self, tenant: str) -> list[RequestBatch]:
-        """Return a tenant's batches, the newest first."""
+        """Return a tenant's batches, the oldest first."""
         return self._all("batches", RequestBatch, tenant)
 
     def open_batches(self) -> list[RequestBatch]:
@@ -202,7 +202,7 @@ class BatchStore:
     def _all(self, table: str, kind: type[T], tenant: str) -> list[T]:
         def work(db: sqlite3.Connection) -> list[T]:
             rows = db.execute(
-                f"SELECT facts FROM {table} WHERE tenant = ? ORDER BY number DESC", (tenant,)
+                f"SELECT facts FROM {table} WHERE tenant = ? ORDER BY number", (tenant,)
             )
             return [_value(kind, facts) for (facts,) in rows]
 

@@ -8,13 +8,16 @@ from qwenapi.batches.runner import BatchRunner
 from qwenapi.batches.store import BatchStore
 from qwenapi.engines.client import EngineClient
 from qwenapi.request_context.inner_request import InnerAnswer, ask_inside
+from qwenapi.settings.table import Settings
 
 BUSY = (429, 503, 529)
 USUAL_RETRY_SECONDS = 1.0
+# What a line has besides its body: an id, an address, a method.
+AROUND_BODY_BYTES = 16 * 1024
 
 
 def new_runner(
-    app: Flask, store: BatchStore, engine: EngineClient, concurrency: int
+    app: Flask, store: BatchStore, engine: EngineClient, settings: Settings
 ) -> BatchRunner:
     """Return the runner of this process."""
 
@@ -31,7 +34,9 @@ def new_runner(
     def is_stopping() -> bool:
         return engine.is_discouraged or engine.is_refusing
 
-    return BatchRunner(store, Asking(ask, may_begin, is_stopping, concurrency))
+    max_line_bytes = settings.max_body_bytes + AROUND_BODY_BYTES
+    asking = Asking(ask, may_begin, is_stopping, settings.batches_concurrency, max_line_bytes)
+    return BatchRunner(store, asking)
 
 
 def _retry_after(answer: InnerAnswer) -> float | None:

@@ -227,7 +227,7 @@ class HttpServer(BaseApplication):
             )
         )
         if batches is not None:
-            runner = new_runner(app, batches, engine, self._settings.batches_concurrency)
+            runner = new_runner(app, batches, engine, self._settings)
             spawn_lasting("the batch runner", runner.run)
         return app
 

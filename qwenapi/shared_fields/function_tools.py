@@ -3,8 +3,8 @@
 Each interface has its own shape of a tool; what may stand in it is checked here, once.
 """
 
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, ClassVar, NamedTuple
 
 import orjson
 from marshmallow import ValidationError, fields
@@ -18,7 +18,20 @@ from qwenapi.generation.tools import (
     ToolChoice,
     repeated_name,
 )
-from qwenapi.http.fields import Path, refuse
+from qwenapi.http.fields import Composite, Path, refuse
+
+
+class FunctionTools(Composite):
+    """A list of tools whose functions' fields stand beside their type; `known` are their keys."""
+
+    known: ClassVar[set[str]]
+
+    def unknown(self, value: Any) -> Iterator[Path]:
+        """Yield the keys of tools that the model is not told."""
+        for i, tool in enumerate(value if isinstance(value, list) else ()):
+            for key in tool if isinstance(tool, dict) else ():
+                if key not in self.known and tool[key] is not None:
+                    yield i, key
 
 
 class FunctionFields(NamedTuple):
@@ -107,18 +120,12 @@ class ToolChoiceField(fields.Field[ToolChoice]):
             raise ValidationError(self.CLAIM)
         if value.get("type") == "allowed_tools":
             allowed = value.get("allowed_tools", value)
-            tools = allowed.get("tools") if isinstance(allowed, dict) else None
-            if (
-                not isinstance(tools, list)
-                or not tools
-                or allowed.get("mode", "auto")
-                not in (
-                    "auto",
-                    "required",
-                )
-            ):
+            tools, mode = None, None
+            if isinstance(allowed, dict):
+                tools, mode = allowed.get("tools"), allowed.get("mode", "auto")
+            if not isinstance(tools, list) or not tools or mode not in ("auto", "required"):
                 raise ValidationError(self.CLAIM)
-            return ToolChoice(allowed.get("mode", "auto"), tuple(map(self._name, tools)))
+            return ToolChoice(mode, tuple(map(self._name, tools)))
         return ToolChoice("required", (self._name(value),))
 
     def _name(self, value: Any) -> str:

@@ -73,7 +73,7 @@ def echo(key_id, line):
 
 
 def asking(ask=echo, may_begin=lambda: True, is_stopping=lambda: False, concurrency=4):
-    return Asking(ask, may_begin, is_stopping, concurrency)
+    return Asking(ask, may_begin, is_stopping, concurrency, max_line_bytes=1_000_000)
 
 
 def outputs(store, batch):
@@ -337,7 +337,7 @@ def test_what_is_a_month_old_is_erased_and_what_is_in_use_stays(store):
         os.utime(path, (long_ago, long_ago))
     store.purge()
     assert coming.exists() and not orphan.exists() and not store.path(forgotten.id).exists()
-    assert [file.id for file in store.files("a")] == [in_use.input_file_id, fresh.id]
+    assert [file.id for file in store.files("a")] == [fresh.id, in_use.input_file_id]
     assert store.path(in_use.input_file_id).exists()
 
 

@@ -3,6 +3,7 @@
 import pytest
 
 from workers.engine.step_budget import LEAST, StepBudget
+from workers.engine.step_plan import StepPlan
 
 
 @pytest.fixture
@@ -25,9 +26,7 @@ def test_where_nobody_waits_it_is_as_large_as_may_be(budget):
 
 def test_nothing_is_bounded_before_anything_is_known():
     assert StepBudget(512, 0.150).tokens(8) == 512
-    unbounded = StepBudget(512, 0)
-    unbounded.learn(0, 400, 0.4)
-    assert unbounded.tokens(8) == 512
+    assert not StepBudget(512, 0).is_bounded
 
 
 def test_a_prompt_always_goes_on(budget):
@@ -70,3 +69,19 @@ def test_a_long_prompt_lets_others_go_on(drive, prompts):
         answers.append((driver.steps - before, driver.run().tokens(0), driver.tokens(1)))
     assert answers[0][0] >= 1000 // LEAST > 5 > answers[1][0] - 1
     assert answers[0][1:] == answers[1][1:]
+
+
+class Prompt:
+    """What a plan knows of a sequence whose prompt is not computed yet."""
+
+    def __init__(self, length):
+        self.num_uncomputed, self.num_computed = length, 0
+
+
+@pytest.mark.parametrize(("cut", "shares"), [(64, [64, 0]), (1, [32, 16])])
+def test_two_long_prompts_share_the_least_but_are_cut_where_a_state_can_be_kept(cut, shares):
+    plan = StepPlan(512, cut, lambda sequence: False, num_drafts=0, num_left=LEAST)
+    for share in shares:
+        prompt = Prompt(2000)
+        assert plan.share(prompt) == share
+        plan.add(prompt, share)

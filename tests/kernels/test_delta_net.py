@@ -15,6 +15,7 @@ from tests.model.test_gated_delta_net import MODULES, NEAR
 from workers.model.layers import delta_rule
 from workers.model.layers.delta_rule import RuleInputs
 from workers.model.layers.gated_delta_net import GatedDeltaNet
+from workers.model.layers.means import Means
 from workers.model.layers.state_cache import StateCache
 from workers.model.layout.slot_plan import CHUNK, SlotPlan
 from workers.model.layout.state_plan import SlotCopy, StatePlan, StateSpan
@@ -273,7 +274,9 @@ def test_a_layer_by_kernels_equals_the_layer_by_torch(name, poisoned):
     module = module_class(config, 0).eval().requires_grad_(False).to(DEVICE)
     for parameter in module.parameters():
         torch.nn.init.normal_(parameter, mean=0.5 * (parameter.dim() == 1), std=0.2)
-    layers = [GatedDeltaNet(copy.deepcopy(module), for_kernels=kind) for kind in (False, True)]
+    layers = [
+        GatedDeltaNet(copy.deepcopy(module), Means(for_kernels=kind)) for kind in (False, True)
+    ]
     caches = [StateCache(layer.state_shape, SLOTS, torch.device(DEVICE)) for layer in layers]
     x, begun = randn(72, 32), SlotCopy(None, 3)
     spans = (StateSpan(0, 64, 3, 6), StateSpan(64, 70, 3))

@@ -14,7 +14,7 @@ from tests.kernels.graph_world import World
 from workers.model.attention.attention import AttentionPlan, PrefillSpan
 from workers.model.decoder import CacheShape, Decoder
 from workers.model.kernels import reference
-from workers.model.layers import mlp, qwen_layers
+from workers.model.layers import means
 from workers.model.layout.paged_plan import PagedPlan, locate
 
 pytest.importorskip("triton", reason="kernels need the package triton")
@@ -54,7 +54,7 @@ class TestAddRMSNorm:
         torch.manual_seed(width)
         delta, residual = randn(2, num_tokens, width, dtype=dtype) * 3
         weight = randn(width)
-        expected, total = qwen_layers.add_rms_norm(delta, residual.clone(), weight, EPS)
+        expected, total = means.add_rms_norm(delta, residual.clone(), weight, EPS)
         own, frame = framed(residual)
         normed, returned = layers.add_rms_norm(delta, own, weight, EPS)
         assert returned is own and torch.equal(own, total)
@@ -68,7 +68,7 @@ class TestAddRMSNorm:
 
     def test_without_delta_the_residual_stays(self, dtype, poisoned):
         residual, weight = randn(3, 48, dtype=dtype), randn(48)
-        expected, same = qwen_layers.add_rms_norm(None, residual.clone(), weight, EPS)
+        expected, same = means.add_rms_norm(None, residual.clone(), weight, EPS)
         normed, returned = layers.add_rms_norm(None, residual, weight, EPS)
         assert returned is residual and torch.equal(residual, same)
         torch.testing.assert_close(normed, expected, rtol=2 * ROUNDED_ONCE[dtype], atol=2e-6)
@@ -192,14 +192,14 @@ class TestSiluMul:
     def test_equals_torch_and_is_rounded_where_torch_rounds(self, width, dtype, poisoned):
         torch.manual_seed(width)
         gate_up = randn(3, 2 * width, dtype=dtype) * 4
-        product, expected = layers.silu_mul(gate_up), mlp.silu_mul(gate_up)
+        product, expected = layers.silu_mul(gate_up), means.silu_mul(gate_up)
         torch.testing.assert_close(product, expected, rtol=4 * ROUNDED_ONCE[dtype], atol=1e-7)
         if dtype != torch.float32:  # rounded once, one in four would differ
             assert (product != expected).float().mean() < 0.01
 
     def test_large_gates_neither_overflow_nor_vanish(self, dtype):
         gate_up = torch.tensor([[-80.0, -20.0, 0.0, 80.0] + [2.0] * 4]).to(dtype).to(DEVICE)
-        torch.testing.assert_close(layers.silu_mul(gate_up), mlp.silu_mul(gate_up))
+        torch.testing.assert_close(layers.silu_mul(gate_up), means.silu_mul(gate_up))
 
 
 def test_a_token_is_the_same_alone_and_in_a_crowd(dtype):

@@ -13,6 +13,7 @@ from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeSparseMoeBl
 from tests.engine.conftest import DEVICE
 from workers.model.layers import experts as ways
 from workers.model.layers.experts import Experts, multiply_grouped
+from workers.model.layers.means import Means
 
 needs_triton = pytest.mark.skipif(
     find_spec("triton") is None, reason="kernels need the package triton"
@@ -42,9 +43,8 @@ def make_hidden(tokens, module):
 
 
 def make_experts(module, way="torch", is_batch_invariant=False):
-    return Experts(
-        copy.deepcopy(module), is_batch_invariant=is_batch_invariant, for_kernels=way == "kernels"
-    )
+    means = Means(is_batch_invariant, for_kernels=way == "kernels")
+    return Experts(copy.deepcopy(module), means)
 
 
 @pytest.fixture(autouse=True)

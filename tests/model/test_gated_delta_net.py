@@ -9,6 +9,7 @@ from transformers.models.qwen3_5.modeling_qwen3_5 import Qwen3_5GatedDeltaNet
 from transformers.models.qwen3_next.modeling_qwen3_next import Qwen3NextGatedDeltaNet
 
 from workers.model.layers.gated_delta_net import GatedDeltaNet
+from workers.model.layers.means import Means
 from workers.model.layers.state_cache import StateCache, StateShape
 from workers.model.layout.state_plan import SlotCopy, StatePlan, StateRun, StateSpan
 
@@ -46,7 +47,7 @@ class Layer:
     """A layer over a cache of its own, filled with what nobody may ever read."""
 
     def __init__(self, module, *, is_batch_invariant=False):
-        self.net = GatedDeltaNet(copy.deepcopy(module), is_batch_invariant=is_batch_invariant)
+        self.net = GatedDeltaNet(copy.deepcopy(module), Means(is_batch_invariant))
         self.cache = StateCache(self.net.state_shape, SLOTS, torch.device("cpu"))
         self.cache.matrices.fill_(torch.nan)
         self.cache.inputs.fill_(torch.nan)
@@ -186,7 +187,7 @@ def test_bfloat16_is_as_near_to_float32_as_the_module(module):
 
 
 def test_the_modules_give_up_their_weights(module):
-    GatedDeltaNet(module, is_batch_invariant=False)
+    GatedDeltaNet(module)
     assert module.out_proj.weight is None
     assert not [name for name, _ in module.named_parameters() if "proj" in name]
 

@@ -8,8 +8,8 @@ import stat
 import pytest
 import torch
 
-from workers.model.layers.mlp import silu_mul
-from workers.model.layers.qwen_layers import Rope, add_rms_norm
+from workers.model.layers.means import add_rms_norm, silu_mul
+from workers.model.layers.qwen_layers import Rope
 from workers.model.layout.int4_weight import Int4Weight, num_words, pack_words
 from workers.model.native import library
 from workers.model.native.int4_tiles import Int4Tiles, concatenate

@@ -145,8 +145,9 @@ class Engine:
             self._under_way = launched
         elif launched is not None:
             self._take(launched, output)
-            seconds = time.perf_counter() - started
-            self._budget.learn(batch.num_decodes, batch.num_prompt_tokens, seconds)
+            if self._budget.is_bounded:
+                seconds = time.perf_counter() - started
+                self._budget.learn(batch.num_decodes, batch.num_prompt_tokens, seconds)
         return output
 
     def stats(self) -> EngineStats:

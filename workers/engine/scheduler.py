@@ -116,8 +116,10 @@ class Scheduler:
         blocks = self._blocks
         states = blocks.states
         cut, num_drafts = (1, self._budget) if states is None else (CHUNK, states.num_for_drafts)
-        num_decodes = sum(sequence.num_uncomputed == 1 for sequence in self._running)
-        num_left = self._step_budget.tokens(num_decodes)
+        num_left = self._budget
+        if self._step_budget.is_bounded:
+            num_decodes = sum(sequence.num_uncomputed == 1 for sequence in self._running)
+            num_left = self._step_budget.tokens(num_decodes)
         plan = StepPlan(self._budget, cut, self._is_scoring, num_drafts, num_left)
         before = self.num_preemptions
         may_guess = self.speculates  # else a step may be under way, and sequences not known whole

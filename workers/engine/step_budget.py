@@ -19,14 +19,19 @@ class StepBudget:
     """The token budget of the next step. Durations are seconds."""
 
     def __init__(self, most: int, target: float) -> None:
-        """With a `target` of 0, always `most`."""
+        """A `target` of 0 is none."""
         self._most, self._target = most, target
         self._decode_seconds = 0.0  # of a step without prompts
         self._token_seconds = 0.0  # of a prompt's token in a step
 
+    @property
+    def is_bounded(self) -> bool:
+        """Whether there is a target to learn for."""
+        return self._target > 0
+
     def tokens(self, num_decodes: int) -> int:
         """Return how many tokens a step may have in which so many sequences decode."""
-        if not (self._target and num_decodes and self._token_seconds):
+        if not (num_decodes and self._token_seconds):
             return self._most
         left = (self._target - self._decode_seconds) / self._token_seconds
         return min(self._most, num_decodes + max(LEAST, round(left)))

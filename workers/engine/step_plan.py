@@ -11,7 +11,7 @@ MAX_SCORED_TOKENS = 256
 class StepPlan:
     """The rows chosen so far and what is left of the budgets.
 
-    A step of `budget` tokens may have only `num_left` left for this time. Who `is_scoring` has a
+    Of a step's `budget` only `num_left` may be used this time. Who `is_scoring` has a
     budget of its own beside, and so have drafts. A prompt not computed whole ends at a multiple of
     `cut`, as long as the budgets reach one.
     """
@@ -22,9 +22,9 @@ class StepPlan:
         cut: int,
         is_scoring: Callable[[Sequence], bool],
         num_drafts: int,
-        num_left: int | None = None,
+        num_left: int,
     ) -> None:
-        self.num_left = budget if num_left is None else num_left
+        self.num_left = num_left
         self.rows: dict[Sequence, int] = {}
         self.long_prompts: list[Sequence] = []  # of those that have or had a row
         self._num_drafts_left = num_drafts

@@ -16,6 +16,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from workers.model.attention.attention import AttentionPlan, LayerKVCache, Plan
 from workers.model.attention.block_kv_cache import BlockKVCache
 from workers.model.attention.kv_cache import KVCache
+from workers.model.layers.means import Means
 from workers.model.layers.qwen_layers import DecoderLayer, Hidden, LayerCache, RMSNorm, Rope
 from workers.model.layers.state_cache import StateCache
 from workers.model.layout.flat_batch import FlatBatch
@@ -80,16 +81,13 @@ class Decoder:
         `native` are functions for the layers of a CPU. Without a head, normed hidden states stand
         in the place of logits.
         """
-        by: Any = {"for_kernels": for_kernels, "native": native}
+        means = Means(is_batch_invariant, for_kernels, native)
         base: Any = model.model
         self._embedding = base.embed_tokens.weight.detach()
         self._rotary = base.rotary_emb
-        self._layers = [
-            DecoderLayer(layer, is_batch_invariant=is_batch_invariant, **by)
-            for layer in base.layers
-        ]
+        self._layers = [DecoderLayer(layer, means) for layer in base.layers]
         self._caches: list[LayerCache] = []
-        self._norm = RMSNorm(base.norm, **by)
+        self._norm = RMSNorm(base.norm, means)
         self._head = None
         if has_head:
             whole: Any = model

@@ -7,7 +7,6 @@ have them one by one, or all of a layer in two tensors.
 import re
 from collections.abc import Callable, Sequence
 from functools import partial
-from itertools import count
 from typing import Any, NamedTuple
 
 from workers.model.quantization.packed_weights import State
@@ -53,13 +52,11 @@ def take_experts(state: State, reader: Callable[[Any], Read | None]) -> dict[str
 
 def _one_by_one(state: State, module: str) -> list[tuple[list[Any], Any]]:
     found: list[tuple[list[Any], Any]] = []
-    for expert in count():
-        names = [f"{module}.{expert}.{part}_proj.weight" for part in ("gate", "up", "down")]
-        if names[0] not in state:
-            return found
+    while f"{module}.{len(found)}.gate_proj.weight" in state:
+        names = [f"{module}.{len(found)}.{part}_proj.weight" for part in ("gate", "up", "down")]
         gate, up, down = (state[name] for name in names)
         found.append(([gate, up], down))
-    raise AssertionError("unreachable")
+    return found
 
 
 def _stacked(state: State, module: str) -> list[tuple[list[Any], Any]]:

@@ -1,29 +1,26 @@
 """The fields `tools` and `tool_choice` in Anthropic's shape, and the values they become."""
 
-from collections.abc import Iterator
 from typing import Any
 
 from marshmallow import ValidationError, validates_schema
 
 from qwenapi.generation.tools import MAX_TOOLS, Tool, ToolChoice
-from qwenapi.http.fields import (
-    Composite,
-    Path,
-    StrictBoolean,
-    StrictChoice,
-    StrictString,
-    refuse,
-)
+from qwenapi.http.fields import StrictBoolean, StrictChoice, StrictString, refuse
 from qwenapi.http.schemas import StrictSchema
-from qwenapi.shared_fields.function_tools import function_schema, read_function, read_tools
+from qwenapi.shared_fields.function_tools import (
+    FunctionTools,
+    function_schema,
+    read_function,
+    read_tools,
+)
 
-_KNOWN = {"type", "name", "description", "input_schema", "strict"}
 _MODES = {"auto": "auto", "any": "required", "tool": "required", "none": "none"}
 
 
-class ToolDefinitions(Composite):
+class ToolDefinitions(FunctionTools):
     """Tools that the caller runs; those that Anthropic runs or has trained are refused by name."""
 
+    known = {"type", "name", "description", "input_schema", "strict"}
     json_schema = {
         "type": "array",
         "maxItems": MAX_TOOLS,
@@ -34,13 +31,6 @@ class ToolDefinitions(Composite):
             ]
         },
     }
-
-    def unknown(self, value: Any) -> Iterator[Path]:
-        """Yield the keys of tools that the model is not told."""
-        for i, tool in enumerate(value if isinstance(value, list) else ()):
-            for key in tool if isinstance(tool, dict) else ():
-                if key not in _KNOWN and tool[key] is not None:
-                    yield i, key
 
     def _deserialize(self, value: Any, attr: str | None, data: Any, **_: Any) -> tuple[Tool, ...]:
         return read_tools(value, _tool)

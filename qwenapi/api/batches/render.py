@@ -1,6 +1,5 @@
 """Files and batches in OpenAI's words, one or a page of them. Pure."""
 
-from collections.abc import Sequence
 from typing import Any
 
 from qwenapi.batches.store import TTL_SECONDS
@@ -56,14 +55,4 @@ def batch_body(batch: RequestBatch) -> dict[str, Any]:
             "failed": batch.failed,
         },
         "metadata": batch.metadata,
-    }
-
-
-def page_body(bodies: Sequence[dict[str, Any]], *, has_more: bool) -> dict[str, Any]:
-    return {
-        "object": "list",
-        "data": list(bodies),
-        "first_id": bodies[0]["id"] if bodies else None,
-        "last_id": bodies[-1]["id"] if bodies else None,
-        "has_more": has_more,
     }

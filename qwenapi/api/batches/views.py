@@ -1,5 +1,6 @@
 """Views of `/v1/files` and `/v1/batches`: each tenant's own."""
 
+import operator
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -22,7 +23,7 @@ from qwenapi.batches.store import BatchStore
 from qwenapi.batches.values import RequestBatch, StoredFile, new_id
 from qwenapi.errors import BadRequest
 from qwenapi.http.body import accepts
-from qwenapi.http.page_limit import page_limit
+from qwenapi.http.paging import page
 from qwenapi.http.responses import json_response
 from qwenapi.request_context.current_request import (
     caller,
@@ -36,7 +37,7 @@ blueprint = Blueprint("batches", __name__)
 
 PIECE_BYTES = 64 * 1024
 MAX_FILENAME_CHARS = 255
-MAX_PAGE, USUAL_PAGE = 10_000, 20
+MAX_PAGE = 10_000
 # Each answers one body with one body, and keeps nothing but what it was told.
 ENDPOINTS = (
     "/v1/chat/completions",
@@ -181,19 +182,10 @@ def _check_endpoint(endpoint: str) -> None:
 
 
 def _page(found: Sequence[T], body_of: Callable[[T], dict[str, Any]]) -> Response:
-    """Return the part of a list, the newest first, that the query asks for."""
-    order, after = request.args.get("order", "desc"), request.args.get("after")
-    limit = page_limit(request.args.get("limit", str(USUAL_PAGE)), MAX_PAGE)
-    if order not in ("asc", "desc"):
-        raise BadRequest("'order' must be asc or desc.", param="order")
-    found = found if order == "desc" else found[::-1]
-    if after is not None:
-        places = [place for place, one in enumerate(found) if one.id == after]
-        if not places:
-            raise BadRequest("'after' names nothing in this list.", param="after")
-        found = found[places[0] + 1 :]
-    bodies = [body_of(one) for one in found[:limit]]
-    return json_response(render.page_body(bodies, has_more=len(found) > len(bodies)))
+    body = page(
+        found, request.args, most=MAX_PAGE, id_of=operator.attrgetter("id"), body_of=body_of
+    )
+    return json_response(body)
 
 
 def _store() -> BatchStore:

@@ -1,24 +1,14 @@
-"""Pages of items, as OpenAI's lists are read: newest first, so many, after one. Pure."""
+"""Pages of items."""
 
 from collections.abc import Mapping, Sequence
+from operator import itemgetter
 
-from qwenapi.api.responses import render
-from qwenapi.errors import BadRequest
-from qwenapi.http.page_limit import page_limit
+from qwenapi.api.responses.render import Payload
+from qwenapi.http import paging
 
-MAX_LIMIT, USUAL_LIMIT = 100, 20
+MAX_LIMIT = 100
 
 
-def page(items: Sequence[render.Payload], query: Mapping[str, str]) -> render.Payload:
-    """Return the part of all items that a query asks for by `limit`, `order` and `after`."""
-    order = query.get("order", "desc")
-    if order not in ("asc", "desc"):
-        raise BadRequest("'order' must be asc or desc.", param="order")
-    ordered = list(items) if order == "asc" else list(reversed(items))
-    if after := query.get("after"):
-        ids = [item["id"] for item in ordered]
-        if after not in ids:
-            raise BadRequest(f"'after' names no item of these: {after[:64]}.", param="after")
-        ordered = ordered[ids.index(after) + 1 :]
-    limit = page_limit(query.get("limit", str(USUAL_LIMIT)), MAX_LIMIT)
-    return render.item_list(ordered[:limit], has_more=len(ordered) > limit)
+def page(items: Sequence[Payload], query: Mapping[str, str]) -> Payload:
+    """Return the part of all items that a query asks for."""
+    return paging.page(items, query, most=MAX_LIMIT, id_of=itemgetter("id"), body_of=dict)

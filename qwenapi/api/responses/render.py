@@ -194,17 +194,6 @@ def status_event(body: Payload) -> Payload:
     return {"type": f"response.{body['status']}", "response": body}
 
 
-def item_list(items: Sequence[Payload], *, has_more: bool) -> Payload:
-    """Return a page of items."""
-    return {
-        "object": "list",
-        "data": list(items),
-        "first_id": items[0]["id"] if items else None,
-        "last_id": items[-1]["id"] if items else None,
-        "has_more": has_more,
-    }
-
-
 def _part_place() -> dict[str, int]:
     """Return where in its item a part stands: each has one."""
     return {"content_index": 0}

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from marshmallow import ValidationError, fields, validates_schema
 
 from qwenapi.api.responses.items import Input, Item
-from qwenapi.api.responses.tool_fields import FunctionTools, choice_body, tool_body
+from qwenapi.api.responses.tool_fields import CallableTools, choice_body, tool_body
 from qwenapi.generation.sampling import SamplingRequest
 from qwenapi.generation.tools import Tool, ToolChoice
 from qwenapi.http.fields import (
@@ -251,7 +251,7 @@ class InputTokensSchema(RequestSchema):
     model = StrictString(256)
     items = Input(data_key="input")
     instructions = StrictString(None)
-    tools = FunctionTools()
+    tools = CallableTools()
     tool_choice = ToolChoiceField()
     parallel_tool_calls = StrictBoolean()
     previous_response_id = StrictString(MAX_LABEL_CHARS)

@@ -3,19 +3,22 @@
 Only functions, which the caller runs; tools that OpenAI runs are refused by their names.
 """
 
-from collections.abc import Iterator
 from typing import Any
 
 from qwenapi.generation.tools import MAX_TOOLS, Tool, ToolChoice
-from qwenapi.http.fields import Composite, Path, refuse
-from qwenapi.shared_fields.function_tools import function_schema, read_function, read_tools
+from qwenapi.http.fields import refuse
+from qwenapi.shared_fields.function_tools import (
+    FunctionTools,
+    function_schema,
+    read_function,
+    read_tools,
+)
 
-_KNOWN = {"type", "name", "description", "parameters", "strict"}
 
+class CallableTools(FunctionTools):
+    """Functions the model may call."""
 
-class FunctionTools(Composite):
-    """Functions the model may call, their fields beside their type."""
-
+    known = {"type", "name", "description", "parameters", "strict"}
     json_schema = {
         "type": "array",
         "maxItems": MAX_TOOLS,
@@ -26,13 +29,6 @@ class FunctionTools(Composite):
             ]
         },
     }
-
-    def unknown(self, value: Any) -> Iterator[Path]:
-        """Yield the keys of tools that the model is not told."""
-        for i, tool in enumerate(value if isinstance(value, list) else ()):
-            for key in tool if isinstance(tool, dict) else ():
-                if key not in _KNOWN and tool[key] is not None:
-                    yield i, key
 
     def _deserialize(self, value: Any, attr: str | None, data: Any, **_: Any) -> tuple[Tool, ...]:
         return read_tools(value, _tool)

@@ -7,17 +7,16 @@ shapes alone decide the way and nothing waits for the host, so a CUDA graph may 
 on a CPU, the kernels under Triton's interpreter. Not checked: any GPU.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from workers.model.layers.mlp import SharedExpert, silu_mul
+from workers.model.layers.means import TORCH, Means
+from workers.model.layers.mlp import SharedExpert
 from workers.model.linear.batch_invariant import blocks_of_rows
 from workers.model.linear.linear import Linear, join
-from workers.model.native.native import Native
 
 # More pairs an expert than this are many: they share its weights, and larger tiles pay. A guess.
 _MANY_PAIRS = 4
@@ -26,31 +25,16 @@ _MANY_PAIRS = 4
 class Experts:
     """The router and the experts of one layer."""
 
-    def __init__(
-        self,
-        module: Any,
-        *,
-        is_batch_invariant: bool,
-        for_kernels: bool = False,
-        native: Native | None = None,
-    ) -> None:
-        """With `is_batch_invariant`, a token's result depends on nothing beside it."""
+    def __init__(self, module: Any, means: Means = TORCH) -> None:
         self._router = module.gate
-        self._is_batch_invariant = is_batch_invariant
-        self._for_kernels = for_kernels
+        self._is_batch_invariant = is_batch_invariant = means.is_batch_invariant
+        self._for_kernels = means.for_kernels
         self._multiply = module.experts
-        if for_kernels:
+        if means.for_kernels:
             self._multiply = KernelExperts(module.experts, is_batch_invariant=is_batch_invariant)
         elif LoopedExperts.takes(module.experts, is_batch_invariant=is_batch_invariant):
-            self._multiply = LoopedExperts(module.experts, native)
-        self._shared = None
-        if hasattr(module, "shared_expert"):
-            self._shared = SharedExpert(
-                module,
-                is_batch_invariant=is_batch_invariant,
-                for_kernels=for_kernels,
-                native=native,
-            )
+            self._multiply = LoopedExperts(module.experts, means)
+        self._shared = SharedExpert(module, means) if hasattr(module, "shared_expert") else None
 
     def __call__(self, hidden: Tensor) -> Tensor:
         """Return the weighted sum over each token's experts, `[tokens, hidden]`."""
@@ -80,16 +64,14 @@ class LoopedExperts:
     equal.
     """
 
-    def __init__(self, module: Any, native: Native | None = None) -> None:
+    def __init__(self, module: Any, means: Means = TORCH) -> None:
         """Take the weights of transformers' experts, or those of fewer bits that it holds as its
         `weight`; the module keeps none.
         """
         fewer = getattr(module, "weight", None)
         gate_up = fewer.gate_up if fewer else [[one] for one in module.gate_up_proj.detach()]
         down = fewer.down if fewer else module.down_proj.detach()
-        self._silu_mul: Callable[[Tensor], Tensor] = silu_mul
-        if native is not None and native.takes_width(down[0].shape[1]):
-            self._silu_mul = native.silu_mul
+        self._silu_mul = means.silu_mul(down[0].shape[1])
         self._gate_up = [join(parts) for parts in gate_up]
         self._down = [Linear(one) for one in down]
         module.weight = None

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from workers.model.layers import delta_rule
 from workers.model.layers.delta_rule import RuleInputs
+from workers.model.layers.means import TORCH, Means
 from workers.model.layers.state_cache import StateCache, StateShape
 from workers.model.layout.slot_plan import SlotPlan, States
 from workers.model.layout.state_plan import SlotCopy, StatePlan
@@ -55,10 +56,9 @@ class Inputs(NamedTuple):
 class GatedDeltaNet:
     """One layer's weights; its states lie in a StateCache."""
 
-    def __init__(
-        self, module: Any, *, is_batch_invariant: bool = False, for_kernels: bool = False
-    ) -> None:
-        assert not (is_batch_invariant and for_kernels), "no kernel is batch-invariant"
+    def __init__(self, module: Any, means: Means = TORCH) -> None:
+        is_batch_invariant = means.is_batch_invariant
+        assert not (is_batch_invariant and means.for_kernels), "no kernel is batch-invariant"
         self.state_shape = state_shape_of(module)
         self._num_key_heads = int(module.num_k_heads)
         self._is_batch_invariant = is_batch_invariant
@@ -73,7 +73,7 @@ class GatedDeltaNet:
         self._rate_bias = module.dt_bias.detach().float()
         self._norm = module.norm.weight.detach().float()
         self._eps = float(module.norm.variance_epsilon)
-        if for_kernels:
+        if means.for_kernels:
             self._kernel_rates = torch.stack((self._rate, self._rate_bias))
             self._columns = self._find_columns().to(self._rate.device)
 

@@ -4,14 +4,13 @@ Knows the arithmetic of a layer: residual additions, norms, merged projections, 
 MLP. Modules of transformers are Any here: which attributes they have is what the parity tests
 guard. Refuses to know where keys and values are kept; that is behind LayerKVCache.
 
-What lies between two matrix products is computed by torch here; or with `for_kernels` in one launch
-of kernels/layers.py, as heads are wherever the cache is a BlockKVCache; or by one function in C.
+What lies between two matrix products is computed by the Means; heads are by kernels wherever the
+cache is a BlockKVCache.
 """
 
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from workers.model.attention.attention import AttentionPlan, LayerKVCache, Plan, attend
@@ -19,13 +18,12 @@ from workers.model.attention.block_kv_cache import BlockKVCache
 from workers.model.attention.kv_cache import KVCache
 from workers.model.layers.experts import Experts
 from workers.model.layers.gated_delta_net import GatedDeltaNet
+from workers.model.layers.means import TORCH, Means, kernels, normalize
 from workers.model.layers.mlp import MLP
 from workers.model.layers.state_cache import StateCache, StateShape
 from workers.model.layout.paged_plan import PagedPlan
 from workers.model.layout.slot_plan import States
-from workers.model.linear import batch_invariant
 from workers.model.linear.linear import merge
-from workers.model.native.native import Native
 
 LayerCache = LayerKVCache | StateCache
 
@@ -82,16 +80,10 @@ class Rope(NamedTuple):
 class RMSNorm:
     """Root mean square norm over the last dimension of the whole sum, computed in float32."""
 
-    def __init__(
-        self, module: Any, *, for_kernels: bool = False, native: Native | None = None
-    ) -> None:
+    def __init__(self, module: Any, means: Means = TORCH) -> None:
         self._weight, self._eps = norm_of(module)
         self.device: torch.device = self._weight.device
-        self._add_rms_norm = add_rms_norm
-        if for_kernels:
-            self._add_rms_norm = _kernels().add_rms_norm
-        elif native is not None and native.takes_width(len(self._weight)):
-            self._add_rms_norm = native.add_rms_norm
+        self._add_rms_norm = means.add_rms_norm(len(self._weight))
 
     def __call__(self, hidden: Hidden) -> tuple[Tensor, Tensor]:
         """Return the norm, and the sum with nothing left to add."""
@@ -106,27 +98,6 @@ def norm_of(module: Any) -> tuple[Tensor, float]:
     return 1.0 + weight, float(module.eps)
 
 
-def add_rms_norm(
-    delta: Tensor | None, residual: Tensor, weight: Tensor, eps: float
-) -> tuple[Tensor, Tensor]:
-    """Add delta to residual in place; return its norm in its dtype, and it."""
-    if delta is not None:
-        residual.add_(delta)
-    return normalize(residual, weight, eps).to(residual.dtype), residual
-
-
-def normalize(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """Return x over its root mean square, times weight, in float32.
-
-    On a CPU in place on one copy: the intermediate tensors of `F.rms_norm` cost more than the sums.
-    """
-    if x.device.type != "cpu":
-        return F.rms_norm(x.float(), (x.shape[-1],), None, eps).mul_(weight)
-    x = x.to(torch.float32, copy=True)
-    mean = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1])
-    return x.mul_(mean.add_(eps).rsqrt_()).mul_(weight)
-
-
 class Attention:
     """Self-attention with one projection for queries, keys and values.
 
@@ -134,7 +105,8 @@ class Attention:
     query, whose projection follows the query's. All is told from the module itself.
     """
 
-    def __init__(self, module: Any, *, is_batch_invariant: bool) -> None:
+    def __init__(self, module: Any, means: Means) -> None:
+        is_batch_invariant = means.is_batch_invariant
         self._head_dim = int(module.head_dim)
         self._scale = float(module.scaling)
         self._num_heads = module.o_proj.weight.shape[1] // self._head_dim
@@ -143,7 +115,7 @@ class Attention:
         self.window: int | None = getattr(module, "sliding_window", None) or None
         self._head_norm = self._merge_head_norms(module)
         self._eps = 0.0 if self._head_norm is None else norm_of(module.q_norm)[1]
-        self._sigmoid = batch_invariant.sigmoid if is_batch_invariant else torch.sigmoid
+        self._sigmoid = means.sigmoid
         self._qkv = merge(
             [module.q_proj, module.k_proj, module.v_proj], is_batch_invariant=is_batch_invariant
         )
@@ -167,7 +139,7 @@ class Attention:
             is_gated=self._is_gated,
         )  # fmt: skip
         context = cache.attend(query, plan, self.window)
-        return _kernels().gate_heads(context, qkv) if self._is_gated else context
+        return kernels().gate_heads(context, qkv) if self._is_gated else context
 
     def remember(self, normed: Tensor, rope: Rope, cache: KVCache, slots: Tensor) -> None:
         """Store keys and values of tokens of whose own attention nothing is asked."""
@@ -223,27 +195,17 @@ class Attention:
 class DecoderLayer:
     """Attention or Gated DeltaNet, and an MLP, with their norms and residual additions."""
 
-    def __init__(
-        self,
-        module: Any,
-        *,
-        is_batch_invariant: bool = False,
-        for_kernels: bool = False,
-        native: Native | None = None,
-    ) -> None:
-        by: Any = {"for_kernels": for_kernels, "native": native}
-        self._input_norm = RMSNorm(module.input_layernorm, **by)
+    def __init__(self, module: Any, means: Means = TORCH) -> None:
+        self._input_norm = RMSNorm(module.input_layernorm, means)
         self.device = self._input_norm.device
-        self._post_norm = RMSNorm(module.post_attention_layernorm, **by)
+        self._post_norm = RMSNorm(module.post_attention_layernorm, means)
         self._mixer: Attention | GatedDeltaNet
         if hasattr(module, "linear_attn"):
-            self._mixer = GatedDeltaNet(
-                module.linear_attn, is_batch_invariant=is_batch_invariant, for_kernels=for_kernels
-            )
+            self._mixer = GatedDeltaNet(module.linear_attn, means)
         else:
-            self._mixer = Attention(module.self_attn, is_batch_invariant=is_batch_invariant)
+            self._mixer = Attention(module.self_attn, means)
         feed_forward = MLP if hasattr(module.mlp, "gate_proj") else Experts
-        self._mlp = feed_forward(module.mlp, is_batch_invariant=is_batch_invariant, **by)
+        self._mlp = feed_forward(module.mlp, means)
 
     @property
     def state_shape(self) -> StateShape | None:
@@ -274,10 +236,3 @@ class DecoderLayer:
         assert isinstance(self._mixer, Attention)
         normed, _ = self._input_norm(hidden)
         self._mixer.remember(normed, rope, cache, slots)
-
-
-def _kernels() -> Any:
-    # Triton is imported where kernels are used, and nowhere else.
-    from workers.model.kernels import layers
-
-    return layers

@@ -76,18 +76,10 @@ class Native:
         scratch = torch.empty(at_once * folded)
         for first in range(0, num_tokens, at_once):
             some = slice(first, first + at_once)
-            of_tokens = (
-                query[some],
-                keys,
-                values,
-                context[some],
-                tables,
-                rows[some],
-                lengths[some],
-            )
+            asked, given, their_rows, seen = query[some], context[some], rows[some], lengths[some]
             self._attend(
-                *_pointers(*of_tokens),
-                *map(c_int32, (len(query[some]), num_heads, num_kv_heads, head_dim)),
+                *_pointers(asked, keys, values, given, tables, their_rows, seen),
+                *map(c_int32, (len(asked), num_heads, num_kv_heads, head_dim)),
                 *map(c_int32, (num_slots // block_size, block_size, tables.shape[1])),
                 *map(c_int32, (window or _NO_WINDOW, parts, torch.get_num_threads())),
                 *_pointers(scratch),
