@@ -56,7 +56,10 @@ class Load:
         self._timer = threading.Thread(target=self._run)
         self._timer.start()
 
-    def stop(self):
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
         self._is_over.set()
         self._timer.join()
         self._pool.shutdown()
@@ -81,17 +84,16 @@ def test_a_reload_under_load_fails_no_request_and_cuts_no_stream(start_server):
     assert len(old) == 2
     with ThreadPoolExecutor(20) as pool:
         streams = [
-            pool.submit(server.chat, f"hello {i}", max_tokens=500, stream=True) for i in range(20)
+            pool.submit(server.chat, f"hello {i}", max_tokens=900, stream=True) for i in range(20)
         ]
         wait_for(lambda: server.row()["running"] >= 20)
-        load = Load(server, rate=20)
-        wait_for(lambda: load.num_good > 10)
-        done = command(server, "reload")
-        assert done.returncode == 0, done.stderr
-        assert not any(stream.done() for stream in streams), "the streams are too short to tell"
-        before = load.num_good
-        wait_for(lambda: load.num_good > before + 20)
-        load.stop()
+        with Load(server, rate=20) as load:
+            wait_for(lambda: load.num_good > 10)
+            done = command(server, "reload")
+            assert done.returncode == 0, done.stderr
+            assert not any(stream.done() for stream in streams), "the streams are too short to tell"
+            before = load.num_good
+            wait_for(lambda: load.num_good > before + 20)
         events = [sse_events(stream.result().content) for stream in streams]
     assert not load.failures
     assert {stream[-1] for stream in events} == {"[DONE]"}
@@ -309,13 +311,12 @@ def test_what_still_runs_at_the_end_of_a_drain_is_told_so(start_server):
 def test_a_restart_on_a_handed_over_socket_refuses_nobody(tmp_path, start_server):
     with socket.create_server(("127.0.0.1", 0), backlog=128) as sock:
         first = start_server(*SLOW, **hand_over(sock))
-        load = Load(first, rate=10)
-        wait_for(lambda: load.num_good > 5)
-        assert first.stop() == 0
-        second = start_server(*SLOW, **hand_over(sock))
-        before = load.num_good
-        wait_for(lambda: load.num_good > before + 20, 60)
-        load.stop()
+        with Load(first, rate=10) as load:
+            wait_for(lambda: load.num_good > 5)
+            assert first.stop() == 0
+            second = start_server(*SLOW, **hand_over(sock))
+            before = load.num_good
+            wait_for(lambda: load.num_good > before + 20, 60)
         assert not load.failures
         assert second.stop() == 0
 

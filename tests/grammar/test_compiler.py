@@ -204,7 +204,8 @@ def test_hostile_grammars_are_refused_or_served_in_bounded_time(compiler, name):
     started = time.monotonic()
     with suppress(GrammarError):
         compiler.compile(HOSTILE[name])
-    assert time.monotonic() - started < 60  # of a crowded machine; a trial has five seconds
+    # A trial has five seconds of processor time, behind others', and a minute in all.
+    assert time.monotonic() - started < 90
     assert compiler.compile(schema({"type": "null"})), "the compiler lives"
 
 

@@ -174,7 +174,7 @@ def mixture(rng: random.Random, fault: str, prompt: int) -> list[Caller]:
     if fault == "crowd":
         tokens = rng.choice((20, 70))
         some += [chat("news", tokens, stream=rng.random() < 0.5) for _ in range(13)]
-        some += [chat("news", tokens, patience=rng.uniform(0.01, 0.3)) for _ in range(6)]
+        some += [chat("news", ENDLESS, patience=rng.uniform(0.01, 0.3)) for _ in range(6)]
     if fault != "none" or rng.random() < 0.5:
         some += [
             chat(rng.choice(profiles), ENDLESS, stream=True, cut_after=rng.randint(1, 40))

@@ -181,6 +181,6 @@ def test_exact_experts_depend_on_no_neighbour(way):
 @pytest.mark.skipif(DEVICE != "cpu", reason="only a CPU repacks weights")
 def test_the_module_keeps_no_weights_that_were_repacked():
     module = make_module(torch.bfloat16)
-    Experts(module, is_batch_invariant=False)
+    Experts(module, Means(is_batch_invariant=False))
     assert not list(module.experts.parameters())
     assert module.gate.weight is not None

@@ -13,6 +13,7 @@ export async function open(browser, {
   page.on("console", (message) => {
     if (["error", "warning"].includes(message.type())) complaints.push(message.text());
   });
+  page.on("crash", () => complaints.push("the page crashed"));
   page.on("pageerror", (error) => complaints.push(String(error)));
   page.on("requestfailed", (request) => {
     const why = request.failure()?.errorText;
@@ -34,7 +35,9 @@ export async function open(browser, {
   });
   page.setDefaultTimeout(60_000);
   await page.goto(url);
-  await page.locator(ready).waitFor({ state: "attached" });
+  await page.locator(ready).waitFor({ state: "attached" }).catch((error) => {
+    throw new Error([error.message, ...complaints].join("\n"));
+  });
   return { page, complaints, bodies };
 }
 
