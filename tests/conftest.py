@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from tests import interpreter
 from tests.running_server import RunningServer
 
 # Read when Triton is imported, which transformers does. With it, kernels run on a CPU.
 if os.environ.get("QWENAPI_TEST_DEVICE", "cpu") == "cpu":
     os.environ.setdefault("TRITON_INTERPRET", "1")
+    interpreter.mend()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

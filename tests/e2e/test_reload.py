@@ -106,9 +106,9 @@ def test_a_reload_under_load_fails_no_request_and_cuts_no_stream(start_server):
 def test_several_old_servers_may_drain_at_once(start_server):
     server = start_server(*SLOW, "--drain-timeout", "60")
     streams = []
-    for generation in (1, 2, 3):
-        streams.append(raw_request(server, LONG | {"stream": True, "max_tokens": 1500}))
-        wait_for(lambda n=generation: server.row()["running"] == n)
+    for num_running, max_tokens in enumerate((2500, 1500, 1000), 1):
+        streams.append(raw_request(server, LONG | {"stream": True, "max_tokens": max_tokens}))
+        wait_for(lambda n=num_running: server.row()["running"] == n)
         assert command(server, "reload").returncode == 0
     names = [(c["name"], c["state"]) for c in status(server)["children"]]
     assert names.count(("http", "finishes its requests")) == 3

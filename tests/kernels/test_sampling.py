@@ -51,22 +51,6 @@ def fenced(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         torch.testing.assert_close(after, before, rtol=0, atol=0, equal_nan=True)
 
 
-@pytest.fixture(autouse=True)
-def patched_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let Triton's interpreter patch its language once a launch, not at every call in a kernel."""
-    from triton.runtime import interpreter
-
-    patch, modules = interpreter._patch_lang, (tl, tl.core)
-
-    def patch_if_needed(function: object) -> object:
-        own = [m for m in modules if any(m is value for value in function.__globals__.values())]
-        if any(tl.core.is_builtin(module.arange) for module in own):
-            return patch(function)
-        return interpreter._LangPatchScope()
-
-    monkeypatch.setattr(interpreter, "_patch_lang", patch_if_needed)
-
-
 def cut(monkeypatch: pytest.MonkeyPatch, segment: int, tile: int) -> None:
     monkeypatch.setattr(sampling, "_SEGMENT", segment)
     monkeypatch.setattr(sampling, "_TILE", tile)
