@@ -15,8 +15,8 @@ from qwenapi import __version__
 from qwenapi.commands.ask import add_arguments as add_ask_arguments
 from qwenapi.commands.batch import add_arguments as add_batch_arguments
 from qwenapi.commands.batch import main as run_batch
-from qwenapi.commands.bench import add_arguments as add_bench_arguments
-from qwenapi.commands.bench import main as run_bench
+from qwenapi.commands.bench.command import add_arguments as add_bench_arguments
+from qwenapi.commands.bench.command import main as run_bench
 from qwenapi.commands.control import add_arguments as add_control_arguments
 from qwenapi.commands.control import main as control
 from qwenapi.commands.units import add_arguments as add_units_arguments

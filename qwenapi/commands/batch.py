@@ -18,7 +18,7 @@ from qwenapi.batches.files import BadBatch, BatchInput, BatchOutput
 from qwenapi.batches.line import BatchLine
 from qwenapi.commands.ask import KEY_VARIABLE
 from qwenapi.commands.batch_caller import BatchCaller, BatchStopped
-from qwenapi.commands.bench import URL, positive
+from qwenapi.commands.bench.command import URL, positive
 from qwenapi.commands.check_service import Server
 
 BAD_INPUT = 2

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from qwenapi.metrics.layout import metrics_layout
 from qwenapi.metrics.snapshot import Counts, Distribution, Snapshot, take_snapshot
+from qwenapi.metrics.status import state_slots
 from qwenapi.settings.run_dir import run_dir
 from qwenapi.settings.sources import load, load_profiles
 from qwenapi.settings.table import Settings, etc_dir
@@ -248,6 +249,7 @@ def _engine_report(
         "running": values["running"],
         "waiting": values["waiting"],
         "kv_cache_usage": round(row.kv_cache_usage, 6),
+        "state_slots": state_slots(row),
         "generated_tokens": values[key],
         "tokens_per_second": _rate(grown, seconds),
         "drafted_tokens": values["drafted_tokens"],
@@ -297,21 +299,24 @@ def _screen(shown: Mapping[str, Any]) -> "RenderableType":
         + [_pair(row[key]) for key in DURATIONS]
         for name, row in shown["profiles"].items()
     ]
+    has_state = any(row["state_slots"] for row in shown["engines"])
     engines = [
         [str(row["engine"]), row["phase"], str(row["running"]), str(row["waiting"])]
-        + [f"{row['kv_cache_usage']:.1%}", _number(row["tokens_per_second"])]
+        + [f"{row['kv_cache_usage']:.1%}", *_states(row["state_slots"])[: 3 * has_state]]
+        + [_number(row["tokens_per_second"])]
         + [_share(row["accepted_tokens"], row["drafted_tokens"])]
         + [str(row["restarts"]), f"{row['last_sign_of_life']:.1f} s ago"]
         for row in shown["engines"]
     ]
     titles = ("profile", "runs", "waits", "accepted", "done", "failed", "cancelled", "tokens/s")
     times = ("first\ntoken", "between\ntokens", "whole\nanswer")
-    about = ("engine", "phase", "runs", "waits", "cache used", "tokens/s")
+    about = ["engine", "phase", "runs", "waits", "cache used"]
+    about += ["states used", "snapshots", "hits"] if has_state else []
     return Group(
         Text(head, style="bold red" if shown["alerts"] else "bold"),
         _table([*titles, *times], profiles),
         Text("Times are p50 / p95 in seconds, each the upper bound of its histogram's bucket."),
-        _table([*about, "drafts right", "restarts", "last sign"], engines),
+        _table([*about, "tokens/s", "drafts right", "restarts", "last sign"], engines),
     )
 
 
@@ -328,6 +333,17 @@ def _table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> "RenderableT
 
 def _number(value: float | None) -> str:
     return "–" if value is None else f"{value:g}"
+
+
+def _states(slots: Mapping[str, int] | None) -> Sequence[str]:
+    """Return the cells of an engine's state slots: used of all, snapshots, and their hits."""
+    if slots is None:
+        return ["–"] * 3
+    return [
+        f"{slots['used']} of {slots['total']}",
+        str(slots["snapshots"]),
+        str(slots["snapshot_hits"]),
+    ]
 
 
 def _share(part: int, whole: int) -> str:

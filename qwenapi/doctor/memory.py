@@ -4,7 +4,9 @@ Follows workers/model/capacity.py, which decides once the weights are in memory;
 the two. The workspace is an estimate: what an engine takes beside weights and cache.
 """
 
+import math
 import os
+import platform
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -16,6 +18,7 @@ import pynvml
 
 from qwenapi.doctor.check import GIB, Check, failure, gib, ok, warning
 from qwenapi.settings.table import Settings
+from workers.checkpoint.architectures import CLASSIFIER, EMBEDDING, HEAD
 from workers.checkpoint.model_config import ModelConfig
 from workers.checkpoint.packings import Multiplier
 from workers.checkpoint.rounding import FOR_CPUS, ROUNDED_BITS, num_rounded
@@ -156,6 +159,9 @@ def make_plan(settings: Settings, weights: Weights, of: ModelConfig, room: Room)
     weight_bytes = _weight_bytes(
         settings, weights, item, _multiplier(room) if may_multiply else None
     )
+    is_tied = weights.has_head and not {HEAD, CLASSIFIER} & weights.shapes.keys()
+    if is_tied and _lays_out_products(settings, room):
+        weight_bytes += math.prod(weights.shapes[EMBEDDING]) * item
     workspace = (
         (CUDA_BASE_BYTES if room.is_gpu else CPU_BASE_BYTES)
         + budget * (4 * of.hidden_size + 3 * of.intermediate_size) * item
@@ -202,12 +208,35 @@ def _weight_bytes(
 ) -> int:
     """Return what loaded weights take, about; those of layers may be of fewer bits."""
     bits = ROUNDED_BITS.get(settings.quantization)
+    if settings.quantization == "int8" and not _multiplies_int8():
+        bits = 8 * item
     if bits and (not weights.packed or settings.quantization in FOR_CPUS):
         rounded = num_rounded(weights)
         return int(rounded * bits / 8) + (weights.num_parameters - rounded) * item
     if kept_by and weights.packed:
         return weights.kept_bytes(item, kept_by)
     return weights.num_parameters * item
+
+
+def _lays_out_products(settings: Settings, room: Room) -> bool:
+    """Return whether linears are held in oneDNN's layout, a head apart from the embeddings then."""
+    return (
+        not room.is_gpu
+        and _dtype(settings, room) == "bfloat16"
+        and bool({"avx512bw", "bf16"} & _cpu_flags())
+    )
+
+
+def _multiplies_int8() -> bool:
+    """Return whether weights of 8 bits stay so: on x86 that takes VNNI, else they are unpacked."""
+    return platform.machine() != "x86_64" or any("vnni" in flag for flag in _cpu_flags())
+
+
+def _cpu_flags() -> set[str]:
+    try:
+        return set(Path("/proc/cpuinfo").read_text().split())
+    except OSError:
+        return set()
 
 
 def _multiplier(room: Room) -> Multiplier | None:
@@ -291,10 +320,7 @@ def _stretching(wanted: int, of: ModelConfig) -> str:
 def _dtype(settings: Settings, room: Room) -> str:
     if settings.dtype != "auto":
         return settings.dtype
-    try:
-        has_units = "avx512_bf16" in Path("/proc/cpuinfo").read_text()
-    except OSError:
-        has_units = False
+    has_units = "avx512_bf16" in _cpu_flags()
     return "bfloat16" if room.is_gpu or has_units else "float32"
 
 

@@ -194,6 +194,40 @@ ENGINE_FIGURES = tuple(
         ),
     )
 )
+# Of engines whose model is a hybrid.
+STATE_FIGURES = tuple(
+    EngineFigure(*row)
+    for row in (
+        (
+            "gauge",
+            "qwenapi_engine_state_slots",
+            "",
+            "Slots for recurrent states: of sequences, snapshots, or blank.",
+            _field("total_state_slots"),
+        ),
+        (
+            "gauge",
+            "qwenapi_engine_state_slots_used",
+            "",
+            "State slots that sequences hold.",
+            lambda row: row.used_state_slots,
+        ),
+        (
+            "gauge",
+            "qwenapi_engine_state_snapshots",
+            "",
+            "Snapshots of states kept, from which prompts with a known beginning go on.",
+            _field("state_snapshots"),
+        ),
+        (
+            "counter",
+            "qwenapi_engine_state_snapshot_hits",
+            "",
+            "Sequences that went on from a snapshot.",
+            _field("state_snapshot_hits"),
+        ),
+    )
+)
 
 
 class MetricsCollector:
@@ -256,6 +290,10 @@ def _engines(reading: MetricsReading) -> Iterator[Metric]:
         if name:
             samples = [((str(row.engine),), value(row)) for row in reading.engines]
             yield _family(kind, name, text, ("engine",), samples)
+    hybrids = [row for row in reading.engines if row.has_state]
+    for kind, name, _, text, value in STATE_FIGURES if hybrids else ():
+        samples = [((str(row.engine),), value(row)) for row in hybrids]
+        yield _family(kind, name, text, ("engine",), samples)
     busy = [((str(engine),), gpu.utilization) for engine, gpu in reading.gpus.items()]
     if busy:
         text = "Share of time the engine's GPU was busy."

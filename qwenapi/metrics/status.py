@@ -97,6 +97,19 @@ def _engine(row: EngineRow) -> dict[str, Any]:
         "running": row.values["running"],
         "waiting": row.values["waiting"],
         "kv_cache_usage": round(row.kv_cache_usage, 4),
+        "state_slots": state_slots(row),
         "tokens": row.values["generated_tokens"],
         "restarts": row.num_restarts,
+    }
+
+
+def state_slots(row: EngineRow) -> dict[str, int] | None:
+    """Return what an engine has of state slots; None where its model has no state."""
+    if not row.has_state:
+        return None
+    return {
+        "total": row.values["total_state_slots"],
+        "used": row.used_state_slots,
+        "snapshots": row.values["state_snapshots"],
+        "snapshot_hits": row.values["state_snapshot_hits"],
     }

@@ -12,7 +12,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from qwenapi.commands.bench import Load, run
+from qwenapi.commands.bench.load import Load, run
 from tests.running_server import RunningServer
 
 GOAL_PACED_US = 35.0

@@ -16,7 +16,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from qwenapi.commands.bench import BenchResult, Load, run, table
+from qwenapi.commands.bench.load import BenchResult, Load, run
+from qwenapi.commands.bench.tables import table
 from qwenapi.settings.table import etc_dir
 from tests.running_server import RunningServer
 

@@ -113,6 +113,25 @@ def test_its_table_says_how_many_drafts_were_right(capsys, drafted, accepted, wo
     assert row[: titles.index("drafts right") + len("drafts right")].endswith(f" {words}")
 
 
+def test_its_table_has_states_where_a_model_is_a_hybrid(capsys):
+    def shown(*engines):
+        rows = [
+            EngineRow(i, "", "idle", dict.fromkeys(ENGINE_LAYOUT.fields, 0) | values)
+            for i, values in enumerate(engines)
+        ]
+        reading = TopReading(1.0, None, [EngineReading(row, 0.0) for row in rows])
+        _show_once(report(reading, reading), as_json=False)
+        return capsys.readouterr().out.splitlines()[-1 - len(engines) :]
+
+    assert "states used" not in shown({})[0]
+    hybrid = {"total_state_slots": 20, "free_state_slots": 13, "state_snapshots": 6}
+    titles, first, second = shown(hybrid | {"state_snapshot_hits": 9}, {})
+    for title, cell, none in (("states used", "7 of 20", "–"), ("snapshots", "6", "–"),
+                              ("hits", "9", "–")):  # fmt: skip
+        end = titles.index(title) + len(title)
+        assert first[:end].endswith(f" {cell}") and second[:end].endswith(f" {none}")
+
+
 def test_both_halves_are_found_where_they_run_apart(tmp_path, start_server):
     model = RunningServer(tmp_path / "model-qwen-demo", "--stub", command="model")
     try:

@@ -24,6 +24,8 @@ from qwenapi.doctor.memory import Room, check_memory, find_room, make_plan
 from qwenapi.doctor.report import check_model, refuse_unfit
 from qwenapi.settings.table import Settings, etc_dir
 from tests.checkpoint.folders import LFS_POINTER
+from tests.docs.pages import ROOT
+from tests.doctor import rounded_sizes
 from tests.pooling_folders import write_folder as write_pooling_folder
 from workers.checkpoint.checkpoint import Checkpoint
 from workers.checkpoint.model_config import ModelConfig
@@ -366,8 +368,40 @@ def demo() -> tuple[Weights, ModelConfig]:
 def memory_checks(monkeypatch, room: Room, **changes) -> dict[str, object]:
     monkeypatch.setattr(memory, "machine_room", lambda: room)
     monkeypatch.setattr(memory, "visible_gpus", lambda: [room] if room.is_gpu else [])
+    monkeypatch.setattr(memory, "_cpu_flags", set)
     settings = replace(Settings(), **{"dtype": "bfloat16"} | changes)
     return {check.name: check for check in check_memory(settings, *demo())}
+
+
+def test_on_cpus_a_tied_head_is_counted_once_more_and_int8_only_where_it_is_multiplied(monkeypatch):
+    weights, dimensions = demo()
+    head = 2 * math.prod(weights.shapes["model.embed_tokens.weight"])
+    rounded, plain = num_rounded(weights), 2 * weights.num_parameters
+
+    def num_bytes(flags: set[str], weights: Weights = weights, **changes: str) -> int:
+        monkeypatch.setattr(memory, "_cpu_flags", lambda: flags)
+        settings = replace(Settings(), **{"dtype": "bfloat16", "device": "cpu"} | changes)
+        room = Room("memory", False, GIB, GIB)
+        return make_plan(settings, weights, dimensions, room).weights
+
+    everything = {"avx512bw", "avx512_vnni"}
+    assert num_bytes(everything) == plain + head
+    assert num_bytes({"avx2"}) == num_bytes(everything, replace(weights, has_head=False)) == plain
+    classifier = replace(weights, shapes=dict(weights.shapes) | {"score.weight": (1, 7)})
+    assert num_bytes(everything, classifier) == plain + 2 * 7
+    assert num_bytes(everything, dtype="float32") == 2 * plain
+    assert num_bytes(everything, quantization="int8") == plain + head - rounded
+    monkeypatch.setattr(memory.platform, "machine", lambda: "x86_64")
+    assert num_bytes({"avx512bw"}, quantization="int8") == plain + head
+    monkeypatch.setattr(memory.platform, "machine", lambda: "aarch64")
+    assert num_bytes({"bf16"}, quantization="int8") == plain + head - rounded
+
+
+@pytest.mark.parametrize("page", ["README.md", "README.zh.md"])
+def test_the_readmes_say_what_the_doctor_counts(page):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    for quantization in ("auto", "int8", "int4"):
+        assert f"{rounded_sizes.weight_bytes('Qwen3-8B', quantization) / GIB:.1f}" in text
 
 
 def test_weights_that_do_not_fit_are_a_failure_that_says_what_helps(monkeypatch):
@@ -413,6 +447,7 @@ def test_packed_weights_stay_packed_and_plain_ones_of_layers_are_rounded(monkeyp
     }
     packed = replace(weights, packed={name: WordPacking("awq", 32)}, tensors=tensors)
     settings = replace(Settings(), dtype="bfloat16")
+    monkeypatch.setattr(memory, "_cpu_flags", lambda: {"avx512_vnni"})
 
     def num_bytes(weights: Weights, room: Room, **changes: str) -> int:
         return make_plan(replace(settings, **changes), weights, dimensions, room).weights

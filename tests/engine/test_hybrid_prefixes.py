@@ -81,3 +81,27 @@ def test_without_prefix_caching_nothing_is_found(drive, name):
 def test_nine_of_ten_tokens_sent_again_are_not_computed_again(drive, fraction):
     driver = drive("qwen3_5", num_blocks=2000, block_size=32, state_memory_fraction=fraction)
     assert converse(driver).rate > GOAL
+
+
+def test_its_stats_say_what_sequences_hold_of_the_states_and_what_is_kept(drive, name):
+    driver = drive(name, max_num_seqs=4)
+    for key in range(3):
+        driver.add(key, prompt_of(200, seed=key), max_tokens=8)
+    driver.step()
+    stats = driver.engine.stats()
+    assert stats.running == 3 and stats.total_state_slots > 4
+    assert stats.total_state_slots - stats.free_state_slots >= 3
+    assert stats.state_snapshot_hits == 0
+    stats = driver.run().engine.stats()
+    assert stats.free_state_slots == stats.total_state_slots
+    assert stats.state_snapshots == 3
+    driver.add(3, prompt_of(200, seed=1))
+    driver.add(4, prompt_of(200, seed=5))
+    assert driver.run().engine.stats().state_snapshot_hits == 1
+
+
+def test_a_dense_models_stats_have_no_states(drive):
+    driver = drive("qwen3")
+    driver.add(0, prompt_of(70))
+    stats = driver.run().engine.stats()
+    assert (stats.total_state_slots, stats.state_snapshots, stats.state_snapshot_hits) == (0, 0, 0)

@@ -26,7 +26,7 @@ from transformers import (
     Qwen3MoeConfig,
 )
 
-from qwenapi.commands.bench import WORDS
+from qwenapi.commands.bench.load import WORDS
 from tests.gpu.roofline import Dimensions
 from workers.config import EngineConfig
 from workers.engine import start

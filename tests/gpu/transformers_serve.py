@@ -18,7 +18,7 @@ from pathlib import Path
 
 import requests
 
-from qwenapi.commands.bench import BenchResult, Load, run
+from qwenapi.commands.bench.load import BenchResult, Load, run
 
 NEEDED = ("transformers.cli.serve", "fastapi", "uvicorn", "openai", "pydantic")
 COMMAND = (sys.executable, "-c", "from transformers.cli.transformers import main; main()")

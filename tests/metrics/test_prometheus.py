@@ -167,6 +167,18 @@ def test_each_engine_has_its_row_also_under_vllms_names():
     assert "qwenapi_device_utilization_ratio" not in found
 
 
+def test_only_engines_of_hybrid_models_have_state_slots():
+    slots = {"total_state_slots": 20, "free_state_slots": 13}
+    hybrid = engine_row(1, **slots, state_snapshots=6, state_snapshot_hits=9)
+    found = families(reading(snapshot(), [engine_row(0), hybrid]))
+    for name, expected in (("slots", 20), ("slots_used", 7), ("snapshots", 6)):
+        family = found[f"qwenapi_engine_state_{name}"]
+        assert family.type == "gauge"
+        assert [(s.labels, s.value) for s in family.samples] == [({"engine": "1"}, expected)]
+    assert value(found, "qwenapi_engine_state_snapshot_hits", engine="1") == 9
+    assert found["qwenapi_engine_state_snapshot_hits"].type == "counter"
+
+
 def test_an_alert_that_is_up_is_one_and_the_others_are_nought():
     found = families(reading(snapshot(alerts={"kv_cache_full": 1.0}), is_ready=False))
     assert value(found, "qwenapi_alert", name="kv_cache_full") == 1

@@ -26,11 +26,20 @@ def test_the_figures_of_this_moment():
     assert body["kv_cache_usage"] == 5 / 40
     assert [row["state"] for row in body["engines"]] == ["ready", "ready", "down"]
     assert [row["kv_cache_usage"] for row in body["engines"]] == [0.5, 0, 0]
+    assert [row["state_slots"] for row in body["engines"]] == [None, None, None]
     assert [row["restarts"] for row in body["engines"]] == [0, 2, 0]
     assert [(row["name"], row["level"]) for row in body["alerts"]] == [
         ("error_rate", "critical"),
         ("ttft_p95", "warning"),
     ]
+
+
+def test_an_engine_of_a_hybrid_model_says_what_its_state_slots_hold():
+    slots = {"total_state_slots": 20, "free_state_slots": 13}
+    hybrid = engine_row(0, **slots, state_snapshots=6, state_snapshot_hits=9)
+    body = status_body(reading(snapshot(), [hybrid, engine_row(1)]), with_history=False)
+    expected = {"total": 20, "used": 7, "snapshots": 6, "snapshot_hits": 9}
+    assert [row["state_slots"] for row in body["engines"]] == [expected, None]
 
 
 def test_before_the_first_request_nothing_is_made_up():

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from tests.engine.conftest import MODELS, write_model
 from tests.model.packers import CompressedPacker, Packer
 from tests.model.twins import change, load, write_twins
+from workers.checkpoint.rounding import ROUNDED_BITS
 from workers.errors import ConfigError, ModelError
 from workers.model.linear.linear import Linear, merge
 from workers.model.native.int4_tiles import Int4Tiles
@@ -52,6 +53,17 @@ def test_rows_are_rounded_alike_with_and_without_compiled_functions(monkeypatch)
     values, scales = int8.round_rows(x)
     assert torch.equal(scales, compiled[1])
     assert (values.int() - compiled[0].int()).abs().max() <= 1  # a tie may go either way
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_it_takes_the_bits_a_number_that_the_doctor_counts(form):
+    weight = torch.randn(1024, 3072)
+    held = Rounder(form, torch.bfloat16)(weight)
+    if isinstance(held, Int4Tiles):
+        num_bytes = held.num_bytes
+    else:
+        num_bytes = held.values.nbytes + held.scales.nbytes
+    assert 8 * num_bytes / weight.numel() == pytest.approx(ROUNDED_BITS[form], rel=0.005)
 
 
 @pytest.mark.parametrize("form", FORMS)

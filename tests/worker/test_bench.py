@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 from qwenapi import cli
-from qwenapi.commands import bench as command
+from qwenapi.commands.bench import command
 from tests.gpu import check, models, transformers_serve
 from tests.gpu.roofline import Ceilings, Dimensions, decode_bound, prefill_bound
 from workers.engine_core import StepOutput

@@ -61,7 +61,8 @@ class Weights:
     them, where one is asked for.
 
     `shapes` are those of the unpacked model, `packed` how a module's weight is packed, if it is.
-    `unused` are scales of activations and caches.
+    `unused` are scales of activations and caches. `has_head` says whether logits are computed, by
+    the embeddings where they are the head.
     """
 
     tensors: Mapping[str, StoredTensor]
@@ -69,6 +70,7 @@ class Weights:
     packed: Mapping[str, Packing]
     files: tuple[Path, ...]
     unused: tuple[str, ...] = ()
+    has_head: bool = True
 
     @property
     def disk_bytes(self) -> int:
@@ -177,7 +179,7 @@ def read_weights(
     _take_empty_biases(packed, stored)
     unused = _take_static_scales(stored) if packed else ()
     _refuse_unknown(stored)
-    return Weights(tensors, shapes, packed, files, unused)
+    return Weights(tensors, shapes, packed, files, unused, has_head)
 
 
 def _drafter_shapes(

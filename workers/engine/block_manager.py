@@ -79,6 +79,18 @@ class BlockManager:
     def num_free(self) -> int:
         return len(self._blank) + len(self._reusable)
 
+    def state_stats(self) -> dict[str, int]:
+        """Return what there is of state slots, as in EngineStats: nothing for a dense model."""
+        states = self.states
+        if states is None:
+            return {}
+        return {
+            "total_state_slots": states.num_slots,
+            "free_state_slots": states.num_free,
+            "state_snapshots": states.num_snapshots,
+            "state_snapshot_hits": states.num_hits,
+        }
+
     def blocks_for(self, num_tokens: int) -> int:
         return -(-num_tokens // self.block_size)
 

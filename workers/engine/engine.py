@@ -165,6 +165,7 @@ class Engine:
             drafted_tokens=scheduler.speculation.num_drafted,
             accepted_tokens=scheduler.speculation.num_accepted,
             nonfinite_logits=self._nonfinite_logits,
+            **self._blocks.state_stats(),
             **self._runner.device_memory(),
         )
 

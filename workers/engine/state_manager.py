@@ -95,6 +95,12 @@ class StateManager:
         self._snapshots: OrderedDict[int, int] = OrderedDict()
         self._num_kept = 0
         self._copies: list[SlotCopy] = []
+        self.num_hits = 0
+
+    @property
+    def num_free(self) -> int:
+        """How many slots are no sequence's: blank, or a snapshot's that would make room."""
+        return len(self._blank) + len(self._snapshots)
 
     @property
     def num_snapshots(self) -> int:
@@ -120,6 +126,7 @@ class StateManager:
         source = self._snapshots[uids[-1]] if uids else None
         if uids:
             self._snapshots.move_to_end(uids[-1])
+            self.num_hits += 1
         slot = self._blank.pop(0) if self._blank else self._evict()
         assert slot is not None, "more sequences run than there are slots for"
         state.slot = slot

@@ -13,12 +13,16 @@ READY = "ready"
 
 @dataclass(frozen=True)
 class EngineStats:
-    """Numbers of this moment (sequences, blocks, bytes), and counters of tokens since the start."""
+    """Numbers of this moment (sequences, blocks, slots, bytes), and counters since the start."""
 
     running: int = 0
     waiting: int = 0
     free_blocks: int = 0
     total_blocks: int = 0
+    free_state_slots: int = 0  # blank, or a snapshot's; a dense model has none
+    total_state_slots: int = 0  # without those for drafts
+    state_snapshots: int = 0
+    state_snapshot_hits: int = 0  # sequences that went on from one
     prompt_tokens: int = 0
     cached_tokens: int = 0
     generated_tokens: int = 0
@@ -55,6 +59,11 @@ ENGINE_COUNTERS = (
     "drafted_tokens",
     "accepted_tokens",
     "nonfinite_logits",
+    "state_snapshot_hits",
+)
+# What is of this moment: nothing, until an engine has loaded.
+ENGINE_GAUGES = tuple(
+    field.name for field in fields(EngineStats) if field.name not in ENGINE_COUNTERS
 )
 
 
@@ -89,6 +98,15 @@ class EngineRow:
         """Return the used share of the cache's blocks."""
         total = self.values["total_blocks"]
         return 1 - self.values["free_blocks"] / total if total else 0.0
+
+    @property
+    def has_state(self) -> bool:
+        """Return whether its model is a hybrid, of which sequences hold state slots."""
+        return self.values["total_state_slots"] > 0
+
+    @property
+    def used_state_slots(self) -> int:
+        return self.values["total_state_slots"] - self.values["free_state_slots"]
 
     @property
     def num_restarts(self) -> int:

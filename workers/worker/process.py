@@ -11,7 +11,7 @@ from workers import logs
 from workers.config import EngineConfig
 from workers.engine_core import EngineCore
 from workers.errors import ExitCode, WorkerError
-from workers.wire.engine_stats import ENGINE_LAYOUT, Phase
+from workers.wire.engine_stats import ENGINE_GAUGES, ENGINE_LAYOUT, Phase
 from workers.wire.shared_memory import SharedMemory
 from workers.worker.supervisor_pipe import SupervisorPipe
 from workers.worker.worker import Worker
@@ -57,10 +57,7 @@ def _start(config: EngineConfig, spec: WorkerSpec, pipe: SupervisorPipe) -> Work
         phase=Phase.LOADING,
         beat_ns=time.monotonic_ns(),
         step_timeout_ns=int(LOADING_TIMEOUT * 1e9),
-        running=0,
-        waiting=0,
-        free_blocks=0,
-        total_blocks=0,
+        **dict.fromkeys(ENGINE_GAUGES, 0),
     )
 
     def progress(what: str, fraction: float) -> None:

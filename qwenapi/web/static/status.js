@@ -12,6 +12,8 @@ const INTERVAL = 2000; // ms
 const PATIENCE = 5000; // ms, for one answer
 const STATUS = new URL("status.json", import.meta.url);
 const COLUMNS = ["engine", "device", "state", "running", "waiting", "cache", "tokens", "restarts"];
+// Of hybrid models, behind the cache.
+const STATE_COLUMNS = ["stateSlots", "snapshots", "snapshotHits"];
 
 const byId = (id) => document.getElementById(id);
 const number = (value) => value.toLocaleString(document.documentElement.lang, {
@@ -132,16 +134,27 @@ function showAlerts(alerts) {
 }
 
 function showEngines(engines) {
-  byId("engines").tHead.rows[0].replaceChildren(...COLUMNS.map((name) => say(element("th"), name)));
+  const columns = COLUMNS.toSpliced(
+    COLUMNS.indexOf("tokens"), 0, ...engines.some((engine) => engine.state_slots) ? STATE_COLUMNS : [],
+  );
+  byId("engines").tHead.rows[0].replaceChildren(...columns.map((name) => say(element("th"), name)));
   byId("engines").tBodies[0].replaceChildren(...engines.map((engine) => {
     const row = element("tr");
-    const shown = { ...engine, cache: percent(engine.kv_cache_usage), tokens: orDash(number, engine.rate) };
-    row.append(...COLUMNS.map((name) => {
+    const slots = engine.state_slots;
+    const shown = {
+      ...engine,
+      cache: percent(engine.kv_cache_usage),
+      stateSlots: orDash(({ used, total }) => `${number(used)} / ${number(total)}`, slots),
+      snapshots: orDash(({ snapshots }) => number(snapshots), slots),
+      snapshotHits: orDash(({ snapshot_hits: hits }) => number(hits), slots),
+      tokens: orDash(number, engine.rate),
+    };
+    row.append(...columns.map((name) => {
       const cell = element("td");
       cell.textContent = shown[name];
       return cell;
     }));
-    const state = row.cells[COLUMNS.indexOf("state")];
+    const state = row.cells[columns.indexOf("state")];
     state.className = engine.state === "ready" ? "good" : "bad";
     if (STATES.has(engine.state)) say(state, `state_${engine.state}`);
     return row;
