@@ -9,13 +9,12 @@ from tokenizers import Tokenizer
 from qwenapi.settings.table import etc_dir
 from tests.clients import record
 from tests.clients.clients import CLIENTS, run
-from tests.clients.echoing_engine import EchoingEngine
 from tests.docs.pages import Page
+from tests.echoing_engine import echoing_server
 from tests.running_server import RunningServer
 
 DEMO = etc_dir() / "models" / "demo"
 MODEL_CLIENTS = [name for name in CLIENTS if name not in ("qwen-code", "codex")]
-MAX_MODEL_LEN = 65_536
 
 
 @pytest.fixture(scope="module")
@@ -30,20 +29,14 @@ def demo(tmp_path_factory):
 def stub(tmp_path_factory):
     """Return a server on the stub engine that reads as much as an agent sends."""
     folder = tmp_path_factory.mktemp("stub")
-    yield from serve(RunningServer(folder / "run", "--stub", "--max-model-len", str(MAX_MODEL_LEN)))
+    yield from serve(RunningServer(folder / "run", "--stub", "--max-model-len", "65536"))
 
 
 @pytest.fixture(scope="module")
 def echo(tmp_path_factory):
     """Return a server whose engine says again what was said to it last."""
-    folder = tmp_path_factory.mktemp("echo")
-    (folder / "engines").mkdir()
-    engine = EchoingEngine(folder / "engines", MAX_MODEL_LEN)
-    flags = ("--model-run-dir", str(folder / "engines"))
-    try:
-        yield from serve(RunningServer(folder / "run", *flags, command="http"))
-    finally:
-        engine.close()
+    with echoing_server(tmp_path_factory.mktemp("echo")) as server:
+        yield server
 
 
 def serve(server):

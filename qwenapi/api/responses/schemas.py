@@ -123,7 +123,8 @@ class TextFormatField(Composite):
         for key, kind, claim in self.KINDS:
             if value.get(key) is not None and not isinstance(value[key], kind):
                 refuse((key,), claim)
-        return TextFormat(read_schema(value["schema"]), {key: value.get(key) for key in self.KNOWN})
+        told = {key: value[key] for key in self.KNOWN if value.get(key) is not None}
+        return TextFormat(read_schema(value["schema"]), {"name": "", "strict": None} | told)
 
 
 class TextSchema(StrictSchema):

@@ -1,14 +1,17 @@
 """An engine that says again what was said to it last, on the real wire, for tests.
 
-For clients that send no `seed`, by which the stub is told what to say. It listens in a run
-directory as any engine does, so a real HTTP half finds it.
+For clients that send no `seed`, by which the stub is told what to say, and for answers that end by
+themselves. It listens in a run directory as any engine does, so a real HTTP half finds it.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from tokenizers import Tokenizer
 
 from qwenapi.settings.table import etc_dir
+from tests.running_server import RunningServer
 from workers.config import EngineConfig
 from workers.wire.protocol import (
     Accepted,
@@ -31,6 +34,7 @@ class EchoingEngine:
     """Answers a chat with the text of its last turn, as one piece."""
 
     def __init__(self, run_dir: Path, max_model_len: int) -> None:
+        run_dir.mkdir()
         config = EngineConfig(model=str(DEMO), stub=True, max_model_len=max_model_len)
         self._card = StubEngine(config).card
         self._tokenizer = Tokenizer.from_file(str(DEMO / "tokenizer.json"))
@@ -62,3 +66,17 @@ class EchoingEngine:
 
     def _hello(self, version: int) -> Hello:
         return Hello(version, 1, 0, "", self._card)
+
+
+@contextmanager
+def echoing_server(folder: Path, max_model_len: int = 65_536) -> Iterator[RunningServer]:
+    """Run an HTTP half on such an engine, in an empty folder."""
+    engine = EchoingEngine(folder / "engines", max_model_len)
+    flags = ("--model-run-dir", str(folder / "engines"))
+    server = RunningServer(folder / "run", *flags, command="http")
+    try:
+        yield server.wait_until_ready()
+        assert server.stop() == 0
+    finally:
+        server.close()
+        engine.close()
