@@ -365,7 +365,8 @@ def test_conversations_are_labelled_added_to_and_erased(server):
     begun = conversation(server)
     address = f"/v1/conversations/{begun['id']}"
     assert begun["metadata"] == {}
-    labelled = server.post(address, {"metadata": {"a": "b"}}).json()
+    with under_way(server, conversation=begun["id"], max_output_tokens=4000):  # not waited for
+        labelled = server.post(address, {"metadata": {"a": "b"}}).json()
     assert labelled == begun | {"metadata": {"a": "b"}} == server.get(address).json()
     added = server.post(f"{address}/items", {"items": [{"role": "user", "content": "x"}]}).json()
     (item,) = added["data"]
