@@ -25,6 +25,7 @@ def store(tmp_path, monkeypatch):
     monkeypatch.setattr(conversation, "caller", lambda: SimpleNamespace(tenant=""))
     monkeypatch.setattr(conversation, "current_profile", lambda: profile)
     monkeypatch.setattr(conversation, "g", SimpleNamespace(request_id="test"))
+    monkeypatch.setattr(conversation, "request", SimpleNamespace(environ={}))
     yield store
     store.close()
 

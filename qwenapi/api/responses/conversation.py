@@ -13,7 +13,7 @@ from itertools import chain
 from typing import Any
 
 import orjson
-from flask import g
+from flask import g, request
 
 from qwenapi.api.responses.items import Item, named
 from qwenapi.conversations import (
@@ -24,6 +24,7 @@ from qwenapi.conversations import (
     Turn,
 )
 from qwenapi.errors import ContextLengthExceeded, NotFound
+from qwenapi.generation.disconnect import watched_pause
 from qwenapi.greenlets import in_thread
 from qwenapi.request_context.current_request import caller, current_profile
 from qwenapi.request_context.services import conversations
@@ -129,15 +130,18 @@ def _known(conversation_id: str) -> str:
 
 
 def _begin(conversation_id: str | None, user: str, new_id: str = "") -> Turn:
+    """Return a turn once those before it have ended; raise Cancelled if its caller leaves first."""
     deadline = time.monotonic() + current_profile().settings.limits_queue_timeout
-    return conversations().begin_turn(
-        caller().tenant,
-        conversation_id,
-        user,
-        owner=g.request_id,
-        deadline=deadline,
-        new_id=new_id,
-    )
+    with watched_pause(request.environ) as pause:
+        return conversations().begin_turn(
+            caller().tenant,
+            conversation_id,
+            user,
+            owner=g.request_id,
+            deadline=deadline,
+            pause=pause,
+            new_id=new_id,
+        )
 
 
 def _found(conversation_id: str) -> Conversation:
