@@ -20,7 +20,7 @@ from qwenapi.keys.key import Key
 from qwenapi.keys.usage import KeyUsage, Rate
 
 POLL_SECONDS = 0.02
-BEHIND_POLL_SECONDS = 0.1
+BEHIND_POLL_SECONDS = 0.05
 # What a caller is told to wait where only other requests' ends can tell.
 BUSY_SECONDS = 1.0
 
