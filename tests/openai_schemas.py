@@ -47,8 +47,8 @@ KEPT = {
     "Tool": "FunctionTool",
     "ToolChoiceParam": "ToolChoiceOptions ToolChoiceAllowed ToolChoiceFunction",
 }
-# What OpenAI sends as null though its schema has no null there. All but the last two reasons stand
-# in the document itself, in an example or in words.
+# What OpenAI sends as null though its schema has no null there, and where that is said: examples
+# and words are those of the document itself.
 NULLABLE = {
     # The examples of a batch: what has not happened is null.
     "Batch": """
@@ -60,8 +60,8 @@ NULLABLE = {
     # The examples of `response.created` and `response.in_progress`.
     "Response": "usage",
     # The schema is of whole completions; by the streamed example a choice that goes on has no
-    # reason to have finished, and by `include_usage` all events but the last have no usage. Behind
-    # `echo` nothing is before the first token that it could follow: so OpenAI's library says too.
+    # reason to have finished, and by the words of `include_usage` all events but the last have no
+    # usage. With `echo` the first token follows nothing; evaluation harnesses read its null.
     "CreateCompletionResponse": """
         choices[].finish_reason usage choices[].logprobs.token_logprobs[]
         choices[].logprobs.top_logprobs[]
@@ -133,7 +133,9 @@ def _chosen(name: str, schema: dict[str, Any]) -> dict[str, Any]:
         return schema
     kept = {REF + kind for kind in KEPT[name].split()}
     (union,) = schema.keys() & {"oneOf", "anyOf"}
-    return schema | {union: [one for one in schema[union] if one.get("$ref") in kept]}
+    alternatives = [one for one in schema[union] if one.get("$ref") in kept]
+    assert len(alternatives) == len(kept), f"{name} has not all of {kept}"
+    return schema | {union: alternatives}
 
 
 def _facts(value: Any, *, is_named: bool = False) -> Any:
