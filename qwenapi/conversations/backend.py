@@ -37,15 +37,32 @@ class Backend(Protocol):
     def history(self, claim: Claim) -> tuple[PastTurn, ...]:
         """Return the newest turns, oldest first, as many as the limits allow."""
 
-    def commit(self, claim: Claim, turn: PastTurn, response: StoredResponse | None = None) -> None:
-        """Store the turn, and with it a response that ends it, and give up the lease; durable when
-        it returns.
+    def commit(
+        self,
+        claim: Claim,
+        turn: PastTurn,
+        response: StoredResponse | None = None,
+        labels: str = "",
+    ) -> None:
+        """Store the turn, and with it a response that ends it and, of a new conversation, labels;
+        give up the lease. Durable when it returns.
 
         Raises LeaseLost, StoreFull.
         """
 
-    def export(self, tenant: str, conversation_id: str) -> Conversation:
-        """Return a conversation whole."""
+    def find(self, tenant: str, conversation_id: str) -> Conversation:
+        """Return what is known of a conversation; raises ConversationNotFound."""
+
+    def turns(self, tenant: str, conversation_id: str, numbers: range) -> tuple[PastTurn, ...]:
+        """Return the turns of these numbers, which count from 1, oldest first; raises
+        ConversationNotFound.
+        """
+
+    def label(self, tenant: str, conversation_id: str, labels: str) -> None:
+        """Put other labels in the place of a conversation's; durable when it returns.
+
+        Raises ConversationNotFound, StoreFull.
+        """
 
     def delete(self, tenant: str, conversation_id: str) -> None:
         """Erase a conversation, and whatever claims there are to it."""

@@ -107,8 +107,30 @@ def create_responses(connection: sqlite3.Connection) -> None:
         connection.execute(statement)
 
 
+def create_labels(connection: sqlite3.Connection) -> None:
+    """Labels beside a conversation of items; they were turns before, whose assistant is an object.
+
+    What such a turn counts for, it keeps.
+    """
+    for statement in (
+        "ALTER TABLE conversations ADD COLUMN labels TEXT NOT NULL DEFAULT ''",
+        """UPDATE conversations SET labels = coalesce((
+            SELECT assistant FROM turns WHERE conversation_id = conversations.id
+            AND assistant LIKE '{%' ORDER BY number DESC LIMIT 1), '')
+            WHERE id LIKE 'conv\\_%' ESCAPE '\\'""",
+        """UPDATE turns SET assistant = '[]' WHERE assistant LIKE '{%'
+            AND conversation_id LIKE 'conv\\_%' ESCAPE '\\'""",
+        """UPDATE conversations SET num_bytes = length(CAST(labels AS BLOB)) + (
+            SELECT total(length(CAST(user AS BLOB)) + length(CAST(assistant AS BLOB)))
+            FROM turns WHERE conversation_id = conversations.id)
+            WHERE labels <> ''""",
+    ):
+        connection.execute(statement)
+
+
 MIGRATIONS: list[Step] = [
     create_conversations,
     create_claims,
     create_responses,
+    create_labels,
 ]

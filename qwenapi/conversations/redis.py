@@ -36,7 +36,8 @@ from workers.errors import ConfigError
 PREFIX = "qwenapi:conversations"
 TIMEOUT_SECONDS = 5.0
 SCRIPTS = (
-    *("CREATE", "ENTER", "ADVANCE", "LEAVE", "RENEW", "COMMIT", "RESPOND", "DELETE", "PURGE"),
+    *("CREATE", "ENTER", "ADVANCE", "LEAVE", "RENEW", "COMMIT"),
+    *("LABEL", "RESPOND", "DELETE", "PURGE"),
 )
 KEYS_OF_CONVERSATION = ("meta", "turns", "lease", "line", "waits")
 KEYS_OF_TENANT = ("expiries", "sizes", "total")
@@ -116,25 +117,42 @@ class RedisBackend:
             turns.append(turn)
         return tuple(reversed(turns))
 
-    def commit(self, claim: Claim, turn: PastTurn, response: StoredResponse | None = None) -> None:
+    def commit(
+        self,
+        claim: Claim,
+        turn: PastTurn,
+        response: StoredResponse | None = None,
+        labels: str = "",
+    ) -> None:
         more: tuple[Any, ...] = ("", "", "", 0)
         if response is not None:
             more = (response.id, _line(response.turn), response.body, response.num_bytes)
-        self._run("COMMIT", claim, _line(turn), turn.num_bytes, time.time(), *more)
+        num_bytes = turn.num_bytes + len(labels.encode())
+        self._run("COMMIT", claim, _line(turn), num_bytes, time.time(), *more, labels)
 
-    def export(self, tenant: str, conversation_id: str) -> Conversation:
+    def find(self, tenant: str, conversation_id: str) -> Conversation:
         with self._translated(), self._client.pipeline(transaction=True) as pipe:
             pipe.hgetall(_key("meta", conversation_id))
-            pipe.lrange(_key("turns", conversation_id), 0, -1)
-            meta, lines = pipe.execute()
+            pipe.llen(_key("turns", conversation_id))
+            meta, num_turns = pipe.execute()
         if meta.get(b"tenant") != tenant.encode():
             raise ConversationNotFound()
-        return Conversation(
-            conversation_id,
-            float(meta[b"created_at"]),
-            float(meta[b"used_at"]),
-            tuple(_turn(line) for line in lines),
-        )
+        created_at, used_at = float(meta[b"created_at"]), float(meta[b"used_at"])
+        labels = meta.get(b"labels", b"").decode()
+        return Conversation(conversation_id, created_at, used_at, num_turns, labels)
+
+    def turns(self, tenant: str, conversation_id: str, numbers: range) -> tuple[PastTurn, ...]:
+        first, last = numbers.start - 1, numbers.stop - 2
+        with self._translated(), self._client.pipeline(transaction=True) as pipe:
+            pipe.hget(_key("meta", conversation_id), "tenant")
+            pipe.lrange(_key("turns", conversation_id), first, last)
+            owner, lines = pipe.execute()
+        if owner != tenant.encode():
+            raise ConversationNotFound()
+        return tuple(_turn(line) for line in lines)
+
+    def label(self, tenant: str, conversation_id: str, labels: str) -> None:
+        self._run("LABEL", Claim(tenant, conversation_id, ""), labels, time.time())
 
     def delete(self, tenant: str, conversation_id: str) -> None:
         self._run("DELETE", Claim(tenant, conversation_id, ""))

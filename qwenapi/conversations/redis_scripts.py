@@ -148,12 +148,26 @@ end
 redis.call('RPUSH', turns, turn)
 redis.call('HSET', meta, 'tenant', tenant, 'used_at', used_at, 'last', token)
 redis.call('HSETNX', meta, 'created_at', used_at)
+if ARGV[15] ~= '' then redis.call('HSET', meta, 'labels', ARGV[15]) end
 redis.call('HINCRBY', meta, 'num_items', 2)
 redis.call('HINCRBY', sizes, id, num_bytes)
 redis.call('INCRBY', total, num_bytes)
 redis.call('SADD', tenants, tenant)
 keep()
 redis.call('DEL', lease)
+return 0
+"""
+
+LABEL = r"""
+local labels, used_at = ARGV[8], ARGV[9]
+if redis.call('HGET', meta, 'tenant') ~= tenant then return -1 end
+local grown = #labels - #(redis.call('HGET', meta, 'labels') or '')
+local lack = lack_of_bytes(grown)
+if lack < 0 then return lack end
+redis.call('HSET', meta, 'labels', labels, 'used_at', used_at)
+redis.call('HINCRBY', sizes, id, grown)
+redis.call('INCRBY', total, grown)
+keep()
 return 0
 """
 

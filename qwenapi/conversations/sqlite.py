@@ -33,6 +33,10 @@ from qwenapi.conversations.values import (
 FILE_NAME = "conversations.db"
 PROCESSES_NAME = "conversations.processes"
 PURGE_BATCH = 100
+LABEL = """
+    UPDATE conversations SET labels = ?,
+    num_bytes = num_bytes + length(CAST(? AS BLOB)) - length(CAST(labels AS BLOB)), used_at = ?
+    WHERE id = ?"""
 TURNS = "SELECT user, assistant, finish_reason, created_at FROM turns WHERE conversation_id = ?"
 
 
@@ -95,34 +99,48 @@ class SqliteBackend:
 
         return tuple(reversed(self._database.read(work)))
 
-    def commit(self, claim: Claim, turn: PastTurn, response: StoredResponse | None = None) -> None:
+    def commit(
+        self,
+        claim: Claim,
+        turn: PastTurn,
+        response: StoredResponse | None = None,
+        labels: str = "",
+    ) -> None:
         def work(db: sqlite3.Connection) -> None:
             if not self._queue.holds(db, claim):
                 raise LeaseLost()
-            self._require_room(db, claim, turn.num_bytes)
+            self._require_room(db, claim, turn.num_bytes + len(labels.encode()))
             self._append(db, claim, turn)
+            if labels:
+                db.execute(LABEL, (labels, labels, time.time(), claim.conversation_id))
             if response is not None:
                 self._responses.put(db, claim, response, "whole")
             self._queue.leave(db, claim)
 
         self._database.write(work)
 
-    def export(self, tenant: str, conversation_id: str) -> Conversation:
-        def work(db: sqlite3.Connection) -> Conversation:
-            row = db.execute(
-                "SELECT id, created_at, used_at FROM conversations"
-                " WHERE id = ? AND tenant = ? AND used_at > ?",
-                (conversation_id, tenant, self._oldest),
-            ).fetchone()
-            if row is None:
-                raise ConversationNotFound()
-            identifier, created_at, used_at = row
-            turns = db.execute(f"{TURNS} ORDER BY number", (conversation_id,))
-            return Conversation(
-                identifier, created_at, used_at, tuple(PastTurn(*turn) for turn in turns)
+    def find(self, tenant: str, conversation_id: str) -> Conversation:
+        return self._database.read(lambda db: self._find(db, tenant, conversation_id))
+
+    def turns(self, tenant: str, conversation_id: str, numbers: range) -> tuple[PastTurn, ...]:
+        def work(db: sqlite3.Connection) -> tuple[PastTurn, ...]:
+            self._find(db, tenant, conversation_id)
+            found = db.execute(
+                f"{TURNS} AND number >= ? AND number < ? ORDER BY number",
+                (conversation_id, numbers.start, numbers.stop),
             )
+            return tuple(PastTurn(*row) for row in found)
 
         return self._database.read(work)
+
+    def label(self, tenant: str, conversation_id: str, labels: str) -> None:
+        def work(db: sqlite3.Connection) -> None:
+            known = self._find(db, tenant, conversation_id)
+            grown = len(labels.encode()) - len(known.labels.encode())
+            self._responses.make_room(db, tenant, grown)
+            db.execute(LABEL, (labels, labels, time.time(), conversation_id))
+
+        self._database.write(work)
 
     def delete(self, tenant: str, conversation_id: str) -> None:
         def work(db: sqlite3.Connection) -> None:
@@ -162,6 +180,16 @@ class SqliteBackend:
     def _oldest(self) -> float:
         return time.time() - self._limits.ttl_seconds
 
+    def _find(self, db: sqlite3.Connection, tenant: str, conversation_id: str) -> Conversation:
+        row = db.execute(
+            "SELECT id, created_at, used_at, num_turns, labels FROM conversations"
+            " WHERE id = ? AND tenant = ? AND used_at > ?",
+            (conversation_id, tenant, self._oldest),
+        ).fetchone()
+        if row is None:
+            raise ConversationNotFound()
+        return Conversation(*row)
+
     def _require_known(self, db: sqlite3.Connection, tenant: str, conversation_id: str) -> None:
         known = db.execute(
             "SELECT 1 FROM conversations WHERE id = ? AND tenant = ? AND used_at > ?",
@@ -200,7 +228,7 @@ class SqliteBackend:
     def _append(self, db: sqlite3.Connection, claim: Claim, turn: PastTurn) -> None:
         now = time.time()
         db.execute(
-            "INSERT INTO conversations VALUES (?, ?, ?, ?, 1, ?) ON CONFLICT (id) DO UPDATE SET"
+            "INSERT INTO conversations VALUES (?, ?, ?, ?, 1, ?, '') ON CONFLICT (id) DO UPDATE SET"
             " used_at = excluded.used_at, num_turns = num_turns + 1,"
             " num_bytes = num_bytes + excluded.num_bytes",
             (claim.conversation_id, claim.tenant, now, now, turn.num_bytes),

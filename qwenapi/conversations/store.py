@@ -14,7 +14,8 @@ is `time.sleep` and threads, which gevent makes greenlets.
 import logging
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from types import TracebackType
 from typing import Any, TypeVar, cast
 
@@ -29,6 +30,7 @@ from qwenapi.conversations.lease_keeper import LeaseKeeper
 from qwenapi.conversations.response_store import MAX_ID_CHARS, ResponseStore
 from qwenapi.conversations.values import (
     RESPONSE_PREFIX,
+    TURNS_PER_PAGE,
     Claim,
     Conversation,
     PastTurn,
@@ -76,16 +78,20 @@ class Turn:
         return self._is_open and not self._store.holds(self._claim)
 
     def commit(
-        self, assistant: str, finish_reason: str, response: StoredResponse | None = None
+        self,
+        assistant: str,
+        finish_reason: str,
+        response: StoredResponse | None = None,
+        labels: str = "",
     ) -> None:
         """Store the user's text and the assistant's, and with them a response that may be asked for
-        by itself; durable when it returns.
+        by itself, and a new conversation's labels; durable when it returns.
 
         Raises LeaseLost, ItemTooLarge, StoreFull, StorageUnavailable; nothing was stored then.
         """
         assert self._is_open, "a turn ends once"
         turn = PastTurn(self._user, assistant, finish_reason, time.time())
-        self._store.commit(self._claim, turn, response)
+        self._store.commit(self._claim, turn, response, labels)
         self._is_open = False
 
     def rollback(self) -> None:
@@ -168,9 +174,31 @@ class ConversationStore:
             self.release(claim)
             raise
 
-    def export(self, tenant: str, conversation_id: str) -> Conversation:
-        """Return a conversation whole, without a turn that runs; raises ConversationNotFound."""
-        return self._call(lambda: self._backend.export(tenant, _plausible(conversation_id)))
+    def find(self, tenant: str, conversation_id: str) -> Conversation:
+        """Return what is known of a conversation, without a turn that runs; raises
+        ConversationNotFound.
+        """
+        return self._call(lambda: self._backend.find(tenant, _plausible(conversation_id)))
+
+    def pages(
+        self, tenant: str, conversation: Conversation, *, newest_first: bool = False
+    ) -> Iterator[Sequence[PastTurn]]:
+        """Yield a conversation's turns, some at a time, as they are fetched; raises
+        ConversationNotFound where it was erased meanwhile.
+        """
+        end = conversation.num_turns + 1
+        firsts = range(1, end, TURNS_PER_PAGE)
+        for first in reversed(firsts) if newest_first else firsts:
+            numbers = range(first, min(first + TURNS_PER_PAGE, end))
+            found = self._call(partial(self._backend.turns, tenant, conversation.id, numbers))
+            yield found[::-1] if newest_first else found
+
+    def label(self, tenant: str, conversation_id: str, labels: str) -> None:
+        """Put other labels in the place of a conversation's, whether or not a turn runs; raises
+        ConversationNotFound, ItemTooLarge, StoreFull.
+        """
+        self._check_item(labels)
+        self._call(lambda: self._backend.label(tenant, _plausible(conversation_id), labels))
 
     def delete(self, tenant: str, conversation_id: str) -> None:
         """Erase a conversation; a turn that runs is lost. Raises ConversationNotFound."""
@@ -185,10 +213,12 @@ class ConversationStore:
         """Say whether a claim's lease is still ours, as far as is known."""
         return self._keeper.holds(claim)
 
-    def commit(self, claim: Claim, turn: PastTurn, response: StoredResponse | None) -> None:
+    def commit(
+        self, claim: Claim, turn: PastTurn, response: StoredResponse | None, labels: str
+    ) -> None:
         """Store the turn of a claim and end it; for Turn."""
         self._check_item(turn.assistant)
-        self._call(lambda: self._backend.commit(claim, turn, response))
+        self._call(lambda: self._backend.commit(claim, turn, response, labels))
         self._keeper.drop(claim)
 
     def release(self, claim: Claim) -> None:

@@ -1,11 +1,11 @@
 """The conversation store's frozen values: limits, turns, conversations, claims."""
 
 import uuid
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
 ITEMS_PER_TURN = 2
+TURNS_PER_PAGE = 16
 # What the ids of responses begin with, and no conversation's.
 RESPONSE_PREFIX = "resp_"
 # What the ids of conversations begin with whose turns are items, and no texts.
@@ -43,16 +43,15 @@ class PastTurn:
 
 @dataclass(frozen=True)
 class Conversation:
-    """A whole conversation, as its owner may take it away."""
+    """What is known of a conversation without its turns: those are fetched by pages, as they may be
+    more than fits into memory. `labels` are its owner's, in whatever form they were given.
+    """
 
     id: str
     created_at: float
     used_at: float
-    turns: tuple[PastTurn, ...]
-
-    @property
-    def messages(self) -> Iterator[dict[str, str]]:
-        return (message for turn in self.turns for message in turn.messages)
+    num_turns: int
+    labels: str = field(repr=False)
 
 
 @dataclass(frozen=True)

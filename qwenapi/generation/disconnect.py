@@ -1,4 +1,4 @@
-"""ClientWatcher: notices at once a caller who has gone, also while nothing is sent.
+"""ClientWatcher: notices at once a caller who has gone, also while nothing is sent or computed.
 
 A WSGI application learns of a closed connection only at its next write. A greenlet that waits for
 the socket to become readable learns of it within a millisecond, also through nginx.
@@ -6,12 +6,16 @@ the socket to become readable learns of it within a millisecond, also through ng
 
 import select
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import gevent
+from gevent.event import Event
 from gevent.monkey import get_original
 from gevent.socket import wait_read
+
+from qwenapi.engines.mailbox import Cancelled
 
 # How often a socket is looked at on which bytes wait: they hide the end of the stream behind them.
 POLL_SECONDS = 0.05
@@ -45,3 +49,19 @@ class ClientWatcher:
         poll.register(fd, select.POLLRDHUP)
         while not poll.poll(0):
             gevent.sleep(POLL_SECONDS)
+
+
+@contextmanager
+def watched_pause(environ: Mapping[str, Any]) -> Iterator[Callable[[float], None]]:
+    """Give a sleep of so many seconds that raises Cancelled as soon as the caller has gone."""
+    is_gone = Event()
+
+    def pause(seconds: float) -> None:
+        if is_gone.wait(seconds):
+            raise Cancelled
+
+    watcher = ClientWatcher(environ, is_gone.set)
+    try:
+        yield pause
+    finally:
+        watcher.stop()

@@ -5,6 +5,9 @@
                      the key's running requests, or waits in the queue for one
     leave         ── at its end: its tokens are charged, and the place is free
 
+One that gives way to its key's other requests stands in no queue: it takes a place that nobody
+waits for, and never the last of several, which is theirs.
+
 Refusals are the caller's own doing: 429, with the time after which it may try again.
 """
 
@@ -17,6 +20,7 @@ from qwenapi.keys.key import Key
 from qwenapi.keys.usage import KeyUsage, Rate
 
 POLL_SECONDS = 0.02
+BEHIND_POLL_SECONDS = 0.05
 # What a caller is told to wait where only other requests' ends can tell.
 BUSY_SECONDS = 1.0
 
@@ -27,9 +31,12 @@ KeyQueue = deque[int]
 class RateLimit:
     """`leave` may be called twice, and without `enter`."""
 
-    def __init__(self, usage: KeyUsage, key: Key, queues: dict[str, KeyQueue]) -> None:
+    def __init__(
+        self, usage: KeyUsage, key: Key, queues: dict[str, KeyQueue], *, gives_way: bool = False
+    ) -> None:
         """`queues` are those of this process, by key."""
         self.key = key
+        self._gives_way = gives_way
         self._usage = usage
         self._queues = queues
         self._limits = key.limits
@@ -50,12 +57,15 @@ class RateLimit:
         """Return once the request may run; raise RateLimited, or what `check` raises meanwhile."""
         if not self._limits.concurrent and not self._limits.tokens_per_minute:
             return
+        if self._gives_way:
+            self._enter_behind(prompt_tokens, timeout, check)
+            return
         arrival = time.monotonic_ns()
         with self._usage.locked():
             column = self._usage.column(self.key.id)
-            has_place = self._has_place(column, arrival)
+            has_place = self._has_place(column, arrival, self._limits.concurrent)
             if not has_place and self._is_queue_full(column):
-                raise _limited(f"{self._limits.concurrent} requests at a time", BUSY_SECONDS)
+                raise self._busy
             self._charge_prompt(column, prompt_tokens)
             if has_place:
                 self._run(column)
@@ -119,9 +129,10 @@ class RateLimit:
         self._charge(-self._charged)
         self._charged = 0
 
-    def _has_place(self, column: int, arrival: int) -> bool:
-        """Return whether the request may run now: there is a place, and nobody came before it."""
-        limit = self._limits.concurrent
+    def _has_place(self, column: int, arrival: int, limit: int) -> bool:
+        """Return whether the request may run now: of so many places one is free, and nobody came
+        before it.
+        """
         if not limit:
             return True
         is_next = all(first >= arrival for first in self._usage.in_all(column, "first_ns"))
@@ -156,11 +167,32 @@ class RateLimit:
             # Others of this process need not try: it is not their turn.
             if self._queues[self.key.id][0] == arrival:
                 with self._usage.locked():
-                    if self._has_place(column, arrival):
+                    if self._has_place(column, arrival, self._limits.concurrent):
                         self._run(column)
                         return
             if time.monotonic() > deadline:
-                raise _limited(f"{self._limits.concurrent} requests at a time", BUSY_SECONDS)
+                raise self._busy
+
+    def _enter_behind(self, prompt_tokens: int, timeout: float, check: Callable[[], None]) -> None:
+        """Return with a place that nobody waits for; what it costs is charged only then."""
+        places = self._limits.concurrent
+        places -= places > 1
+        deadline = time.monotonic() + timeout
+        while True:
+            with self._usage.locked():
+                column = self._usage.column(self.key.id)
+                if self._has_place(column, time.monotonic_ns(), places):
+                    self._charge_prompt(column, prompt_tokens)
+                    self._run(column)
+                    return
+            if time.monotonic() > deadline:
+                raise self._busy
+            time.sleep(BEHIND_POLL_SECONDS)
+            check()
+
+    @property
+    def _busy(self) -> RateLimited:
+        return _limited(f"{self._limits.concurrent} requests at a time", BUSY_SECONDS)
 
 
 def _limited(limit: str, wait: float) -> RateLimited:

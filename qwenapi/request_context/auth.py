@@ -93,7 +93,8 @@ def _admit() -> None:
         if rule and not g.key.opens(scope := scope_of(rule)):
             raise Forbidden(scope)
     shared = services()
-    g.rate_limit = RateLimit(shared.usage, g.key, shared.key_queues)
+    is_inner = inner_id is not None
+    g.rate_limit = RateLimit(shared.usage, g.key, shared.key_queues, gives_way=is_inner)
 
 
 def _known(key: Key | None) -> Key:

@@ -9,6 +9,7 @@ import pytest
 from qwenapi.api.responses import render
 from qwenapi.api.responses.paging import page
 from qwenapi.errors import BadRequest
+from qwenapi.http.paging import in_order
 from qwenapi.text.output.events import CallStarted, Reasoning, Text, join_events
 from qwenapi.text.output.output_parser import OutputParser
 from tests.text.output.outputs import FORMATS, composed, cut, refused
@@ -196,7 +197,7 @@ ITEMS = [{"id": str(number)} for number in range(25)]
     ],
 )
 def test_pages_of_items(query, first, last, has_more):
-    found = page(ITEMS, query)
+    found = page(in_order(ITEMS), query)
     assert (found["first_id"], found["last_id"], found["has_more"]) == (first, last, has_more)
     assert len({item["id"] for item in found["data"]}) == len(found["data"])
 
@@ -209,5 +210,5 @@ def test_pages_of_items(query, first, last, has_more):
 def test_a_page_that_is_asked_for_wrongly_is_refused_by_the_fields_name(query):
     (name,) = query
     with pytest.raises(BadRequest) as caught:
-        page(ITEMS, query)
+        page(in_order(ITEMS), query)
     assert caught.value.param == name

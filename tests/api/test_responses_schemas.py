@@ -161,7 +161,10 @@ def test_formats_of_the_text():
     named_schema = {"type": "json_schema", "name": "n", "schema": schema, "strict": True}
     ask = load(text={"format": named_schema, "verbosity": "low"})
     assert ask.answer_format is not None and ask.answer_format.kind == "json_schema"
-    assert ask.told["text"]["format"] == named_schema | {"description": None}
+    assert ask.told["text"]["format"] == named_schema
+    bare = {"type": "json_schema", "schema": schema}
+    told = load(text={"format": bare}).told["text"]["format"]
+    assert told == bare | {"name": "", "strict": None}
     assert ignored(text={"format": named_schema, "verbosity": "low"}) == ["text.verbosity"]
     assert load(text={"format": {"type": "text"}}).answer_format is None
     assert load(text={"format": {"type": "json_object"}}).answer_format is not None

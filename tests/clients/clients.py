@@ -1,8 +1,8 @@
 """The clients people use, each as it is published, and how its program is run.
 
 A program of `programs/` uses one client as its users do, and prints what that client could do: see
-`programs/proof.py`. Clients of one environment are of its pinned versions; Qwen Code is a program
-itself. Nothing outside this machine is asked: to other addresses there is no way.
+`programs/proof.py`. Clients of one environment are of its pinned versions; Qwen Code and Codex are
+programs themselves. Nothing outside this machine is asked: to other addresses there is no way.
 """
 
 import json
@@ -19,6 +19,7 @@ from tests import npm, pip
 
 HERE = Path(__file__).parent
 NOWHERE = "http://127.0.0.1:9"
+NODE_ENVIRONMENTS = ("npm", "codex")
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ CLIENTS = {
     "qwen-agent": Client("Qwen-Agent", "qwen_agent_assistant.py"),
     "ai-sdk": Client("Vercel AI SDK", "ai_sdk.mjs", "npm"),
     "qwen-code": Client("Qwen Code", "qwen_code.mjs", "npm"),
+    "codex": Client("Codex", "codex.mjs", "codex"),
 }
 
 
@@ -106,12 +108,14 @@ def output(client: Client, url: str, folder: Path, cache: pytest.Cache, **more: 
 
 def _command(client: Client, cache: pytest.Cache) -> list[str]:
     program = HERE / "programs" / client.program
-    if client.environment != "npm":
+    if client.environment not in NODE_ENVIRONMENTS:
         lock = HERE / f"pip/{client.environment}.txt"
         return [str(pip.installed(lock, cache.mkdir(f"pip-{client.environment}"))), str(program)]
     if shutil.which("node") is None:
         pytest.skip("node is not installed (Debian: apt-get install nodejs)")
-    folder = npm.installed(HERE / "npm", cache.mkdir("clients-npm"))
+    folder = npm.installed(HERE / client.environment, cache.mkdir(f"clients-{client.environment}"))
+    if client.environment == "codex" and not [*folder.glob("node_modules/@openai/codex-*")]:
+        pytest.skip("the registry has no native part of Codex for this machine")
     for file in program.parent.glob("*.mjs"):  # beside the packages, where they are looked for
         shutil.copy(file, folder)
     return ["node", str(folder / program.name)]

@@ -1,6 +1,6 @@
 """Real clients, unmodified, against the real server: question, tool call, its result, answer.
 
-The demo model answers, but for Qwen Code, whose prompts are longer than it can read.
+The demo model answers, but for Qwen Code and Codex, whose prompts are longer than it can read.
 """
 
 import pytest
@@ -9,10 +9,12 @@ from tokenizers import Tokenizer
 from qwenapi.settings.table import etc_dir
 from tests.clients import record
 from tests.clients.clients import CLIENTS, run
+from tests.docs.pages import Page
+from tests.echoing_engine import echoing_server
 from tests.running_server import RunningServer
 
 DEMO = etc_dir() / "models" / "demo"
-MODEL_CLIENTS = [name for name in CLIENTS if name != "qwen-code"]
+MODEL_CLIENTS = [name for name in CLIENTS if name not in ("qwen-code", "codex")]
 
 
 @pytest.fixture(scope="module")
@@ -28,6 +30,13 @@ def stub(tmp_path_factory):
     """Return a server on the stub engine that reads as much as an agent sends."""
     folder = tmp_path_factory.mktemp("stub")
     yield from serve(RunningServer(folder / "run", "--stub", "--max-model-len", "65536"))
+
+
+@pytest.fixture(scope="module")
+def echo(tmp_path_factory):
+    """Return a server whose engine says again what was said to it last."""
+    with echoing_server(tmp_path_factory.mktemp("echo")) as server:
+        yield server
 
 
 def serve(server):
@@ -65,3 +74,10 @@ def test_qwen_code_calls_its_tool_and_ends_with_the_answer(stub, tmp_path, pytes
     }
     outcome = run("qwen-code", stub.url, tmp_path, pytestconfig.cache, **told)
     check("qwen-code", outcome, pytestconfig)
+
+
+def test_codex_calls_its_tool_and_ends_with_the_answer(echo, tmp_path, pytestconfig):
+    (config,) = Page("docs/clients.md").blocks("toml")
+    told = {"CONFIG": config.replace("http://127.0.0.1:8000", echo.url)}
+    outcome = run("codex", echo.url, tmp_path, pytestconfig.cache, **told)
+    check("codex", outcome, pytestconfig)

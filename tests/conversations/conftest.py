@@ -4,11 +4,18 @@ import importlib.util
 import shutil
 import subprocess
 import time
+from itertools import chain
 
 import pytest
 
 from qwenapi.conversations import StoreLimits, open_store
 from tests.running_server import wait_for
+
+
+def turns_of(store, conversation_id, tenant=""):
+    """Return all turns of a conversation, oldest first."""
+    conversation = store.find(tenant, conversation_id)
+    return tuple(chain.from_iterable(store.pages(tenant, conversation)))
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,7 @@ from qwenapi.conversations import (
     ItemTooLarge,
     StoreFull,
 )
+from tests.conversations.conftest import turns_of
 from tests.running_server import wait_for
 
 
@@ -25,7 +26,7 @@ def test_a_conversation_takes_so_many_items_and_no_more(make_store, begin, say):
     say(store, conversation_id)
     with pytest.raises(ConversationFull):
         begin(store, conversation_id)
-    assert len(store.export("", conversation_id).turns) == 2
+    assert len(turns_of(store, conversation_id)) == 2
     say(store)
 
 
@@ -61,18 +62,18 @@ def test_conversations_expire_and_are_purged_with_their_bytes(make_store, begin,
     wait_for(lambda: num_left.append(num_left[-1] - store._backend.purge()) or not num_left[-1], 10)
     for conversation_id in conversations:
         with pytest.raises(ConversationNotFound):
-            store.export("", conversation_id)
+            store.find("", conversation_id)
     say(store, user="x" * 90)
 
 
 def test_a_turn_counts_as_use_and_is_not_purged_under_way(make_store, begin, say):
     store = make_store(ttl_seconds=1.5)
     conversation_id = say(store)
-    used_at = store.export("", conversation_id).used_at
+    used_at = store.find("", conversation_id).used_at
     for _ in range(2):
         say(store, conversation_id)
         assert store._backend.purge() == 0
-    assert store.export("", conversation_id).used_at > used_at
+    assert store.find("", conversation_id).used_at > used_at
 
 
 def test_the_store_purges_by_itself(make_store, say):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.conversations.conftest import turns_of
 from tests.running_server import wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -62,7 +63,7 @@ def test_fifty_turns_at_once_make_one_serial_history(store, say, child):
     conversation_id = say(store)
     crowds = [child("crowd", conversation_id, f"{name}*25") for name in "ab"]
     assert [crowd.end() for crowd in crowds] == [0, 0]
-    turns = store.export("", conversation_id).turns[1:]
+    turns = turns_of(store, conversation_id)[1:]
     assert {turn.user for turn in turns} == {f"{name}{n}" for name in "ab" for n in range(25)}
     assert [turn.assistant for turn in turns] == [str(number) for number in range(1, 51)]
 
@@ -73,7 +74,7 @@ def test_processes_take_their_turns_in_the_order_they_came(store, begin, say, ch
     with begin(store, conversation_id):
         waiters = [child("wait", conversation_id, name).wait_for_lines(1) for name in names]
     assert [waiter.end() for waiter in waiters] == [0, 0, 0]
-    users = [turn.user for turn in store.export("", conversation_id).turns]
+    users = [turn.user for turn in turns_of(store, conversation_id)]
     assert users == ["question", *names]
 
 
@@ -85,7 +86,7 @@ def test_a_killed_turn_leaves_what_was_acknowledged(make_store, begin, say, chil
     with begin(store, conversation_id, "next", seconds=10) as turn:
         assert [past.user for past in turn.history] == ["question", "second"]
         turn.commit("answer", "stop")
-    assert len(store.export("", conversation_id).turns) == 3
+    assert len(turns_of(store, conversation_id)) == 3
 
 
 def test_a_killed_waiter_blocks_the_queue_no_longer_than_a_lease(make_store, begin, say, child):
@@ -108,7 +109,7 @@ def test_kill_during_hundreds_of_commits_loses_and_doubles_nothing(
     store = make_store()
     store.start()
     for conversation_id, writer in zip(conversations, writers, strict=True):
-        stored = [turn.user for turn in store.export("", conversation_id).turns[1:]]
+        stored = [turn.user for turn in turns_of(store, conversation_id)[1:]]
         assert stored[: len(writer.lines)] == writer.lines
         # The last commit may have been done and its acknowledgement not printed.
         assert stored[len(writer.lines) :] in ([], [str(len(writer.lines))])

@@ -14,6 +14,7 @@ from qwenapi.conversations import (
     StoredResponse,
     StoreFull,
 )
+from tests.conversations.conftest import turns_of
 
 numbers = count()
 
@@ -151,7 +152,7 @@ def test_what_a_tenant_has_no_room_for_drives_out_its_oldest(make_store, say):
         store.responses.keep("t", response("x" * 9500))
     assert store.responses.find("t", first.id), "nothing was erased in vain"
     say(store, conversation_id, user="x" * 7000, tenant="t")
-    assert len(store.export("t", conversation_id).turns) == 2
+    assert len(turns_of(store, conversation_id, "t")) == 2
 
 
 def test_a_turn_is_kept_with_its_answer_or_not_at_all(make_store, begin):
@@ -162,7 +163,7 @@ def test_a_turn_is_kept_with_its_answer_or_not_at_all(make_store, begin):
     assert store.responses.find("", kept.id) == kept
     with begin(store, turn.conversation_id, "[]") as other, pytest.raises(StoreFull):
         other.commit("[]", "stop", large)
-    assert len(store.export("", turn.conversation_id).turns) == 1
+    assert len(turns_of(store, turn.conversation_id)) == 1
     with pytest.raises(ConversationNotFound):
         store.responses.find("", large.id)
 
@@ -170,7 +171,7 @@ def test_a_turn_is_kept_with_its_answer_or_not_at_all(make_store, begin):
 def test_a_new_conversation_may_be_given_its_id(store, begin):
     with begin(store, None, "[]", new_id="conv_1") as turn:
         turn.commit("[]", "stop")
-    assert store.export("", "conv_1").id == "conv_1" == turn.conversation_id
+    assert store.find("", "conv_1").id == "conv_1" == turn.conversation_id
 
 
 def test_a_response_is_no_conversation(store, begin):
@@ -178,7 +179,7 @@ def test_a_response_is_no_conversation(store, begin):
     with pytest.raises(ConversationNotFound):
         begin(store, begun.id)
     store.responses.begin("", begun, owner="test")
-    for ask in (begin, lambda store, id_: store.export("", id_)):
+    for ask in (begin, lambda store, id_: store.find("", id_)):
         with pytest.raises(ConversationNotFound):
             ask(store, begun.id)
 

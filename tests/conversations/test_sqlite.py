@@ -19,9 +19,12 @@ from qwenapi.conversations import (
     open_store,
 )
 from qwenapi.conversations.database import Database
+from qwenapi.conversations.migrations import MIGRATIONS, create_labels, migrate
 from qwenapi.conversations.sqlite import SqliteBackend
 from qwenapi.conversations.store import ConversationStore
+from tests.conversations.conftest import turns_of
 
+NEVER = 10.0**10
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -80,7 +83,7 @@ def test_a_turn_of_a_killed_process_holds_up_nobody(store, begin, say, tmp_path,
     with begin(store, conversation_id, seconds=10) as turn:
         turn.commit("answer", "stop")
     assert time.monotonic() - started < 5
-    assert len(store.export("", conversation_id).turns) == 2
+    assert len(turns_of(store, conversation_id)) == 2
 
 
 def test_a_conversation_whose_first_turn_was_killed_does_not_exist(store, begin, tmp_path):
@@ -241,7 +244,7 @@ def test_damage_under_way_is_noticed_and_other_processes_follow(make_store, begi
         begin(store, conversation_id)
     assert path.stat().st_ino != inode
     fresh = say(other)
-    assert len(store.export("", fresh).turns) == 1
+    assert len(turns_of(store, fresh)) == 1
 
 
 def test_a_full_disk_is_survived_without_a_restart(store, say, tmp_path):
@@ -249,7 +252,7 @@ def test_a_full_disk_is_survived_without_a_restart(store, say, tmp_path):
     output, _ = child("fill", tmp_path, conversation_id).communicate(timeout=30)
     reason, num_kept = output.split()
     assert reason == "OperationalError"
-    turns = store.export("", conversation_id).turns
+    turns = turns_of(store, conversation_id)
     assert len(turns) == 1 + int(num_kept) > 3
     assert turns[-1].user == "after"
 
@@ -260,12 +263,12 @@ def test_a_lock_held_too_long_makes_the_storage_unavailable_until_it_is_released
     conversation_id = say(store)
     backend = SqliteBackend(tmp_path, StoreLimits(), busy_seconds=0.1)
     impatient = ConversationStore(backend)
-    assert len(impatient.export("", conversation_id).turns) == 1
+    assert len(turns_of(impatient, conversation_id)) == 1
     blocker = child("block", tmp_path, conversation_id, "1")
     assert blocker.stdout.readline() == "blocked\n"
     with pytest.raises(StorageUnavailable):
         say(impatient, conversation_id)
-    assert len(impatient.export("", conversation_id).turns) == 1  # readers are not in the way
+    assert len(turns_of(impatient, conversation_id)) == 1  # readers are not in the way
     blocker.communicate(timeout=10)
     say(impatient, conversation_id)
     impatient.close()
@@ -293,6 +296,27 @@ def test_a_file_of_a_newer_version_is_left_alone(make_store, say, path):
         say(make_store())
     assert "newer" in str(caught.value.__cause__)
     assert not list(path.parent.glob("*.damaged-*"))
+
+
+def test_labels_that_were_turns_stand_beside_them_after_the_migration(path, make_store):
+    with sqlite3.connect(path) as connection:
+        migrate(connection, MIGRATIONS[: MIGRATIONS.index(create_labels)])
+        for id_, first in (("conv_1", '{"a": "b"}'), ("plain", '{"a": "text"}')):
+            connection.execute(
+                "INSERT INTO conversations VALUES (?, 't', 0, ?, 3, 99)", (id_, NEVER)
+            )
+            for number, assistant in enumerate((first, "[1]", '{"a": "c"}'), 1):
+                turn = (id_, number, "[]", assistant, "", 0)
+                connection.execute("INSERT INTO turns VALUES (?, ?, ?, ?, ?, ?)", turn)
+    connection.close()
+    store = make_store()
+    assert store.find("t", "conv_1").labels == '{"a": "c"}'
+    assert [turn.assistant for turn in turns_of(store, "conv_1", "t")] == ["[]", "[1]", "[]"]
+    assert store.find("t", "plain").labels == ""
+    assert turns_of(store, "plain", "t")[0].assistant == '{"a": "text"}'
+    with sqlite3.connect(path) as connection:
+        assert connection.execute("SELECT num_bytes FROM tenants").fetchone() == (99 + 13 + 10,)
+    connection.close()
 
 
 def test_a_lease_of_an_earlier_boot_is_dead(make_store, begin, say, path):

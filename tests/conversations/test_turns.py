@@ -2,6 +2,7 @@ import threading
 import time
 import uuid
 from functools import partial
+from itertools import chain
 
 import pytest
 
@@ -9,7 +10,10 @@ from qwenapi.conversations import (
     ConversationBusy,
     ConversationNotFound,
     LeaseLost,
+    StoreFull,
 )
+from qwenapi.conversations.values import TURNS_PER_PAGE
+from tests.conversations.conftest import turns_of
 from tests.running_server import wait_for
 
 
@@ -41,12 +45,12 @@ def test_a_conversation_outlives_the_store_that_wrote_it(make_store, begin, say)
 
 def test_a_turn_rolled_back_leaves_no_trace(store, begin, say):
     conversation_id = say(store)
-    before = store.export("", conversation_id)
+    before = turns_of(store, conversation_id)
     with pytest.raises(ZeroDivisionError), begin(store, conversation_id, "lost"):
         raise ZeroDivisionError
-    assert store.export("", conversation_id).turns == before.turns
+    assert turns_of(store, conversation_id) == before
     with begin(store, conversation_id, seconds=0) as turn:
-        assert turn.history == before.turns
+        assert turn.history == before
 
 
 def test_a_new_conversation_whose_first_turn_failed_does_not_exist(store, begin):
@@ -59,14 +63,14 @@ def test_a_new_conversation_whose_first_turn_failed_does_not_exist(store, begin)
 def test_unknown_expired_and_foreign_ids_are_answered_alike(make_store, begin, say):
     forgetful, store = make_store(ttl_seconds=0.5), make_store()
     expired = say(forgetful, tenant="a")
-    wait_for(lambda: is_unknown(lambda: forgetful.export("a", expired)), 10)
+    wait_for(lambda: is_unknown(lambda: forgetful.find("a", expired)), 10)
     foreign = say(store, tenant="b")
     running = begin(store, tenant="b")
     answers = set()
     ids = (str(uuid.uuid4()), "", "\ud800", "x" * 10**6, foreign, running.conversation_id)
     for asked, name in [(forgetful, expired), *((store, name) for name in ids)]:
         for call in (
-            partial(asked.export, "a", name),
+            partial(asked.find, "a", name),
             partial(asked.delete, "a", name),
             partial(begin, asked, name, tenant="a"),
         ):
@@ -75,7 +79,7 @@ def test_unknown_expired_and_foreign_ids_are_answered_alike(make_store, begin, s
             answers.add(str(caught.value))
     assert len(answers) == 1
     running.commit("still there", "stop")
-    assert len(store.export("b", foreign).turns) == 1
+    assert len(turns_of(store, foreign, "b")) == 1
 
 
 def is_unknown(call):
@@ -134,7 +138,7 @@ def test_a_lease_is_renewed_while_the_turn_runs(make_store, begin):
         begin(other, turn.conversation_id, seconds=1.7)
     assert not turn.is_lost
     turn.commit("late", "stop")
-    assert len(other.export("", turn.conversation_id).turns) == 1
+    assert len(turns_of(other, turn.conversation_id)) == 1
 
 
 def test_a_turn_whose_lease_was_lost_cannot_commit(make_store, begin, say):
@@ -148,7 +152,7 @@ def test_a_turn_whose_lease_was_lost_cannot_commit(make_store, begin, say):
         turn.rollback()  # takes nothing from the one that runs
         quick.commit("in time", "stop")
     store._keeper.tick()
-    assert [past.user for past in other.export("", conversation_id).turns] == ["question", "quick"]
+    assert [past.user for past in turns_of(other, conversation_id)] == ["question", "quick"]
 
 
 def test_a_turn_learns_that_it_is_lost(make_store, begin):
@@ -168,22 +172,61 @@ def test_what_is_deleted_is_gone_and_a_running_turn_does_not_bring_it_back(store
     with pytest.raises(LeaseLost):
         turn.commit("ghost", "stop")
     turn.rollback()
-    for call in (store.export, store.delete):
+    for call in (store.find, store.delete):
         with pytest.raises(ConversationNotFound):
             call("", conversation_id)
 
 
-def test_an_export_is_the_whole_conversation(store, begin, say):
+def test_a_conversation_is_read_by_pages_from_either_end(store, begin, say):
     conversation_id = say(store, user="one")
-    for number in range(150):
+    for number in range(2 * TURNS_PER_PAGE + 3):
         say(store, conversation_id, f"more {number}")
     with begin(store, conversation_id, "not yet") as turn:
-        exported = store.export("", conversation_id)
-        assert exported.turns == turn.history
-    assert exported.id == conversation_id
-    assert exported.created_at <= exported.used_at
-    assert [message["role"] for message in exported.messages][:3] == ["user", "assistant", "user"]
-    assert [turn.user for turn in exported.turns] == ["one", *(f"more {n}" for n in range(150))]
+        conversation = store.find("", conversation_id)
+        assert turns_of(store, conversation_id) == turn.history
+    assert conversation.id == conversation_id and conversation.num_turns == len(turn.history)
+    assert conversation.created_at <= conversation.used_at and conversation.labels == ""
+    for newest_first in (False, True):
+        pages = list(store.pages("", conversation, newest_first=newest_first))
+        assert len(pages) == 3 and max(map(len, pages)) == TURNS_PER_PAGE
+        turns = tuple(chain.from_iterable(pages))
+        assert turns == (turn.history[::-1] if newest_first else turn.history)
+
+
+def test_pages_that_follow_an_erasure_are_not_found(store, say):
+    conversation_id = say(store)
+    for _ in range(TURNS_PER_PAGE):
+        say(store, conversation_id)
+    pages = store.pages("", store.find("", conversation_id))
+    assert len(next(pages)) == TURNS_PER_PAGE
+    store.delete("", conversation_id)
+    with pytest.raises(ConversationNotFound):
+        next(pages)
+
+
+def test_labels_stand_beside_the_turns_and_do_not_wait_for_one(make_store, begin):
+    store = make_store(max_tenant_bytes=200)
+    with begin(store, new_id="conv_1", user="x" * 50) as turn:
+        with pytest.raises(ConversationNotFound):
+            store.label("", "conv_1", "early")
+        turn.commit("", "stop", labels="first")
+    assert store.find("", "conv_1").labels == "first"
+    with begin(store, "conv_1"):
+        for number in range(20):
+            store.label("", "conv_1", f"{'值' * 20}{number:02}")
+    found = store.find("", "conv_1")
+    assert found.labels == f"{'值' * 20}19" and found.num_turns == 1
+    with pytest.raises(StoreFull):
+        store.label("", "conv_1", "x" * 160)
+    store.label("", "conv_1", "x" * 150)
+    with pytest.raises(StoreFull):
+        begin(store)
+    store.delete("", "conv_1")
+    with begin(store, user="x" * 190) as turn:
+        turn.commit("", "stop")
+    for tenant, name in (("other", turn.conversation_id), ("", "conv_1"), ("", "resp_1")):
+        with pytest.raises(ConversationNotFound):
+            store.label(tenant, name, "none")
 
 
 def test_a_commit_is_ended_once(store, begin):
@@ -192,4 +235,4 @@ def test_a_commit_is_ended_once(store, begin):
     turn.rollback()
     with pytest.raises(AssertionError):
         turn.commit("again", "stop")
-    assert len(store.export("", turn.conversation_id).turns) == 1
+    assert len(turns_of(store, turn.conversation_id)) == 1

@@ -49,7 +49,7 @@ def main(state_dir):
         writer.get()
     blocker.wait()
     try:
-        store.export("", "unknown")
+        store.find("", "unknown")
     except ConversationNotFound:
         print(round(longest * 1000))
     store.close()

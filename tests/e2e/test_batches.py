@@ -382,3 +382,18 @@ def test_each_tenant_has_its_own_and_a_key_that_is_gone_answers_nothing(start_se
         assert over["failed"] == 0 and 2 <= over["completed"] < 60
         answered = (folder / "files" / over["output_file_id"]).read_text().splitlines()
         assert len(answered) == over["completed"]
+
+
+def test_a_batch_leaves_its_keys_last_place_to_people(start_server, tmp_path):
+    path = tmp_path / "keys.json"
+    key = add(path, "alice", "--concurrent", "2", "--queued", "0")
+    flags = ("--stub", "--stub-step-seconds", "0.01", "--auth-keys", str(path))
+    server = start_server(*flags)
+    with client_of(server, key) as client:
+        lines = (line(f"c{i}", max_tokens=20, ignore_eos=True) for i in range(15))
+        batch = begin(client, *lines)
+        wait_for(lambda: server.row()["running"])
+        chat = line("live", max_tokens=4)["body"]
+        for _ in range(15):  # with no queue, none of them would wait for a line's end
+            client.chat.completions.create(model="qwen-demo", **chat)
+        assert wait_until(client, batch).request_counts.completed == 15

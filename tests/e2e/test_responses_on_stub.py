@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import sqlite3
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -365,7 +366,8 @@ def test_conversations_are_labelled_added_to_and_erased(server):
     begun = conversation(server)
     address = f"/v1/conversations/{begun['id']}"
     assert begun["metadata"] == {}
-    labelled = server.post(address, {"metadata": {"a": "b"}}).json()
+    with under_way(server, conversation=begun["id"], max_output_tokens=4000):  # not waited for
+        labelled = server.post(address, {"metadata": {"a": "b"}}).json()
     assert labelled == begun | {"metadata": {"a": "b"}} == server.get(address).json()
     added = server.post(f"{address}/items", {"items": [{"role": "user", "content": "x"}]}).json()
     (item,) = added["data"]
@@ -403,6 +405,28 @@ def test_a_turn_whose_caller_leaves_is_no_turn(server):
     assert [text for role, text in items_of(server, begun["id"]) if role == "user"] == ["after"]
     error_of(ask(server, conversation=begun["id"], input=[{"id": "msg_nobody"}]), 404)
     assert said(server, [], conversation=begun["id"])
+
+
+def test_a_caller_who_leaves_waits_for_no_turn(start_server):
+    server = start_server(*SLOW)
+    begun = conversation(server)
+    waiting = {"input": "never", "conversation": begun["id"]}
+
+    def num_waiting():
+        path = server.run_dir / "state/conversations.db"
+        with contextlib.closing(sqlite3.connect(path)) as database:
+            return database.execute("SELECT count(*) FROM tickets").fetchone()[0]
+
+    with under_way(server, conversation=begun["id"], max_output_tokens=4000):
+        for path, body in (
+            (PATH, waiting),
+            (f"/v1/conversations/{begun['id']}/items", {"items": "never"}),
+        ):
+            with raw_request(server, body, path=path):
+                wait_for(lambda: num_waiting() == 1)
+            wait_for(lambda: num_waiting() == 0, 5)
+    server.wait_until_idle(10)
+    assert items_of(server, begun["id"]) == []
 
 
 def stop_hard(server):

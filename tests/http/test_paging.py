@@ -3,13 +3,15 @@
 import pytest
 
 from qwenapi.errors import BadRequest
-from qwenapi.http.paging import page
+from qwenapi.http.paging import in_order, page
 
 LETTERS = "abcdefg"
 
 
 def ask(**query):
-    return page(LETTERS, query, most=100, id_of=str.upper, body_of=lambda one: {"id": one.upper()})
+    return page(
+        in_order(LETTERS), query, most=100, id_of=str.upper, body_of=lambda one: {"id": one.upper()}
+    )
 
 
 def shown(**query):
@@ -33,6 +35,19 @@ def test_pages_follow_each_other_to_the_end():
     assert (last["data"], last["first_id"], last["last_id"]) == ([], None, None)
     assert not last["has_more"] and not ask(limit="7")["has_more"]
     assert shown(order="asc", after="F") == "G"
+
+
+def test_a_list_is_read_only_as_far_as_its_page_needs():
+    read = []
+
+    def letters(newest_first):
+        for letter in reversed(LETTERS) if newest_first else LETTERS:
+            read.append(letter)
+            yield letter
+
+    query = {"limit": "2", "after": "F"}
+    page(letters, query, most=100, id_of=str.upper, body_of=lambda one: {"id": one})
+    assert read == ["g", "f", "e", "d", "c"]
 
 
 @pytest.mark.parametrize("limit", ["", "0", "101", "-1", "1.0", "x", "٣", "²", "1" * 5000])

@@ -165,6 +165,49 @@ def test_who_waits_for_a_place_gets_it_in_the_order_of_arrival():
     running.enter(1, 0, never)
 
 
+def test_what_gives_way_takes_no_place_that_another_waits_for_nor_the_last():
+    usage, key, lines = KeyUsage(None), key_of(concurrent=2, queued=1), {}
+
+    def line():
+        return RateLimit(usage, key, lines, gives_way=True)
+
+    first = line()
+    first.enter(1, 0, never)
+    with pytest.raises(RateLimited):
+        line().enter(1, 0, never)
+    live, other = (RateLimit(usage, key, lines) for _ in range(2))
+    live.enter(1, 0, never)  # a place was left for it
+    waiting = line()
+    threads = [threading.Thread(target=waiting.enter, args=(1, 30, never))]
+    threads[0].start()
+    time.sleep(0.05)
+    threads.append(threading.Thread(target=other.enter, args=(1, 30, never)))
+    threads[1].start()  # the queue has room: no line stands in it
+    time.sleep(0.05)
+    first.leave(0)
+    threads[1].join(5)
+    assert not threads[1].is_alive() and threads[0].is_alive()  # though it came later
+    live.leave(0)
+    time.sleep(0.3)
+    assert threads[0].is_alive()  # one runs, and one place is not for lines
+    other.leave(0)
+    threads[0].join(5)
+    assert not threads[0].is_alive()
+    waiting.leave(0)
+
+
+def test_what_gives_way_has_the_only_place_and_pays_only_where_it_runs():
+    usage, key, lines = KeyUsage(None), key_of(concurrent=1, tokens_per_minute=100), {}
+    live, line = RateLimit(usage, key, lines), RateLimit(usage, key, lines, gives_way=True)
+    live.enter(1, 0, never)
+    with pytest.raises(RateLimited):
+        line.enter(99, 0.05, never)
+    assert int(live.headers["x-ratelimit-remaining-tokens"]) == 99
+    live.leave(0)
+    line.enter(99, 0, never)
+    line.leave(0)
+
+
 def test_who_waits_too_long_or_leaves_is_out_of_the_line_and_pays_nothing():
     usage, lines = KeyUsage(None), {}
     key = key_of(concurrent=1, queued=5, tokens_per_minute=100)

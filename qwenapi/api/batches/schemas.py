@@ -4,13 +4,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from marshmallow import ValidationError, fields
+from marshmallow import fields
 
 from qwenapi.http.fields import MISSING, StrictChoice, StrictString
 from qwenapi.http.schemas import RequestSchema
+from qwenapi.shared_fields.labels import Labels
 
 MAX_ID_CHARS = 128
-MAX_PAIRS, MAX_KEY_CHARS, MAX_VALUE_CHARS = 16, 64, 512
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,19 +35,6 @@ class FileContent(fields.Field[Any]):
     json_schema: ClassVar[dict[str, Any]] = {"type": "string", "format": "binary"}
 
 
-def _check_metadata(pairs: Any) -> None:
-    fits = isinstance(pairs, dict) and len(pairs) <= MAX_PAIRS
-    fits = fits and all(
-        isinstance(value, str) and len(key) <= MAX_KEY_CHARS and len(value) <= MAX_VALUE_CHARS
-        for key, value in pairs.items()
-    )
-    if not fits:
-        raise ValidationError(
-            f"must be an object of at most {MAX_PAIRS} texts of {MAX_VALUE_CHARS} characters,"
-            f" with names of {MAX_KEY_CHARS}"
-        )
-
-
 class FileSchema(RequestSchema):
     value_class = FileRequest
 
@@ -61,4 +48,4 @@ class BatchSchema(RequestSchema):
     input_file_id = StrictString(MAX_ID_CHARS, required=True)
     endpoint = StrictString(MAX_ID_CHARS, required=True)
     completion_window = StrictChoice("24h", required=True)
-    metadata = fields.Raw(validate=_check_metadata)
+    metadata = Labels()

@@ -23,7 +23,7 @@ from qwenapi.batches.store import BatchStore
 from qwenapi.batches.values import RequestBatch, StoredFile, new_id
 from qwenapi.errors import BadRequest
 from qwenapi.http.body import accepts
-from qwenapi.http.paging import page
+from qwenapi.http.paging import in_order, page
 from qwenapi.http.responses import json_response
 from qwenapi.request_context.current_request import (
     caller,
@@ -182,9 +182,8 @@ def _check_endpoint(endpoint: str) -> None:
 
 
 def _page(found: Sequence[T], body_of: Callable[[T], dict[str, Any]]) -> Response:
-    body = page(
-        found, request.args, most=MAX_PAGE, id_of=operator.attrgetter("id"), body_of=body_of
-    )
+    id_of = operator.attrgetter("id")
+    body = page(in_order(found), request.args, most=MAX_PAGE, id_of=id_of, body_of=body_of)
     return json_response(body)
 
 

@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager
 import gevent
 from flask import Blueprint, Response, g, request
 
-from qwenapi.api.coder.render import conversation_body, preface
+from qwenapi.api.coder.render import conversation_pieces, preface
 from qwenapi.api.coder.schemas import CodeRequest, CodeSchema
 from qwenapi.conversations import (
     ITEMS_PREFIX,
@@ -99,8 +99,9 @@ def chat_stream() -> Response:
 @blueprint.get("/v1/code/conversations/<conversation_id>")
 def export(conversation_id: str) -> Response:
     with translated(conversation_id):
-        conversation = conversations().export(caller().tenant, plain(conversation_id))
-    return json_response(conversation_body(conversation))
+        conversation = conversations().find(caller().tenant, plain(conversation_id))
+    pages = conversations().pages(caller().tenant, conversation)
+    return Response(conversation_pieces(conversation, pages), mimetype="application/json")
 
 
 @blueprint.delete("/v1/code/conversations/<conversation_id>")

@@ -1,17 +1,19 @@
 """Conversations of items: kept as turns, each of what was asked and what was answered.
 
-A turn's assistant is a list of items or, where the turn only labels the conversation, an object of
-its metadata. Turns follow each other: one that runs has the conversation to itself.
+Turns follow each other: one that runs has the conversation to itself. Metadata stand beside them.
+A conversation may be larger than memory: it is read by pages of turns, each parsed in a thread.
 """
 
 import time
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
+from itertools import chain
 from typing import Any
 
 import orjson
-from flask import g
+from flask import g, request
 
 from qwenapi.api.responses.items import Item, named
 from qwenapi.conversations import (
@@ -22,6 +24,7 @@ from qwenapi.conversations import (
     Turn,
 )
 from qwenapi.errors import ContextLengthExceeded, NotFound
+from qwenapi.generation.disconnect import watched_pause
 from qwenapi.greenlets import in_thread
 from qwenapi.request_context.current_request import caller, current_profile
 from qwenapi.request_context.services import conversations
@@ -40,15 +43,21 @@ def create(items: Iterable[Item], metadata: Mapping[str, str]) -> str:
     """Return the id of a new conversation, which is kept."""
     id_ = f"{ITEMS_PREFIX}{uuid.uuid4().hex}"
     with errors_of(id_, "items"), _begin(None, _text(list(items)), new_id=id_) as turn:
-        turn.commit(_text(metadata), CREATED)
+        turn.commit(_text([]), CREATED, labels=_text(metadata))
     return id_
 
 
-def add(conversation_id: str, items: list[Item], metadata: Mapping[str, str] | None = None) -> None:
-    """Add items to a conversation, or label it anew, once it is its turn."""
+def add(conversation_id: str, items: list[Item]) -> None:
+    """Add items to a conversation, once it is its turn."""
     errors = errors_of(conversation_id, "items")
     with errors, _begin(_known(conversation_id), _text(items)) as turn:
-        turn.commit(_text([] if metadata is None else metadata), "")
+        turn.commit(_text([]), "")
+
+
+def label(conversation_id: str, metadata: Mapping[str, str]) -> None:
+    """Put other metadata in the place of a conversation's; no turn is waited for."""
+    with errors_of(conversation_id, "metadata"):
+        conversations().label(caller().tenant, _known(conversation_id), _text(metadata))
 
 
 def begin(conversation_id: str, items: Iterable[Item]) -> Turn:
@@ -60,19 +69,33 @@ def begin(conversation_id: str, items: Iterable[Item]) -> Turn:
 def body_of(conversation_id: str) -> dict[str, Any]:
     """Return what its owner is told of a conversation; its items are listed apart."""
     found = _found(conversation_id)
-    labels = next(turn.assistant for turn in reversed(found.turns) if _is_label(turn))
     return {
         "id": conversation_id,
         "object": "conversation",
         "created_at": int(found.created_at),
-        "metadata": orjson.loads(labels),
+        "metadata": orjson.loads(found.labels or "{}"),
     }
 
 
-def all_items(conversation_id: str) -> list[Item]:
-    """Return the items of a conversation of the caller's, oldest first."""
-    turns = _found(conversation_id).turns
-    return in_thread(lambda: _items_of(turns))
+def items_in(conversation_id: str, *, newest_first: bool = False) -> Iterator[Item]:
+    """Yield the items of a conversation of the caller's, as they are fetched."""
+    for turns in _pages(conversation_id, newest_first=newest_first):
+        items = in_thread(partial(_items_of, turns[::-1] if newest_first else turns))
+        yield from reversed(items) if newest_first else items
+
+
+def prompt_items(conversation_id: str, *, drops_oldest: bool) -> list[Item]:
+    """Return what `history_of` does, without a turn."""
+    newest: list[PastTurn] = []
+    left = conversations().responses.max_history_bytes
+    for turn in chain.from_iterable(_pages(conversation_id, newest_first=True)):
+        left -= turn.num_bytes
+        if left < 0:
+            if drops_oldest:
+                break
+            raise ContextLengthExceeded()
+        newest.append(turn)
+    return in_thread(lambda: _items_of(reversed(newest)))
 
 
 def history_of(turn: Turn, *, drops_oldest: bool) -> list[Item]:
@@ -107,32 +130,37 @@ def _known(conversation_id: str) -> str:
 
 
 def _begin(conversation_id: str | None, user: str, new_id: str = "") -> Turn:
+    """Return a turn once those before it have ended; raise Cancelled if its caller leaves first."""
     deadline = time.monotonic() + current_profile().settings.limits_queue_timeout
-    return conversations().begin_turn(
-        caller().tenant,
-        conversation_id,
-        user,
-        owner=g.request_id,
-        deadline=deadline,
-        new_id=new_id,
-    )
+    with watched_pause(request.environ) as pause:
+        return conversations().begin_turn(
+            caller().tenant,
+            conversation_id,
+            user,
+            owner=g.request_id,
+            deadline=deadline,
+            pause=pause,
+            new_id=new_id,
+        )
 
 
 def _found(conversation_id: str) -> Conversation:
     with errors_of(conversation_id):
-        return conversations().export(caller().tenant, _known(conversation_id))
+        return conversations().find(caller().tenant, _known(conversation_id))
+
+
+def _pages(conversation_id: str, *, newest_first: bool) -> Iterator[Sequence[PastTurn]]:
+    found = _found(conversation_id)
+    with errors_of(conversation_id):
+        yield from conversations().pages(caller().tenant, found, newest_first=newest_first)
 
 
 def _items_of(turns: Iterable[PastTurn]) -> list[Item]:
     items: list[Item] = []
     for turn in turns:
         items += orjson.loads(turn.user)
-        items += [] if _is_label(turn) else orjson.loads(turn.assistant)
+        items += orjson.loads(turn.assistant)
     return items
-
-
-def _is_label(turn: PastTurn) -> bool:
-    return turn.assistant.startswith("{")
 
 
 def _text(value: Any) -> str:

@@ -1,10 +1,12 @@
 """Views of conversations of items: begun, read, labelled, added to and erased."""
 
+from collections.abc import Iterator
 from typing import Any
 
 from flask import Response, request
 
 from qwenapi.api.responses import conversation, state
+from qwenapi.api.responses.items import Item
 from qwenapi.api.responses.paging import page
 from qwenapi.api.responses.schemas import (
     ConversationRequest,
@@ -15,6 +17,7 @@ from qwenapi.api.responses.schemas import (
 from qwenapi.api.responses.views import blueprint
 from qwenapi.errors import NotFound
 from qwenapi.http.body import accepts
+from qwenapi.http.paging import in_order
 from qwenapi.http.responses import json_response
 from qwenapi.request_context.current_request import count_request, load_body
 
@@ -38,7 +41,7 @@ def retrieve_conversation(conversation_id: str) -> Response:
 @blueprint.post("/v1/conversations/<conversation_id>")
 @accepts(MetadataSchema, before=_count, load=load_body)
 def label_conversation(ask: ConversationRequest, conversation_id: str) -> Response:
-    conversation.add(conversation_id, [], ask.metadata)
+    conversation.label(conversation_id, ask.metadata)
     return json_response(conversation.body_of(conversation_id))
 
 
@@ -50,7 +53,10 @@ def delete_conversation(conversation_id: str) -> Response:
 
 @blueprint.get("/v1/conversations/<conversation_id>/items")
 def list_items(conversation_id: str) -> Response:
-    return json_response(page(conversation.all_items(conversation_id), request.args))
+    def found(newest_first: bool) -> Iterator[Item]:
+        return conversation.items_in(conversation_id, newest_first=newest_first)
+
+    return json_response(page(found, request.args))
 
 
 @blueprint.post("/v1/conversations/<conversation_id>/items")
@@ -58,12 +64,12 @@ def list_items(conversation_id: str) -> Response:
 def add_items(ask: ConversationRequest, conversation_id: str) -> Response:
     items = conversation.new_items(state.resolved(ask.items))
     conversation.add(conversation_id, items)
-    return json_response(page(items, {"order": "asc", "limit": "100"}))
+    return json_response(page(in_order(items), {"order": "asc", "limit": "100"}))
 
 
 @blueprint.get("/v1/conversations/<conversation_id>/items/<item_id>")
 def retrieve_item(conversation_id: str, item_id: str) -> Response:
-    for item in conversation.all_items(conversation_id):
+    for item in conversation.items_in(conversation_id):
         if item["id"] == item_id:
             return json_response(item)
     raise NotFound(f"Item with id '{item_id[: conversation.MAX_SHOWN_CHARS]}' not found.")

@@ -227,7 +227,7 @@ def _part(path: Path, part: Any, role: str) -> Item:
         refuse((*path, "type"), "must be input_text; this server takes no images, audio or files")
     text = _string(path, part, "text")
     if role == "assistant":
-        return {"type": "output_text", "text": text, "annotations": []}
+        return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
     return {"type": "input_text", "text": text}
 
 

@@ -27,6 +27,7 @@ from qwenapi.http.fields import (
 from qwenapi.http.schemas import RequestSchema, StrictSchema
 from qwenapi.shared_fields.function_tools import ToolChoiceField, check_choice
 from qwenapi.shared_fields.json_schema import read_schema
+from qwenapi.shared_fields.labels import Labels
 from qwenapi.shared_fields.reasoning import REASONING_EFFORTS, effort_thinks
 from qwenapi.shared_fields.sampling_fields import ChoosingSchema
 from qwenapi.text.grammars import JSON_OBJECT
@@ -34,7 +35,6 @@ from workers.wire.grammar import Grammar
 
 MAX_TOP_LOGPROBS = 20
 MAX_LABEL_CHARS = 512
-MAX_METADATA, MAX_METADATA_KEY, MAX_METADATA_VALUE = 16, 64, 512
 
 SEALED_THOUGHTS, LOGPROBS = "reasoning.encrypted_content", "message.output_text.logprobs"
 # Nothing here has what these ask for.
@@ -123,7 +123,8 @@ class TextFormatField(Composite):
         for key, kind, claim in self.KINDS:
             if value.get(key) is not None and not isinstance(value[key], kind):
                 refuse((key,), claim)
-        return TextFormat(read_schema(value["schema"]), {key: value.get(key) for key in self.KNOWN})
+        told = {key: value[key] for key in self.KNOWN if value.get(key) is not None}
+        return TextFormat(read_schema(value["schema"]), {"name": "", "strict": None} | told)
 
 
 class TextSchema(StrictSchema):
@@ -136,30 +137,6 @@ class ReasoningSchema(StrictSchema):
     """Whether to think. A thought is given as it is, and has no summary."""
 
     effort = StrictChoice(*REASONING_EFFORTS)
-
-
-class Labels(fields.Field[Mapping[str, str]]):
-    """The caller's own names and values, which are kept and given back."""
-
-    CLAIM = (
-        f"must be an object of at most {MAX_METADATA} strings, of {MAX_METADATA_VALUE} characters"
-        f" at most, their names of {MAX_METADATA_KEY}"
-    )
-    json_schema = {
-        "type": "object",
-        "maxProperties": MAX_METADATA,
-        "propertyNames": {"maxLength": MAX_METADATA_KEY},
-        "additionalProperties": {"type": "string", "maxLength": MAX_METADATA_VALUE},
-    }
-
-    def _deserialize(self, value: Any, attr: str | None, data: Any, **_: Any) -> Mapping[str, str]:
-        if not isinstance(value, dict) or len(value) > MAX_METADATA:
-            raise ValidationError(self.CLAIM)
-        for name, text in value.items():
-            fits = isinstance(text, str) and len(text) <= MAX_METADATA_VALUE
-            if not fits or len(name) > MAX_METADATA_KEY:
-                raise ValidationError(self.CLAIM)
-        return value
 
 
 class Include(Composite):

@@ -22,6 +22,7 @@ from qwenapi.generation.request import GenerationRequest
 from qwenapi.generation.sampling import clamped_header
 from qwenapi.greenlets import spawn_unattended
 from qwenapi.http.body import accepts
+from qwenapi.http.paging import in_order
 from qwenapi.http.responses import json_response
 from qwenapi.request_context.current_request import (
     caller,
@@ -144,7 +145,8 @@ def count_input_tokens(ask: ResponseRequest) -> Response:
     if ask.conversation is None:
         history = state.history_of(ask.previous_response_id)
     else:
-        history = conversation.all_items(ask.conversation)
+        drops_oldest = ask.drops_oldest
+        history = conversation.prompt_items(ask.conversation, drops_oldest=drops_oldest)
     count = len(_prepared(ask, history, card, tokenizer).ids)
     return json_response({"object": "response.input_tokens", "input_tokens": count})
 
@@ -182,7 +184,7 @@ def cancel(response_id: str) -> Response:
 @blueprint.get("/v1/responses/<response_id>/input_items")
 def input_items(response_id: str) -> Response:
     items = state.input_of(state.find(response_id))
-    return json_response(page(items, request.args))
+    return json_response(page(in_order(items), request.args))
 
 
 def _prepared(
