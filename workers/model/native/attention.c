@@ -23,13 +23,16 @@ static inline folded *at(float *scratch, int64_t index, int dims) {
     return (folded *)(scratch + index * (dims + 2));
 }
 
-/* Score a run of keys by two queries. */
-static void score(const float *query, const float *other, const number *keys, int count, int dims,
-                  float *scores, float *others) {
+/* Score a run of keys by two queries. Meanwhile as many rows are fetched `ahead` of their use: blocks
+   lie anywhere, and a CPU that is not told waits for the first lines of each.
+*/
+static void score(const float *query, const float *other, const number *keys, const number *ahead,
+                  int count, int dims, float *scores, float *others) {
     int key = 0;
-    for (; key + 1 < count; key += 2, keys += 2 * dims) {
+    for (; key + 1 < count; key += 2, keys += 2 * dims, ahead += 2 * dims) {
         floats first = {}, second = {}, third = {}, fourth = {};
         for (int dim = 0; dim < dims; dim += LANES) {
+            __builtin_prefetch(ahead + dim), __builtin_prefetch(ahead + dims + dim);
             floats x = load(keys + dim), y = load(keys + dims + dim);
             floats q = *(const floats *)(query + dim), o = *(const floats *)(other + dim);
             first += x * q, second += x * o, third += y * q, fourth += y * o;
@@ -70,9 +73,9 @@ static void fold(folded *to, float *scores, int count, int dims) {
     to->total += sum(total) + spoilt;
 }
 
-/* Add a run of values, by the weights of two queries. */
+/* Add a run of values, by the weights of two queries; fetch as many rows ahead. */
 static void add(folded *to, folded *other, const float *weights, const float *others,
-                const number *values, int count, int dims) {
+                const number *values, const number *ahead, int count, int dims) {
     for (int dim = 0; dim < dims; dim += 2 * LANES) {
         int next = dim + LANES < dims ? dim + LANES : dim; /* an odd vector is added twice over */
         floats low = *(floats *)(to->context + dim), high = *(floats *)(to->context + next);
@@ -80,6 +83,7 @@ static void add(folded *to, folded *other, const float *weights, const float *ot
         floats other_high = *(floats *)(other->context + next);
         for (int key = 0; key < count; key++) {
             const number *value = values + (int64_t)key * dims;
+            __builtin_prefetch(ahead + (int64_t)key * dims + dim);
             floats x = load(value + dim), y = load(value + next);
             low += x * weights[key], high += y * weights[key];
             other_low += x * others[key], other_high += y * others[key];
@@ -107,14 +111,16 @@ static void attend_part(const number *query, const number *keys, const number *v
         count = block_size - offset < RUN ? block_size - offset : RUN;
         count = last - key < count ? last - key : count;
         int64_t from = ((int64_t)table[key / block_size] * block_size + offset) * dims;
+        int next = key + count < last ? key + count : key;
+        int64_t ahead = ((int64_t)table[next / block_size] * block_size + next % block_size) * dims;
         for (int head = 0; head < group; head += 2) { /* a last odd one is its own neighbour */
             int other = head + 1 < group ? head + 1 : head;
             folded *to = at(scratch, head, dims);
             folded *beside = other == head ? (folded *)spare : at(scratch, other, dims);
-            score(queries + head * dims, queries + other * dims, keys + from, count, dims,
-                  weights[0], weights[1]);
+            score(queries + head * dims, queries + other * dims, keys + from, values + from, count,
+                  dims, weights[0], weights[1]);
             fold(to, weights[0], count, dims), fold(beside, weights[1], count, dims);
-            add(to, beside, weights[0], weights[1], values + from, count, dims);
+            add(to, beside, weights[0], weights[1], values + from, keys + ahead, count, dims);
         }
     }
 }

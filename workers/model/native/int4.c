@@ -46,34 +46,39 @@ static inline integers dot(integers sums, bytes numbers, const int8_t *x) {
 #endif
 }
 
+/* Inputs i to i + 15 of a row, or those that come there by `order`; zeros behind its end. */
+static inline floats inputs_at(const number *x, const int64_t *order, int i, int inputs) {
+    if (!order && i + LANES <= inputs) return load(x + i);
+    float values[LANES];
+    for (int lane = 0; lane < LANES; lane++)
+        values[lane] = i + lane < inputs ? to_float(x[order ? order[i + lane] : i + lane]) : 0;
+    return *(floats *)values;
+}
+
 /* Round a row to 8 bits: its numbers, each group's scale, and the sum of its numbers.
    `order`, if there is one, says which input comes k-th. */
 static void round_row(const number *x, const int64_t *order, int inputs, int group, int padded,
                       int8_t *to, float *x_scales, int32_t *x_sums) {
     for (int start = 0; start < padded; start += group) {
-        float values[LANES];
         floats largest = {}, spoilt = {};
         for (int i = start; i < start + group; i += LANES) {
-            for (int lane = 0; lane < LANES; lane++) {
-                int k = i + lane;
-                values[lane] = k < inputs ? to_float(x[order ? order[k] : k]) : 0;
-            }
-            floats v = *(floats *)values;
+            floats v = inputs_at(x, order, i, inputs);
             largest = larger(largest, larger(v, -v));
             spoilt += v * 0;
         }
         float most = 0;
         for (int lane = 0; lane < LANES; lane++) most = fmaxf(most, largest[lane]);
-        float scale = most / 127, inverse = most > 0 ? 127 / most : 0;
-        int32_t total = 0;
-        for (int k = start; k < start + group; k++) {
-            float value = k < inputs ? to_float(x[order ? order[k] : k]) : 0;
-            int32_t nearest = (int32_t)lrintf(value * inverse);
-            to[k] = (int8_t)nearest;
-            total += nearest;
+        float inverse = most > 0 ? 127 / most : 0;
+        integers total = {};
+        for (int i = start; i < start + group; i += LANES) {
+            integers numbers = nearest(inputs_at(x, order, i, inputs) * inverse);
+            store_bytes((uint8_t *)to + i, numbers);
+            total += numbers;
         }
-        *x_scales++ = scale + sum(spoilt);
-        *x_sums++ = total;
+        *x_scales++ = most / 127 + sum(spoilt);
+        int32_t all = 0;
+        for (int lane = 0; lane < LANES; lane++) all += total[lane];
+        *x_sums++ = all;
     }
 }
 

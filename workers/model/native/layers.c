@@ -89,14 +89,30 @@ void round_rows(const number *x, uint8_t *values, float *scales, int32_t rows, i
     for (int row = 0; row < rows; row++) {
         const number *from = x + (int64_t)row * width;
         uint8_t *to = values + (int64_t)row * width;
-        float largest = 1e-30f, spoilt = 0;
-        for (int i = 0; i < width; i++) {
-            largest = fmaxf(largest, fabsf(to_float(from[i])));
-            spoilt += spoilt_by(to_float(from[i]));
+        floats largest = {}, spoilt = {};
+        for (int i = 0; i < width; i += LANES) {
+            floats v = load(from + i);
+            largest = larger(largest, larger(v, -v));
+            spoilt += v * 0;
         }
-        float inverse = 127 / largest;
-        for (int i = 0; i < width; i++) to[i] = (uint8_t)(lrintf(to_float(from[i]) * inverse) + 128);
-        scales[row] = largest / 127 + spoilt;
+        float most = 1e-30f;
+        for (int lane = 0; lane < LANES; lane++) most = fmaxf(most, largest[lane]);
+        for (int i = 0; i < width; i += LANES)
+            store_bytes(to + i, nearest(load(from + i) * (127 / most)) + 128);
+        scales[row] = most / 127 + sum(spoilt);
+    }
+}
+
+/* Multiply rows of `y` in place by their scales, and add a bias, if there is one. */
+void scale_rows(number *y, const float *scales, const float *bias, int32_t rows, int32_t width,
+                int32_t threads) {
+#pragma omp parallel for num_threads(threads) if ((int64_t)rows * width > SMALL)
+    for (int row = 0; row < rows; row++) {
+        number *to = y + (int64_t)row * width;
+        for (int i = 0; i < width; i += LANES) {
+            floats x = load(to + i) * scales[row];
+            store(to + i, bias ? x + *(const floats *)(bias + i) : x);
+        }
     }
 }
 

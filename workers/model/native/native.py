@@ -30,6 +30,7 @@ class Native:
         self._silu_mul = functions.silu_mul
         self._multiply_int4 = functions.multiply_int4
         self._round_rows = functions.round_rows
+        self._scale_rows = functions.scale_rows
 
     @classmethod
     @cache
@@ -156,6 +157,16 @@ class Native:
             *_pointers(x, values, scales), *map(c_int32, (*x.shape, torch.get_num_threads()))
         )
         return values, scales
+
+    def scale_rows(self, y: Tensor, scales: Tensor, bias: Tensor | None) -> Tensor:
+        """Multiply y `[rows, width]` by float32 scales `[rows, 1]` in place, and add a float32 bias
+        `[width]`; return y.
+        """
+        assert y.dtype == self._dtype and y.is_contiguous()
+        self._scale_rows(
+            *_pointers(y, scales, bias), *map(c_int32, (*y.shape, torch.get_num_threads()))
+        )
+        return y
 
     def multiply_int4(self, x: Tensor, weight: Int4Tiles, bias: Tensor | None) -> Tensor:
         """Return x Wᵀ + b for x `[rows, in]` and a float32 bias; every row as if it were alone."""

@@ -68,6 +68,16 @@ static inline floats larger(floats x, floats y) {
     return (floats)(((integers)x & is_x) | ((integers)y & ~is_x));
 }
 
+/* The nearest integers, ties to even, of what is less than 2^22. */
+static inline integers nearest(floats x) { return (integers)(x + 12582912.0f) - 0x4b400000; }
+
+typedef uint8_t bytes16 __attribute__((vector_size(LANES), aligned(1)));
+
+/* The lowest bytes. */
+static inline void store_bytes(uint8_t *to, integers x) {
+    *(bytes16 *)to = __builtin_convertvector(x, bytes16);
+}
+
 /* e^x to 2 units in the last place for x <= 0, after Cephes' expf; 1.6e-38 below -87. */
 static inline floats exponential(floats x) {
     x = larger(x, (floats){} - 87.0f);

@@ -54,13 +54,14 @@ class Int8Weight:
         packed = torch.ops.onednn.qlinear_prepack(self.values, None)
         scales, zeros = self.scales, torch.zeros(len(self.scales), dtype=torch.int32)
 
+        bias = None if bias is None else bias.float()
+
         def multiply(x: Tensor) -> Tensor:
             values, x_scales = round_rows(x)
             y = torch.ops.onednn.qlinear_pointwise(
                 values, 1.0, _OFFSET, packed, scales, zeros, None, 1.0, 0, x.dtype, "none", [], ""
             )
-            y = y.mul_(x_scales)
-            return y if bias is None else y.add_(bias)
+            return scale_rows(y, x_scales, bias)
 
         return multiply
 
@@ -75,11 +76,23 @@ def concatenate(weights: Sequence[Int8Weight]) -> Int8Weight:
 
 def round_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     """Return x `[rows, in]` in 8 bits, plus 128, and the float32 scales `[rows, 1]`."""
-    if (native := Native.load(x.dtype)) is not None:
+    if (native := _native(x)) is not None:
         return native.round_rows(x.contiguous())
     x = x.float()
     scales = x.abs().amax(-1, keepdim=True).clamp_(min=_LEAST) / LARGEST
     return (x / scales).round_().add_(_OFFSET).to(torch.uint8), scales
+
+
+def scale_rows(y: Tensor, scales: Tensor, bias: Tensor | None) -> Tensor:
+    """Multiply y `[rows, out]` in place by the rows' scales, and add a float32 bias; return y."""
+    if (native := _native(y)) is not None:
+        return native.scale_rows(y, scales, bias)
+    y = y.mul_(scales)
+    return y if bias is None else y.add_(bias)
+
+
+def _native(x: Tensor) -> Native | None:
+    return Native.load(x.dtype) if Native.takes_width(x.shape[-1]) else None
 
 
 @cache
