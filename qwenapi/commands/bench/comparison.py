@@ -9,18 +9,22 @@ each of n rounds, their mean m and sample standard deviation s:
 
 t is Student's for 95 % at n - 1 degrees of freedom. A figure of one server is its geometric mean
 over the rounds, so that A's over B's is the ratio. No prompt is sent twice, to either server, so
-that prefix caches give nothing; not even where both addresses are the same server's.
+that prefix caches give nothing; not even where both addresses are the same server's. Each has a
+second to itself before it is measured: OpenMP's threads spin on after a server's last step, by
+default for 0.2 s in Intel's library.
 """
 
 import math
 import os
 import statistics
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from qwenapi.commands.bench.load import BenchResult, Load, run
 from qwenapi.commands.bench.server_facts import ServerError
 
+_PAUSE_SECONDS = 1.0
 # Student's t for 95 %, two-sided, at 1, 2, … degrees of freedom. More than these take the last,
 # and so a little too wide an interval.
 STUDENT = (
@@ -104,6 +108,7 @@ def compare(
     """
 
     def measure(load: Load) -> BenchResult:
+        time.sleep(_PAUSE_SECONDS)
         result = run(load, concurrency, num_requests, next(seeds))
         refuse_failures(load, result)
         return result
