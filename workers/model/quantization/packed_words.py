@@ -83,9 +83,9 @@ def repack(how: WordPacking, packed: Mapping[str, Tensor]) -> Int4Weight | None:
 def _as_gptq(
     how: WordPacking, packed: Mapping[str, Tensor]
 ) -> tuple[WordPacking, Mapping[str, Tensor]]:
-    """Return compressed-tensors' parts by GPTQ's names, and others as they are."""
+    """Return compressed-tensors' parts by GPTQ's names, and others by their own."""
     if how.method != "compressed-tensors":
-        return how, packed
+        return how, _with_own_groups(packed)
     words = packed["weight_packed"]
     shape = [len(words), words.shape[1] * how.numbers_a_word]
     if "weight_shape" in packed and packed["weight_shape"].tolist() != shape:
@@ -96,7 +96,23 @@ def _as_gptq(
         parts["qzeros"] = packed["weight_zero_point"].T
     if "weight_g_idx" in packed:
         parts["g_idx"] = packed["weight_g_idx"]
-    return replace(how, method="gptq"), parts
+    return replace(how, method="gptq"), _with_own_groups(parts)
+
+
+def _with_own_groups(parts: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Return parts without the groups that no input is of, as a rank's share has some."""
+    g_idx = parts.get("g_idx")
+    if g_idx is None or not g_idx.any():
+        return parts
+    used, own = g_idx.unique(return_inverse=True)
+    if len(used) == len(parts["scales"]):
+        return parts
+    num_groups = len(parts["scales"])
+    if used[0] < 0 or used[-1] >= num_groups:
+        raise WrongPart("g_idx", f"g_idx names groups outside 0 to {num_groups - 1}")
+    rows = used.long()
+    grouped = {name: parts[name][rows] for name in ("scales", "qzeros") if name in parts}
+    return {**parts, **grouped, "g_idx": own.to(g_idx)}
 
 
 def _num_inputs(how: WordPacking, qweight: Tensor) -> int:
