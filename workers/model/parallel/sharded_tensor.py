@@ -41,7 +41,8 @@ class ShardedTensor:
             shape = list(parts[0].shape)
             shape[self.cut.axis] = self.cut.num_zeros
             parts.append(parts[0].new_zeros(shape))
-        return parts[0] if len(parts) == 1 else torch.cat(parts, self.cut.axis)
+        # A copy even of one part: what a file gives is a view, by columns with gaps.
+        return torch.cat(parts, self.cut.axis)
 
 
 def shard(data: Any, cut: Cut | None) -> Any:

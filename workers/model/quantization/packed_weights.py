@@ -132,9 +132,16 @@ def _shard_plain(plan: ShardPlan, state: State, weights: Weights) -> State:
 def _shard_parts(
     plan: ShardPlan, name: str, packing: Packing, parts: dict[str, OpenTensor], shape: Shape
 ) -> dict[str, OpenTensor]:
-    """Return the parts of a rank's share of a packed weight."""
+    """Return the parts of a rank's share of a packed weight; by inputs, without a `g_idx` that was
+    never filled, which would say something of a share.
+    """
     if (cut := plan.cut(name, shape)) is None:
         return parts
+    parts = {
+        part: opened
+        for part, opened in parts.items()
+        if not (cut.axis == 1 and part.endswith("g_idx") and not opened.data[...].any())
+    }
     is_ordered = any(part.endswith("g_idx") for part in parts)
     return {
         part: opened._replace(
