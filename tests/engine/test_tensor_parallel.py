@@ -1,5 +1,7 @@
 """Ranks that share a model give the tokens of one that has it whole, however they get to them."""
 
+import os
+
 import pytest
 
 from tests.engine.conftest import HYBRIDS, MODELS, write_model
@@ -61,3 +63,19 @@ def test_four_ranks_of_which_several_hold_the_same_heads_of_keys(compare, name):
 @pytest.mark.parametrize("name", ["qwen3_moe", pytest.param("qwen3_next", marks=pytest.mark.slow)])
 def test_ranks_that_have_experts_whole(compare, name):
     compare(name, enable_expert_parallel=True)
+
+
+@pytest.mark.parametrize("by_expert", [False, True], ids=["by-width", "by-expert"])
+def test_exact_experts_of_ranks(compare, by_expert):
+    compare("qwen3_moe", deterministic=True, enable_expert_parallel=by_expert)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="kernels run on a CPU so")
+@pytest.mark.parametrize("name", ["qwen3", "qwen3_moe", "qwen3_5_moe"])
+@pytest.mark.parametrize("by_expert", [False, True], ids=["by-width", "by-expert"])
+def test_ranks_compute_by_kernels(compare, name, by_expert):
+    pytest.importorskip("triton", reason="kernels need the package triton")
+    if by_expert and "moe" not in name:
+        pytest.skip("no experts")
+    compare(name, attention_backend="triton", enable_expert_parallel=by_expert)

@@ -32,7 +32,10 @@ class Experts:
         self._multiply = module.experts
         if means.for_kernels:
             self._multiply = KernelExperts(module.experts, is_batch_invariant=is_batch_invariant)
-        elif LoopedExperts.takes(module.experts, is_batch_invariant=is_batch_invariant):
+        elif means.group or LoopedExperts.takes(
+            module.experts, is_batch_invariant=is_batch_invariant
+        ):
+            # For ranks too, as transformers' own know no experts that are another's.
             self._multiply = LoopedExperts(module.experts, means)
         self._shared = SharedExpert(module, means) if hasattr(module, "shared_expert") else None
 
