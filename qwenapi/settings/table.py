@@ -148,10 +148,7 @@ class Settings:
         choices=("auto", "torch", "triton"),
     )
     threads: int = _row(
-        0,
-        "CPU threads of each rank of an engine; 0: physical cores ÷ ranks",
-        scope="model",
-        minimum=0,
+        0, "CPU threads of each rank; 0: physical cores ÷ all ranks", scope="model", minimum=0
     )
     enable_prefix_caching: bool = _row(
         True, "keep cache blocks for prompts that begin alike", scope="model"
@@ -181,10 +178,10 @@ class Settings:
         False, "the same bits whatever else is in the batch; slower", scope="model"
     )
     tensor_parallel_size: int = _row(
-        1, "ranks of each engine, which share its model", scope="model", minimum=1, maximum=64
+        1, "ranks that share an engine's model", scope="model", minimum=1, maximum=64
     )
     enable_expert_parallel: bool = _row(
-        False, "each rank has some experts whole, instead of a part of all", scope="model"
+        False, "each rank has some experts whole, not a part of all", scope="model"
     )
     data_parallel_size: int = _row(
         1, "engines, each with its copy of the model", scope="model", minimum=1, maximum=999
