@@ -6,6 +6,8 @@ import pytest
 
 from tests.engine.conftest import HYBRIDS, MODELS, write_model
 from workers.checkpoint.checkpoint import Checkpoint
+from workers.config import EngineConfig
+from workers.engine.engine import Engine
 from workers.errors import ConfigError
 
 PLANS = [(2, False), (4, False), (2, True)]
@@ -98,3 +100,10 @@ def test_whole_experts_are_refused_where_there_are_none(tmp_path):
         _ = replace(checkpoint, num_ranks=2, by_expert=True).shard_plan
     with pytest.raises(ConfigError, match="tensor_parallel_size is 1; leave it out"):
         replace(checkpoint, by_expert=True).check()
+
+
+def test_an_engine_of_ranks_is_not_started_in_one_process(tmp_path):
+    write_model(tmp_path, "qwen3")
+    config = EngineConfig(str(tmp_path), device="cpu", tensor_parallel_size=2)
+    with pytest.raises(ConfigError, match="started in this one process; leave it out here"):
+        Engine(config, lambda stage, fraction: None)

@@ -64,6 +64,11 @@ _logger = logging.getLogger(__name__)
 def start(config: EngineConfig, progress: Progress) -> tuple[ModelCard, ModelRunner]:
     """Load a model and give it a cache; raise ModelError or ConfigError if that cannot be done."""
     num_ranks = config.tensor_parallel_size
+    if num_ranks > 1 and not config.rendezvous:
+        raise ConfigError(
+            f"tensor_parallel_size = {num_ranks}, but the engine is started in this one process;"
+            " leave it out here"
+        )
     device = choose_device(config.device, config.replica, config.rank, num_ranks)
     dtype = choose_dtype(config.dtype, device)
     checkpoint = Checkpoint.of(config)

