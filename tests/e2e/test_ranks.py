@@ -11,6 +11,7 @@ import pytest
 
 from tests.e2e.test_replay import completion
 from tests.running_server import wait_for
+from workers.errors import ExitCode
 
 NUM_STREAMS = 32
 TOKENS = 48
@@ -65,6 +66,15 @@ def test_a_follower_that_hangs_while_nobody_asks_is_found_out(server):
     wait_for(lambda: not any(process.is_running() for process in before), 30, lambda: server.log)
     wait_for(lambda: server.get("/readyz").status_code == 200, 60)
     assert "no sign of life" in server.log and "while idle" in server.log
+
+
+def test_ranks_that_cannot_start_say_so_once_and_end(start_server):
+    flags = ("--tensor-parallel-size", "2", "--threads", "1", "--attention-backend", "triton")
+    server = start_server(*flags, ready=False, environ={"TRITON_INTERPRET": "0"})
+    assert server.process.wait(60) == ExitCode.CONFIG
+    server.close()
+    assert server.log.count("attention_backend = 'triton', but") == 1
+    assert "Traceback" not in server.log
 
 
 def test_all_ranks_end_with_the_service(server):

@@ -28,6 +28,9 @@ from workers.worker.supervisor_pipe import SupervisorPipe
 
 OnEnd = Callable[[str, int], None]
 
+# A process that ends closes its sockets before its parent can know.
+_GRACE_SECONDS = 1.0
+
 
 class Followers:
     """All ranks but the first, from `start` to `stop`."""
@@ -40,6 +43,7 @@ class Followers:
         self.config = replace(config, rendezvous=str(rendezvous))
         self._name = name
         self._processes: list[BaseProcess] = []
+        self._watcher: threading.Thread | None = None
         self._pipes: list[Connection] = []
         self._is_over = False
 
@@ -70,7 +74,16 @@ class Followers:
                 process.start()
             finally:
                 theirs.close()
-        threading.Thread(target=self._watch, args=(on_end,), name="followers", daemon=True).start()
+        self._watcher = threading.Thread(target=self._watch, args=(on_end,), daemon=True)
+        self._watcher.start()
+
+    def let_watcher_end_us(self) -> None:
+        """Wait a moment for the end of a follower, which would be why a collective failed here, and
+        then for `on_end`.
+        """
+        sentinels = [process.sentinel for process in self._processes]
+        if self._watcher is not None and connection.wait(sentinels, _GRACE_SECONDS):
+            self._watcher.join()
 
     def stop(self) -> None:
         """End all, without telling anybody."""

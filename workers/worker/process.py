@@ -31,6 +31,16 @@ def main(config: EngineConfig, spec: WorkerSpec, pipe: SupervisorPipe) -> None:
     logs.configure(spec.name, config.log_level, config.log_format)
     followers = Followers(config, spec.name, spec.run_dir)
     try:
+        _serve(followers, spec, pipe)
+    except Exception:
+        followers.let_watcher_end_us()  # else what failed is this rank
+        raise
+    finally:
+        followers.stop()  # the interpreter would wait for them at its end
+
+
+def _serve(followers: Followers, spec: WorkerSpec, pipe: SupervisorPipe) -> None:
+    try:
         worker = _start(followers, spec, pipe)
     except WorkerError as error:
         pipe.fatal(str(error))
@@ -38,13 +48,13 @@ def main(config: EngineConfig, spec: WorkerSpec, pipe: SupervisorPipe) -> None:
     except Exception as error:
         if not _is_out_of_memory(error):
             raise
-        pipe.fatal(f"out of memory while loading {config.model}; see --max-num-seqs and --dtype")
+        model = followers.config.model
+        pipe.fatal(f"out of memory while loading {model}; see --max-num-seqs and --dtype")
         sys.exit(ExitCode.OUT_OF_MEMORY)
     signal.signal(signal.SIGTERM, lambda *_: worker.drain())
     worker.start()
     pipe.ready()
     worker.run()
-    followers.stop()
     sys.exit(ExitCode.OK)
 
 
