@@ -1,4 +1,7 @@
-"""A rank holds its share of a model, measured in its own process."""
+"""A rank holds its share of a model, measured in its own process.
+
+An engine keeps what it frees, so what it holds in the end is also about the most that it ever held.
+"""
 
 from pathlib import Path
 
@@ -38,5 +41,5 @@ def test_a_follower_holds_its_share_of_the_weights(tmp_path, size):
         held_by_follower(tmp_path / name, tmp_path, size) for name in ("large", "small")
     )
     print(f"{size} ranks: {(large - small) / MIB:.0f} of {weights / MIB:.0f} MiB")
-    # Besides, what was freed while layers were merged, which an engine keeps for its steps.
+    # Besides, what was freed while layers were merged.
     assert 0.9 * weights / size < large - small < 1.5 * weights / size

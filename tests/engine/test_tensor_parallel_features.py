@@ -54,13 +54,22 @@ def test_a_deterministic_answer_has_the_same_bits_whatever_is_beside_it(
         assert bits[0] == bits[1] and len(bits[0]) == 16
 
 
-@pytest.mark.parametrize("name", ["qwen3_5", pytest.param("qwen3_next", marks=pytest.mark.slow)])
-def test_the_models_own_layer_drafts_on_all_ranks(tmp_path, prompts, name):
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("qwen3_5", {}),
+        pytest.param("qwen3_next", {}, marks=pytest.mark.slow),
+        pytest.param("qwen3_5_moe", {"enable_expert_parallel": True}, marks=pytest.mark.slow),
+    ],
+    ids=["qwen3_5", "qwen3_next", "whole experts"],
+)
+def test_the_models_own_layer_drafts_on_all_ranks(tmp_path, prompts, name, changes):
     path = tmp_path / "model"
     write_predictable(path, name)
     said = []
     for size in (1, 2):
         settings = {"speculative_config": mtp(2), "num_blocks": 700}
+        settings |= changes if size > 1 else {}
         with ranked(path, size, tmp_path, **settings) as driver:
             for key, prompt in enumerate(prompts(4)):
                 driver.add(key, prompt, max_tokens=40)

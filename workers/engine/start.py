@@ -70,6 +70,8 @@ def start(config: EngineConfig, progress: Progress) -> tuple[ModelCard, ModelRun
             " leave it out here"
         )
     device = choose_device(config.device, config.replica, config.rank, num_ranks)
+    if num_ranks > 1 and device.type == "cuda":
+        torch.cuda.set_device(device)  # else every rank would hold a context on the first GPU
     dtype = choose_dtype(config.dtype, device)
     checkpoint = Checkpoint.of(config)
     checkpoint.check_quantization(config.quantization)
