@@ -22,7 +22,7 @@ import msgspec
 
 from workers import logs
 from workers.config import EngineConfig
-from workers.errors import ExitCode, WorkerError
+from workers.errors import WorkerError, describe_exit
 from workers.worker.openmp import prepare_openmp
 from workers.worker.supervisor_pipe import SupervisorPipe
 
@@ -68,12 +68,12 @@ class Followers:
                 name=name,
                 daemon=True,
             )
-            self._processes.append(process)
-            self._pipes.append(ours)
             try:
                 process.start()
             finally:
                 theirs.close()
+            self._processes.append(process)
+            self._pipes.append(ours)
         self._watcher = threading.Thread(target=self._watch, args=(on_end,), daemon=True)
         self._watcher.start()
 
@@ -102,7 +102,7 @@ class Followers:
         process, pipe = self._processes[number], self._pipes[number]
         process.join()
         code = process.exitcode or 0
-        on_end(_last_words(pipe) or f"{process.name} ended ({_describe(code)})", code)
+        on_end(_last_words(pipe) or f"{process.name} ended ({describe_exit(code)})", code)
 
 
 def main(config: EngineConfig, name: str, pipe: SupervisorPipe) -> None:
@@ -132,10 +132,3 @@ def _last_words(pipe: Connection) -> str:
     except (EOFError, OSError):
         pass  # it said nothing
     return ""
-
-
-def _describe(code: int) -> str:
-    if code < 0:
-        return f"signal {-code}"
-    names = {int(known): known.name for known in ExitCode}
-    return f"exit code {code}" + (f", {names[code]}" if code in names else "")
