@@ -21,7 +21,7 @@ from itertools import count
 from types import SimpleNamespace
 from typing import NamedTuple
 
-from qwenapi.engines.routing import candidates
+from qwenapi.engines.routing import Router
 from workers.wire.protocol import Generate, SamplingParams
 
 ENGINES = (2, 8, 32, 128, 512)
@@ -63,12 +63,18 @@ class Turn(NamedTuple):
     """One request: a conversation's prompt so far, of which `sent_again` tokens are not new."""
 
     conversation: int
+    system: int
     prompt: int
     sent_again: int
     answer: int
     turns_left: int
     at: float
-    request: Generate
+
+    def request(self, num_system: int) -> Generate:
+        """Return what routing is asked: all that one speaker says is the same token."""
+        said = (self.system,) * num_system + (self.conversation,) * (self.prompt - num_system)
+        params = SamplingParams(max_tokens=self.answer)
+        return Generate(wid=self.conversation, request_id="", prompt_ids=said, params=params)
 
 
 class Result(NamedTuple):
@@ -86,8 +92,9 @@ class Result(NamedTuple):
 Choose = Callable[[Sequence[SimulatedEngine], Generate], SimulatedEngine]
 
 
-def by_routing(engines: Sequence[SimulatedEngine], request: Generate) -> SimulatedEngine:
-    return candidates(engines, request)[0]  # type: ignore[arg-type, return-value]
+def by_routing() -> Choose:
+    router = Router()
+    return lambda engines, request: router.candidates(engines, request)[0]  # type: ignore
 
 
 def at_random(seed: int) -> Choose:
@@ -105,7 +112,7 @@ def least_loaded(engines: Sequence[SimulatedEngine], request: Generate) -> Simul
 
 
 POLICIES: dict[str, Callable[[], Choose]] = {
-    "routing": lambda: by_routing,
+    "routing": by_routing,
     "least loaded": lambda: least_loaded,
     "in turn": in_turn,
     "random": lambda: at_random(1),
@@ -154,11 +161,8 @@ class Simulation:
             return
         number = next(self._order)
         system = self._draw.randrange(NUM_SYSTEMS)
-        ids = (*[system] * self._system, *(number >> shift & 255 for shift in (24, 16, 8, 0)))
-        params = SamplingParams(max_tokens=1)
-        request = Generate(wid=number, request_id="", prompt_ids=ids, params=params)
         turns = self._draw.randint(*TURNS)
-        self._ask(Turn(number, self._system, 0, 0, turns, now, request), now)
+        self._ask(Turn(number, system, self._system, 0, 0, turns, now), now)
         self._later(now + self._draw.expovariate(self._rate), self._begin)
 
     def _ask(self, before: Turn, now: float) -> None:
@@ -174,8 +178,9 @@ class Simulation:
             turns_left=before.turns_left - 1,
             at=now,
         )
+        request = turn.request(self._system)
         started = time.perf_counter()
-        engine = self._choose(self._engines, turn.request)
+        engine = self._choose(self._engines, request)
         self._seconds += time.perf_counter() - started
         engine.num_tokens_in_flight += turn.prompt + turn.answer
         engine.waiting.append(turn)

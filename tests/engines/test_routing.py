@@ -5,8 +5,14 @@ from types import SimpleNamespace
 
 import pytest
 
-from qwenapi.engines.routing import AFFINITY_SLACK_TOKENS, candidates
+from qwenapi.engines import routing
+from qwenapi.engines.routing import AFFINITY_SLACK_TOKENS, Router
 from workers.wire.protocol import Generate, SamplingParams
+
+
+def candidates(engines, asked):
+    """Return what one who knows of no earlier requests chooses."""
+    return Router().candidates(engines, asked)
 
 
 def links(count, loads=None):
@@ -72,3 +78,56 @@ def test_a_limited_group_has_one_engine_whatever_it_asks():
         for number in range(20)
     }
     assert len(found) == 1
+
+
+def conversation(system, number, length):
+    return request(*[system] * 1200, *[1000 + number] * length)
+
+
+def test_a_conversation_stays_where_its_last_turn_went():
+    engines, router = links(8), Router()
+    first = {}
+    for number in range(40):
+        engines[number % 8].num_tokens_in_flight = 0
+        for link in engines:  # so that the favourite of the system prompt is not all there is
+            link.num_tokens_in_flight = 0 if link is engines[number % 8] else 10_000
+        first[number] = router.candidates(engines, conversation(7, number, 300))[0]
+    for link in engines:
+        link.num_tokens_in_flight = 5_000
+    assert len({link.hello.engine_index for link in first.values()}) == 8
+    for turn in (900, 2000, 9000):
+        for number, link in first.items():
+            assert router.candidates(engines, conversation(7, number, turn))[0] is link
+
+
+def test_a_conversation_whose_engine_is_gone_or_busy_goes_elsewhere_and_stays_there():
+    engines, router = links(8), Router()
+    home = router.candidates(engines, conversation(7, 1, 300))[0]
+    left = [link for link in engines if link is not home]
+    second = router.candidates(left, conversation(7, 1, 900))[0]
+    assert second is not home
+    assert router.candidates(engines, conversation(7, 1, 1500))[0] is second
+    second.num_tokens_in_flight = AFFINITY_SLACK_TOKENS + 1
+    third = router.candidates(engines, conversation(7, 1, 2500))[0]
+    assert third is not second
+    second.num_tokens_in_flight = 0
+    assert router.candidates(engines, conversation(7, 1, 3500))[0] is third
+
+
+def test_salts_have_places_of_their_own():
+    engines, router = links(64), Router()
+    found = set()
+    for salt in ("one", "two"):
+        for link in engines:
+            link.num_tokens_in_flight = 0 if len(found) == link.hello.engine_index else 10_000
+        asked = request(*[5] * 1200, cache_salt=salt)
+        found.add(router.candidates(engines, asked)[0].hello.engine_index)
+    assert found == {0, 1}
+
+
+def test_no_more_is_remembered_than_is_set(monkeypatch):
+    monkeypatch.setattr(routing, "_MOST_REMEMBERED", 10)
+    router = Router()
+    for number in range(50):
+        router.candidates(links(2), conversation(number, number, 10))
+    assert len(router._places) == 10
