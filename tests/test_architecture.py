@@ -36,9 +36,10 @@ ROOMS: dict[str, str] = {
     "workers.model.layout": "",
     "workers.model.kernels": "workers.model.layout",
     "workers.model.native": "workers.model.layout",
+    "workers.model.parallel": "workers.checkpoint",
     "workers.model.quantization": """
         workers.errors workers.checkpoint workers.model.layout workers.model.kernels
-        workers.model.native""",
+        workers.model.native workers.model.parallel""",
     "workers.model.linear": """
         workers.model.layout workers.model.kernels workers.model.native
         workers.model.quantization""",
@@ -46,17 +47,17 @@ ROOMS: dict[str, str] = {
         workers.errors workers.model.layout workers.model.kernels workers.model.native
         workers.model.linear""",
     "workers.model.layers": """
-        workers.model.layout workers.model.kernels workers.model.native workers.model.linear
-        workers.model.attention""",
+        workers.model.layout workers.model.kernels workers.model.native workers.model.parallel
+        workers.model.linear workers.model.attention""",
     "workers.model": """
         workers.errors workers.config workers.checkpoint workers.model.layout
-        workers.model.native workers.model.quantization workers.model.linear
-        workers.model.attention workers.model.layers""",
+        workers.model.native workers.model.parallel workers.model.quantization
+        workers.model.linear workers.model.attention workers.model.layers""",
     "workers.engine": """
         workers.errors workers.config workers.cpu_cores workers.checkpoint workers.fairness
         workers.wire workers.grammar workers.engine_core workers.model workers.model.layout
-        workers.model.kernels workers.model.native workers.model.quantization
-        workers.model.attention""",
+        workers.model.kernels workers.model.native workers.model.parallel
+        workers.model.quantization workers.model.attention""",
     "workers.worker": """
         workers.errors workers.config workers.checkpoint workers.logs workers.fairness
         workers.parent_death workers.wire workers.grammar workers.engine_core workers.engine""",

@@ -20,6 +20,8 @@ class EngineConfig:
     `step_timeout` is in seconds. `rope_scaling`, `hf_overrides` and `speculative_config` are JSON
     objects as text; `task` is auto or a Task; `generation_config` is auto, vllm or a directory.
     `replica` is which of several engines this is, each on the next GPU; -1 is the only one.
+    An engine is `tensor_parallel_size` processes, of which this is number `rank`; they find each
+    other by the file `rendezvous`.
     """
 
     model: str
@@ -54,3 +56,7 @@ class EngineConfig:
     speculative_config: str = ""
     target_step_ms: int = 0
     task: str = "auto"
+    tensor_parallel_size: int = 1
+    enable_expert_parallel: bool = False
+    rank: int = 0
+    rendezvous: str = ""

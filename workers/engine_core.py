@@ -60,6 +60,9 @@ class EngineCore(Protocol):
     def step(self) -> StepOutput:
         """Compute one batch; return what is known by then, which is less where steps overlap."""
 
+    def check_ranks(self) -> None:
+        """Wait for a sign of life of every other process of the engine; called while it is idle."""
+
     def stats(self) -> EngineStats:
         """Return the numbers to publish after a step."""
 

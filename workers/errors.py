@@ -1,4 +1,4 @@
-"""Errors of the model half, as one tree, and the exit codes its processes end with.
+"""Errors of the model half, as one tree, and the exit codes its processes end with, in words.
 
 WorkerError
 ├── ConfigError      the operator must change something   exit 78
@@ -7,6 +7,7 @@ WorkerError
 └── SharedMemoryError a file of shared memory cannot be used
 """
 
+import signal
 from enum import IntEnum
 
 
@@ -45,3 +46,20 @@ class ProtocolError(WorkerError):
 
 class SharedMemoryError(WorkerError):
     """Shared memory that cannot be created, mapped or leased."""
+
+
+def describe_exit(code: int) -> str:
+    """Return an exit code in words: its name, or the signal's."""
+    if code < 0:
+        return f"signal {_signal_name(-code)}"
+    names = {int(known): known.name for known in ExitCode}
+    return f"exit code {code}" + (f", {names[code]}" if code in names else "")
+
+
+def _signal_name(number: int) -> str:
+    """Return a signal's name; of the real-time signals only the first and last have their own."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        is_real_time = signal.SIGRTMIN < number < signal.SIGRTMAX
+        return f"SIGRTMIN+{number - signal.SIGRTMIN}" if is_real_time else str(number)

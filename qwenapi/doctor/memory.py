@@ -22,6 +22,7 @@ from workers.checkpoint.architectures import CLASSIFIER, EMBEDDING, HEAD
 from workers.checkpoint.model_config import ModelConfig
 from workers.checkpoint.packings import Multiplier
 from workers.checkpoint.rounding import FOR_CPUS, ROUNDED_BITS, num_rounded
+from workers.checkpoint.shard_plan import ShardPlan
 from workers.checkpoint.speculative_config import SpeculativeConfig
 from workers.checkpoint.state_slots import StateSlots
 from workers.checkpoint.weights import Weights
@@ -43,7 +44,7 @@ ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 @dataclass(frozen=True)
 class Room:
-    """Memory that engines load into: of the machine, or of one or several GPUs."""
+    """Memory that engines load into, or their ranks: of the machine, or of one or several GPUs."""
 
     name: str
     is_gpu: bool
@@ -54,7 +55,7 @@ class Room:
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """What one engine would take of a room, in bytes and tokens."""
+    """What one engine, or each rank of one, would take of a room, in bytes and tokens."""
 
     weights: int
     workspace: int
@@ -84,10 +85,11 @@ class MemoryPlan:
 def find_room(settings: Settings, num_bytes: int) -> Room:
     """Return where engines would run, as `device` says; the machine's memory if there is no GPU.
 
-    Several engines take turns on the GPUs, so of these the one that has least for each decides.
+    Several engines and their ranks take turns on the GPUs, so of these the one that has least for
+    each decides.
     """
     gpus = [] if settings.device == "cpu" or settings.stub else visible_gpus()
-    num_engines = settings.data_parallel_size
+    num_engines = settings.data_parallel_size * settings.tensor_parallel_size
     if not gpus:
         return replace(machine_room(), num_engines=num_engines)
     if num_engines > 1:
@@ -113,10 +115,17 @@ def check_memory(settings: Settings, weights: Weights, of: ModelConfig) -> Itera
             "memory", "device = 'cuda'", "no GPU is visible", "use --device cpu, or mend the driver"
         )
         return
+    num_gpus, ranks = len(visible_gpus()) if room.is_gpu else 0, settings.tensor_parallel_size
+    if room.is_gpu and ranks > num_gpus:
+        said = f"tensor_parallel_size = {ranks}"
+        yield failure("memory", said, f"{num_gpus} GPUs are visible", "lower it, or show it more")
+        return
     plan = make_plan(settings, weights, of, room)
     count = room.num_engines
     needed = count * plan.weights
-    sizes = f"{gib(plan.weights)} of weights" + (f" for each of {count} engines" * (count > 1))
+    kind = "engines" if ranks == 1 else "ranks"
+    whose = f" for each of {count} {kind}" if count > 1 else " for each rank" * (ranks > 1)
+    sizes = f"{gib(plan.weights)} of weights{whose}"
     if needed > room.free:
         yield failure(
             "memory",
@@ -143,10 +152,12 @@ def check_memory(settings: Settings, weights: Weights, of: ModelConfig) -> Itera
 
 def make_plan(settings: Settings, weights: Weights, of: ModelConfig, room: Room) -> MemoryPlan:
     """Return what an engine would choose in a room; explicit settings stay as they are."""
+    vocab_size = of.vocab_size
     item = ITEM_BYTES[_dtype(settings, room)]
     budget = settings.max_num_batched_tokens or (8192 if room.is_gpu else 512)
     rows = min(settings.max_num_seqs, budget)
     block_size = settings.block_size or (64 if room.is_gpu else 32)
+    part, of = _part_of(settings, weights, of)
     num_layers = of.num_attention_layers + weights.has_drafter
     block_bytes = 2 * of.num_key_value_heads * of.head_dim * item * num_layers * block_size
     slot_bytes = of.state_bytes + weights.has_drafter * of.hidden_size * item
@@ -156,16 +167,16 @@ def make_plan(settings: Settings, weights: Weights, of: ModelConfig, room: Room)
     may_multiply = settings.attention_backend != "torch"
     if room.is_gpu and of.state_bytes and speculative.num_tokens:
         may_multiply = False
-    weight_bytes = _weight_bytes(
-        settings, weights, item, _multiplier(room) if may_multiply else None
-    )
+    kept_by = _multiplier(room) if may_multiply else None
+    weight_bytes = _weight_bytes(settings, weights, item, kept_by)
     is_tied = weights.has_head and not {HEAD, CLASSIFIER} & weights.shapes.keys()
     if is_tied and _lays_out_products(settings, room):
         weight_bytes += math.prod(weights.shapes[EMBEDDING]) * item
+    weight_bytes = int(part * weight_bytes)
     workspace = (
         (CUDA_BASE_BYTES if room.is_gpu else CPU_BASE_BYTES)
         + budget * (4 * of.hidden_size + 3 * of.intermediate_size) * item
-        + rows * of.vocab_size * 4 * LOGITS_COPIES
+        + rows * vocab_size * 4 * LOGITS_COPIES
     )
     free = max(0, room.free // room.num_engines - weight_bytes - workspace)
     memory, slots = _cache_bytes(settings, room, free), None
@@ -192,6 +203,14 @@ def make_plan(settings: Settings, weights: Weights, of: ModelConfig, room: Room)
         rows,
         num_slots * slot_bytes,
     )
+
+
+def _part_of(settings: Settings, weights: Weights, of: ModelConfig) -> tuple[float, ModelConfig]:
+    """Return which part of the weights each rank of an engine holds, and of what smaller model."""
+    if settings.tensor_parallel_size == 1:
+        return 1.0, of
+    plan = ShardPlan(of, settings.tensor_parallel_size, 0, settings.enable_expert_parallel)
+    return plan.part_of(weights), replace(of, values={**of.values, **plan.fields()})
 
 
 def _cache_bytes(settings: Settings, room: Room, free: int) -> int:

@@ -22,7 +22,7 @@ from qwenapi.engines.link import PING_SECONDS, DeviceMemory, EngineLink
 from qwenapi.engines.mailbox import Mailbox
 from qwenapi.engines.quarantine import Quarantine
 from qwenapi.engines.replay import Replays
-from qwenapi.engines.routing import candidates
+from qwenapi.engines.routing import Router
 from qwenapi.errors import RequestQuarantined
 from qwenapi.greenlets import in_thread, spawn_lasting
 from qwenapi.settings.queue_limits import QueueLimits
@@ -86,11 +86,16 @@ class EngineClient:
         self._name = name
         self._prepare = prepare
         self._links: dict[Path, EngineLink] = {}
+        self._router = Router()
         self._connecting: set[Path] = set()
         self._serials = itertools.count(1)
         self._memories = EngineStatsReader()
         self._replays = Replays(
-            run_dir, lambda: list(self._links.values()), self._tell_news, quarantine or Quarantine()
+            run_dir,
+            lambda: list(self._links.values()),
+            self._tell_news,
+            quarantine or Quarantine(),
+            self._router,
         )
         self._card: ModelCard | None = None
         self._lost_at = -EXPECTED_SECONDS
@@ -246,7 +251,7 @@ class EngineClient:
         same = [link for link in links if link.hello.card.model_hash == model_hash]
         if links and not same:
             raise NoEngine
-        return candidates([link for link in same if link.is_alive()] or same, request)
+        return self._router.candidates([link for link in same if link.is_alive()] or same, request)
 
     def _wait_for_engine(self, deadline: float, mailbox: Mailbox) -> None:
         """Wait for news of the engines; raise NoEngine if that takes too long, or Cancelled."""

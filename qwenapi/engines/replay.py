@@ -29,7 +29,7 @@ from qwenapi.engines.generation import ACQUITTAL_TOKENS, Generation
 from qwenapi.engines.isolation import IsolationLock
 from qwenapi.engines.link import EngineLink
 from qwenapi.engines.quarantine import Quarantine
-from qwenapi.engines.routing import candidates
+from qwenapi.engines.routing import Router
 from workers.wire.protocol import Finished, Rejected
 
 log = logging.getLogger(__name__)
@@ -53,12 +53,14 @@ class Replays:
         links: Callable[[], Sequence[EngineLink]],
         on_free: Callable[[], None],
         quarantine: Quarantine,
+        router: Router,
     ) -> None:
         """`on_free` is called when no suspect is left, and anything may be asked again."""
         self.num_replays = 0
         self.quarantine = quarantine
         self.waiting: list[Generation] = []
         self._links = links
+        self._router = router
         self._on_free = on_free
         self._lock = IsolationLock(run_dir)
         self._suspect: Generation | None = None
@@ -199,7 +201,8 @@ class Replays:
         wave = []
         # Those that had begun first.
         for generation in sorted(self.waiting, key=lambda g: not g.has_started)[: self._wave_size]:
-            if links := candidates(self._usable(generation), generation.request):
+            usable = self._usable(generation)
+            if links := self._router.candidates(usable, generation.request):
                 self._send(generation, links[0])
                 wave.append(generation)
         if wave:

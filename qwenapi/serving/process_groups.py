@@ -91,8 +91,9 @@ class ModelHalf:
 
     def _new(self, settings: Settings) -> list[EngineChild]:
         count = settings.data_parallel_size
-        # More OpenMP threads than cores fight for them; several engines share what there is.
-        threads = settings.threads or max(1, physical_cores() // count)
+        # More OpenMP threads than cores fight for them; all processes share what there is.
+        num_processes = count * settings.tensor_parallel_size
+        threads = settings.threads or max(1, physical_cores() // num_processes)
         config = replace(settings.engine_config(), threads=threads)
         return [
             EngineChild(

@@ -21,8 +21,16 @@ _SCOPES: dict[str, tuple[Scope, ...]] = {
 }
 _WITHOUT: dict[str, tuple[str, ...]] = {
     "serve": ("model_run_dir",),  # it runs both halves itself
-    "bench": ("data_parallel_size", "step_timeout", "stub", "stub_step_seconds"),
+    "bench": (
+        "data_parallel_size",
+        "tensor_parallel_size",
+        "enable_expert_parallel",
+        "step_timeout",
+        "stub",
+        "stub_step_seconds",
+    ),
 }
+_SHORT = {"tensor_parallel_size": ("-tp",)}
 _TITLES: dict[Scope, str] = {"both": "settings", "model": "model half", "http": "HTTP half"}
 _METAVARS = {"text": "TEXT", "texts": "NAME", "whole number": "N", "number": "X"}
 
@@ -86,8 +94,9 @@ def _add(group: argparse._ArgumentGroup, row: Setting) -> None:
         return
     if row.kind == "texts":
         common |= {"nargs": "+", "action": "extend"}
+    names = (row.flag, *_SHORT.get(row.name, ()))
     metavar = "{" + ",".join(row.choices) + "}" if row.choices else _METAVARS[row.kind]
-    group.add_argument(row.flag, metavar=metavar, **common)
+    group.add_argument(*names, metavar=metavar, **common)
 
 
 def _help(row: Setting) -> str:

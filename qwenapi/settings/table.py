@@ -148,7 +148,7 @@ class Settings:
         choices=("auto", "torch", "triton"),
     )
     threads: int = _row(
-        0, "CPU threads of each engine; 0: physical cores ÷ engines", scope="model", minimum=0
+        0, "CPU threads of each rank; 0: physical cores ÷ all ranks", scope="model", minimum=0
     )
     enable_prefix_caching: bool = _row(
         True, "keep cache blocks for prompts that begin alike", scope="model"
@@ -176,6 +176,12 @@ class Settings:
     )
     deterministic: bool = _row(
         False, "the same bits whatever else is in the batch; slower", scope="model"
+    )
+    tensor_parallel_size: int = _row(
+        1, "ranks that share an engine's model", scope="model", minimum=1, maximum=64
+    )
+    enable_expert_parallel: bool = _row(
+        False, "each rank has some experts whole, not a part of all", scope="model"
     )
     data_parallel_size: int = _row(
         1, "engines, each with its copy of the model", scope="model", minimum=1, maximum=999

@@ -25,7 +25,10 @@ class VllmFlag:
 
 
 _SIZE = ("1",)
-_ONE_ENGINE = "one engine computes a whole model; for more of them use --data-parallel-size"
+_RANKS = (
+    "layers are not spread over processes; share each with --tensor-parallel-size, or start more"
+    " engines with --data-parallel-size"
+)
 _NO_CODE = "code from a model's folder is never run"
 _NO_SWAP = "cache blocks are never swapped out"
 _ALWAYS = "prompts are always computed in chunks among others' answers"
@@ -34,10 +37,8 @@ _NO_LORA = "adapters are not supported: merge them into the model"
 _LAYOUT = "how processes are laid out is the server's own"
 
 VLLM_FLAGS = (
-    VllmFlag("--tensor-parallel-size -tp", _ONE_ENGINE, _SIZE),
-    VllmFlag("--pipeline-parallel-size -pp", _ONE_ENGINE, _SIZE),
-    VllmFlag("--decode-context-parallel-size -dcp", _ONE_ENGINE, _SIZE),
-    VllmFlag("--enable-expert-parallel", _ONE_ENGINE, ("false",), is_switch=True),
+    VllmFlag("--pipeline-parallel-size -pp", _RANKS, _SIZE),
+    VllmFlag("--decode-context-parallel-size -dcp", _RANKS, _SIZE),
     VllmFlag("--enable-chunked-prefill", _ALWAYS, ("true",), is_switch=True),
     VllmFlag("--enable-lora", _NO_LORA, ("false",), is_switch=True),
     VllmFlag("--cpu-offload-gb", "weights are not kept outside the device", ("0", "0.0")),

@@ -604,3 +604,39 @@ def test_a_refusal_keeps_its_words():
     assert (check.what, check.remedy) == ("/a/file", "put it back")
     assert check.sentence == str(error)
     assert refused("model", ConfigError("/a/file: gone")).sentence == "/a/file: gone"
+
+
+@pytest.mark.parametrize("num_gpus", [2, 4])
+def test_ranks_have_a_gpu_and_a_part_of_the_weights_each(monkeypatch, num_gpus):
+    weights, dimensions = demo()
+    gpu = Room("GPU", True, 80 * GIB, int(1.5 * weights.num_parameters))  # 2 bytes each
+    monkeypatch.setattr(memory, "visible_gpus", lambda: [gpu] * num_gpus)
+    monkeypatch.setattr(memory, "CUDA_BASE_BYTES", 0)
+    settings = replace(Settings(), dtype="bfloat16", tensor_parallel_size=2)
+    (found,) = (c for c in check_memory(settings, weights, dimensions) if c.name != "context")
+    assert " do not fit" not in found.what and "of weights for each rank" in found.what
+    plan = make_plan(settings, weights, dimensions, gpu)
+    whole = make_plan(Settings(dtype="bfloat16"), weights, dimensions, gpu)
+    assert plan.block_bytes == whole.block_bytes // 2
+    assert 0.5 < plan.weights / whole.weights < 0.52
+
+
+def test_more_ranks_than_gpus_are_a_failure(monkeypatch):
+    gpu = Room("GPU", True, 80 * GIB, 80 * GIB)
+    monkeypatch.setattr(memory, "visible_gpus", lambda: [gpu] * 2)
+    settings = replace(Settings(), tensor_parallel_size=4)
+    (found,) = check_memory(settings, *demo())
+    assert (found.outcome, found.why) == (Outcome.FAILURE, "2 GPUs are visible")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"tensor_parallel_size": 3}, "4 attention heads cannot be shared out evenly; choose one"),
+        ({"tensor_parallel_size": 2, "enable_expert_parallel": True}, "is for mixtures of experts"),
+        ({"enable_expert_parallel": True}, "tensor_parallel_size is 1; leave it out, or raise"),
+    ],
+)
+def test_ranks_that_cannot_share_a_model_are_refused(changes, words):
+    *_, found = check_model(replace(Settings(), **changes))
+    assert found.outcome is Outcome.FAILURE and words in found.what

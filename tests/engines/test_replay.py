@@ -13,6 +13,7 @@ from qwenapi.engines.link import EngineLink
 from qwenapi.engines.mailbox import Mailbox
 from qwenapi.engines.quarantine import Quarantine
 from qwenapi.engines.replay import FIRST_WAVE, MAX_LOSSES, MAX_REPLAYS, Replays
+from qwenapi.engines.routing import Router
 from tests.wire.test_protocol import CARD
 from workers.wire.connection import ConnectionEnded
 from workers.wire.engine_stats import ENGINE_LAYOUT, Phase
@@ -58,7 +59,7 @@ class House:
     def __init__(self, run_dir):
         self.links = []
         self.num_freed = 0
-        self.replays = Replays(run_dir, lambda: self.links, self._on_free, Quarantine())
+        self.replays = Replays(run_dir, lambda: self.links, self._on_free, Quarantine(), Router())
         self.mailbox = Mailbox()
 
     def engine(self, card=CARD):

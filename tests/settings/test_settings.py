@@ -189,7 +189,7 @@ def test_an_unknown_flag_exits_2_with_the_closest_one(flag, answer, capsys):
 
 @pytest.mark.parametrize("command", ["serve", "model", "http", "check"])
 def test_vllms_flags_are_taken_where_they_ask_for_nothing(command, capsys):
-    taken = """--tensor-parallel-size 1 -tp 1 --pipeline-parallel-size=1 --enable-chunked-prefill
+    taken = """--pipeline-parallel-size=1 -pp 1 --enable-chunked-prefill
         --kv-cache-dtype auto --load-format auto --no-enable-lora --seed 0"""
     assert parse(*taken.split(), command=command) == {}
     assert capsys.readouterr().err == ""
@@ -209,8 +209,7 @@ def test_vllms_flags_without_a_meaning_here_are_ignored_with_one_line(flag, caps
 @pytest.mark.parametrize(
     ("flag", "sentence"),
     [
-        ("--tensor-parallel-size 2", "--tensor-parallel-size 2 is not supported: one engine"),
-        ("-tp=2", "-tp 2 is not supported"),
+        ("-pp=2", "-pp 2 is not supported: layers are not spread over processes"),
         ("--pipeline-parallel-size 4", "--data-parallel-size"),
         ("--no-enable-chunked-prefill", "--no-enable-chunked-prefill is not supported"),
         ("--chat-template x.jinja", "the model's own chat template is used"),
@@ -282,13 +281,19 @@ def test_defaults_are_values_their_own_rows_allow():
 
 
 def test_an_engine_gets_every_field_it_has():
-    derived = {"max_waiting", "replica"}
+    derived = {"max_waiting", "replica", "rank", "rendezvous"}
     assert {field.name for field in fields(EngineConfig)} - derived <= set(table())
     settings = load("--model", "./some/dir", "--max-num-seqs", "3", "--max-waiting", "9", "--stub")
     engine = settings.engine_config()
     assert engine.model == str(Path.cwd() / "some/dir")
     assert (engine.max_num_seqs, engine.max_waiting, engine.stub) == (3, 9, True)
     assert load().engine_config().model.endswith("/etc/models/demo")
+
+
+def test_ranks_are_counted_by_vllms_names():
+    for flag in ("--tensor-parallel-size", "-tp"):
+        engine = load(flag, "4", "--enable-expert-parallel").engine_config()
+        assert (engine.tensor_parallel_size, engine.enable_expert_parallel) == (4, True)
 
 
 def test_a_model_is_called_like_its_directory():

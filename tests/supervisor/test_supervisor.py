@@ -4,11 +4,10 @@ import sys
 
 import pytest
 
-from workers.errors import ConfigError, ExitCode
+from workers.errors import ConfigError, ExitCode, describe_exit
 from workers.supervisor.supervised_process import (
     DUMP_SECONDS,
     TRIAL_SECONDS,
-    describe_exit,
 )
 from workers.supervisor.supervisor import Supervisor, lock_run_dir
 

@@ -35,6 +35,7 @@ class FakeEngine:
     def __init__(self):
         self.card = CARD
         self.keys, self.num_given, self.during = {}, {}, lambda: None
+        self.check_ranks = lambda: None
 
     @property
     def has_work(self):
@@ -117,6 +118,16 @@ def test_an_idle_loop_beats_often_and_its_limit_is_short(loop):
         loop.worker.tick()
         assert loop.row["beat_ns"] >= before
         assert (loop.row["phase"], loop.limit) == (Phase.IDLE, IDLE_TIMEOUT)
+
+
+def test_only_an_idle_loop_asks_its_ranks_whether_they_are_there_and_under_its_limit(loop):
+    checks = []
+    loop.engine.check_ranks = lambda: checks.append((loop.row["phase"], loop.limit))
+    loop.worker.tick()
+    loop.ask(1, max_tokens=2)
+    loop.worker.tick()
+    loop.worker.tick()
+    assert checks == [(Phase.IDLE, IDLE_TIMEOUT)]
 
 
 @pytest.mark.parametrize("configured", [0.4, 2.0, 60.0])

@@ -26,6 +26,7 @@ from workers.checkpoint.quantization import read_quantization
 from workers.checkpoint.rounding import ROUNDINGS, Rounding
 from workers.checkpoint.safetensors_header import header_bytes
 from workers.checkpoint.sampling_defaults import sampling_defaults
+from workers.checkpoint.shard_plan import ShardPlan
 from workers.checkpoint.speculative_config import MTP, SpeculativeConfig
 from workers.checkpoint.task import task_of
 from workers.checkpoint.weights import Weights, find_files, read_weights
@@ -42,7 +43,8 @@ class Checkpoint:
 
     `generation_folder` has the generation_config.json that counts, if it is not the model's own.
     `with_drafter`, its layer for multi-token prediction is one of its weights.
-    `asked_task` is auto, or what the model is to be served for.
+    `asked_task` is auto, or what the model is to be served for. `num_ranks` are to hold it, of
+    which this is number `rank`; `by_expert` is how they share experts.
     """
 
     directory: Path
@@ -50,6 +52,9 @@ class Checkpoint:
     generation_folder: Path | None = None
     with_drafter: bool = False
     asked_task: str = "auto"
+    num_ranks: int = 1
+    rank: int = 0
+    by_expert: bool = False
 
     @classmethod
     def at(cls, path: str | Path) -> "Checkpoint":
@@ -66,11 +71,19 @@ class Checkpoint:
             None if folder in ("auto", "vllm") else Path(folder),
             SpeculativeConfig.of(config).method == MTP,
             config.task,
+            config.tensor_parallel_size,
+            config.rank,
+            config.enable_expert_parallel,
         )
 
     def check(self, quantization: str = "auto") -> None:
         """Raise ModelError or ConfigError if the folder cannot be served as a setting asks."""
         self.check_quantization(quantization)
+        if self.shard_plan is None and self.by_expert:
+            raise ConfigError(
+                "enable_expert_parallel shares experts among ranks, and tensor_parallel_size is 1;"
+                " leave it out, or raise that"
+            )
         if self.rounding(quantization) == "fp8":
             self._check_rounding()
         _ = self.weights, self.eos_token_ids, self.sampling_defaults  # reading is what refuses
@@ -131,6 +144,17 @@ class Checkpoint:
             with_drafter=self.with_drafter,
             has_head=self.task != "embed",
         )
+
+    @cached_property
+    def shard_plan(self) -> ShardPlan | None:
+        """What of each weight this rank holds, None where it holds all; raise ConfigError of a
+        model that so many ranks cannot share.
+        """
+        if self.num_ranks == 1:
+            return None
+        plan = ShardPlan(self.config, self.num_ranks, self.rank, self.by_expert)
+        plan.check(self.weights)
+        return plan
 
     @cached_property
     def task(self) -> Task:
@@ -222,6 +246,8 @@ class Checkpoint:
             raise ConfigError("quantization = 'fp8' is not for hybrid models; leave it out")
         for name in self.weights.decoder_linears:
             shape = self.weights.shapes[f"{name}.weight"]
+            if self.shard_plan is not None:
+                shape = self.shard_plan.shape(f"{name}.weight", shape)
             if any(size % _FP8_MULTIPLE for size in shape):
                 raise ConfigError(
                     f"quantization = 'fp8', but {name} of shape {list(shape)} is no multiple of"

@@ -33,6 +33,20 @@ class Part(NamedTuple):
     same_shapes: tuple[Shape, ...] = ()
 
 
+class Place(NamedTuple):
+    """Where a linear's outputs, or its inputs, lie in a part: the axis, and how many of them one
+    element is for. `is_group`: they share a scale.
+    """
+
+    axis: int
+    unit: int = 1
+    is_group: bool = False
+
+
+# Of outputs and of inputs; None where all of them share what a part has.
+Places = tuple[Place | None, Place | None]
+
+
 class Packing(Protocol):
     """How linears are packed. One is packed where the part named `marker` is there."""
 
@@ -46,6 +60,9 @@ class Packing(Protocol):
         """Return the tensors of a linear [out, in], by the last part of their names; raise
         ValueError of a shape that cannot be packed so.
         """
+
+    def places(self, part: str, shape: Shape) -> Places:
+        """Return where outputs and inputs of a linear [out, in] lie in one of its parts."""
 
 
 @dataclass(frozen=True)
@@ -109,6 +126,25 @@ class WordPacking:
             parts["weight_zero_point"] = Part((num_words, num_groups), ("I32",))
         return parts
 
+    def places(self, part: str, shape: Shape) -> Places:
+        """Return where outputs and inputs of a linear [out, in] lie in one of its parts."""
+        many, group = self.numbers_a_word, self.inputs_a_group(shape[1])
+        by_output = int(self.method == "compressed-tensors")  # which has outputs first
+        outputs, inputs = 1 - by_output, by_output
+        groups = Place(inputs, group, True) if group < shape[1] else None
+        match part.removeprefix("weight_"):
+            case "qweight" if self.method == "awq":
+                return Place(outputs, many), Place(inputs)
+            case "qweight" | "packed":
+                return Place(outputs), Place(inputs, many)
+            case "scales" | "scale":
+                return Place(outputs), groups
+            case "qzeros" | "zero_point":
+                return Place(outputs, many), groups
+            case "g_idx":
+                return None, Place(0)
+        return None, None
+
     def inputs_a_group(self, num_inputs: int) -> int:
         return num_inputs if self.group_size < 0 else self.group_size
 
@@ -149,6 +185,16 @@ class ScaledPacking:
         if self.has_zero_point:
             parts["weight_zero_point"] = Part(grid, ("I8",), same_shapes=same)
         return parts
+
+    def places(self, part: str, shape: Shape) -> Places:
+        """Return where outputs and inputs of a linear [out, in] lie in one of its parts."""
+        if part == "weight":
+            return Place(0), Place(1)
+        (num_outputs, num_inputs), (outputs, inputs) = shape, self.block
+        return (
+            Place(0, outputs, True) if 0 < outputs < num_outputs else None,
+            Place(1, inputs, True) if 0 < inputs < num_inputs else None,
+        )
 
     def grid(self, shape: Shape) -> tuple[int, int]:
         """Return how many scales there are both ways; the last block may be ragged."""

@@ -16,8 +16,8 @@ from workers.checkpoint.speculative_config import MTP, SpeculativeConfig
 from workers.config import EngineConfig
 from workers.engine.batch import Row
 from workers.engine.block_manager import BlockManager
-from workers.engine.model_runner import RunningStep
 from workers.engine.request import Request
+from workers.engine.running_step import RunningStep
 from workers.engine.sampler import Sample
 from workers.engine.scheduler import Scheduler
 from workers.engine.sequence import Sequence
@@ -149,6 +149,10 @@ class Engine:
                 seconds = time.perf_counter() - started
                 self._budget.learn(batch.num_decodes, batch.num_prompt_tokens, seconds)
         return output
+
+    def check_ranks(self) -> None:
+        """Wait for a sign of life of every process of the engine."""
+        self._runner.meet()
 
     def stats(self) -> EngineStats:
         """Return the numbers to publish after a step."""

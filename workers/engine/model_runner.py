@@ -6,8 +6,9 @@ who runs next and what becomes of a token. Where kernels attend, batch_layout.py
     flat batch:  one token of each decoding row, shortest context first │ the spans of prompts
 """
 
-from collections.abc import Iterable, Iterator, Mapping
-from itertools import accumulate, islice
+from collections.abc import Iterator, Mapping
+from itertools import accumulate
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,7 +17,8 @@ from workers.engine.batch import Batch, Row
 from workers.engine.batch_layout import flatten_rows, tokens_with_logits
 from workers.engine.block_manager import TRASH
 from workers.engine.pooling import PooledRows, pool
-from workers.engine.sampler import Sample, TokenChoice, choose, score
+from workers.engine.running_step import RunningStep
+from workers.engine.sampler import TokenChoice, choose, score
 from workers.engine.sampling_rows import SamplingRow
 from workers.engine.sequence import Sequence
 from workers.engine.state_layout import plan_states
@@ -33,60 +35,25 @@ from workers.model.layout.device_copy import to_device
 
 Rows = list[Row]
 
+
+class DraftRow(NamedTuple):
+    """A sequence that the model's own layer drafts up to `most` tokens for, behind its last one.
+
+    The hidden state before that lies at `place` among the decoder's newest; it is token `position`
+    of a sequence with the blocks `block_ids`.
+    """
+
+    place: int
+    token_id: int
+    position: int
+    most: int
+    block_ids: list[int]
+
+
 # A group's rows are padded to its longest. Up to this many blocks, one group beats two.
 _SMALL_BLOCKS = 8
 # Gathered keys and values of one group stay within this many tokens.
 _MAX_GROUP_TOKENS = 1 << 18
-
-
-class RunningStep:
-    """A step under way: its rows and, once they are there, what they sampled."""
-
-    def __init__(
-        self,
-        rows: Rows,
-        choice: TokenChoice | None,
-        scores: TokenChoice | None = None,
-        pooled: PooledRows | None = None,
-    ) -> None:
-        self._rows = rows
-        self._choice = choice
-        self._scores = scores
-        self._pooled = pooled
-
-    def read(self) -> list[tuple[Row, list[Sample]]]:
-        """Wait for the step's end; return its rows, each with its samples."""
-        samples = iter(self._choice.read() if self._choice else ())
-        return [(row, list(islice(samples, row.num_samples))) for row in self._rows]
-
-    def read_scores(self) -> list[tuple[Row, list[Sample]]]:
-        """Wait for the step's end; return the rows that score their prompts, each with its own."""
-        if self._scores is None:
-            return []
-        scores = iter(self._scores.read())
-        return [(row, list(islice(scores, len(row.scored)))) for row in self._rows if row.scored]
-
-    def read_pooled(self) -> list[tuple[Row, bytes | None]]:
-        """Wait for the step's end; return the rows whose prompts it pooled, each with its numbers,
-        None where they are damaged.
-        """
-        if self._pooled is None:
-            return []
-        rows = [row for row in self._rows if row.num_samples]
-        return list(zip(rows, self._pooled.read(), strict=True))
-
-    def tokens_of(self, sequences: Iterable[Sequence]) -> Tensor:
-        """Return the tokens that these sequences' rows sample, on the device."""
-        places: dict[Sequence, int] = {}
-        place = 0
-        for row in self._rows:
-            if row.num_samples:
-                places[row.sequence] = place
-                place += row.num_samples
-        assert self._choice is not None
-        tokens = self._choice.tokens
-        chosen = torch.tensor([places[sequence] for sequence in sequences])
-        return tokens[to_device(chosen, tokens.device)]
 
 
 class ModelRunner:
@@ -121,14 +88,16 @@ class ModelRunner:
             "device_total": self._device_total,
         }
 
+    def meet(self) -> None:
+        """Find out whether all ranks are there; one alone is."""
+
     def clear(self, blocks: list[int]) -> None:
         """Make the cache's blocks as they were before anything was written."""
         self._decoder.clear_cache(blocks)
 
     def launch(self, batch: Batch, previous: RunningStep | None = None) -> RunningStep:
         """Begin a step; `previous`, if still under way, samples what some rows begin with."""
-        forward = self._forward_by_kernels if self._for_kernels else self._forward_by_torch
-        rows, logits = forward(batch, previous)
+        rows, logits = self._forward(batch, previous)
         if self._decoder.drafter is not None:
             self._places = _places(rows)
         if rows[0].sequence.request.generate.pooling:  # then all have one: a model has one task
@@ -146,33 +115,48 @@ class ModelRunner:
         """Return drafts by the model's own layer: none for a sequence of which the newest step has
         not computed all but the last token, as behind a prompt not computed yet.
         """
-        drafter, drafts = self._decoder.drafter, {sequence: list[int]() for sequence in asked}
+        rows = {
+            s: DraftRow(
+                self._places[s] + len(s.token_ids) - 2,
+                s.token_ids[-1],
+                len(s.token_ids) - 1,
+                asked[s],
+                s.table.ids,
+            )
+            for s in asked
+            if s.num_uncomputed == 1 and s in self._places
+        }
+        found = dict(zip(rows, self._draft(list(rows.values())), strict=True)) if rows else {}
+        return [found.get(sequence, ()) for sequence in asked]
+
+    def _draft(self, drafted: list[DraftRow]) -> list[tuple[int, ...]]:
+        """Return the drafts of each row."""
+        drafter, drafts = self._decoder.drafter, [list[int]() for _ in drafted]
         assert drafter is not None
-        rows = [s for s in asked if s.num_uncomputed == 1 and s in self._places]
-        if not rows:
-            return [()] * len(asked)
-        hidden = self._decoder.newest[[self._places[s] + len(s.token_ids) - 2 for s in rows]]
-        token_ids = self._tensor([s.token_ids[-1] for s in rows])
-        for depth in range(max(asked[s] for s in rows)):
-            kept = [i for i, s in enumerate(rows) if depth < asked[s]]
-            rows = [rows[i] for i in kept]
-            positions = [len(s.token_ids) - 1 + depth for s in rows]
+        hidden = self._decoder.newest[[row.place for row in drafted]]
+        token_ids = self._tensor([row.token_id for row in drafted])
+        numbers = list(range(len(drafted)))
+        for depth in range(max(row.most for row in drafted)):
+            kept = [i for i, number in enumerate(numbers) if depth < drafted[number].most]
+            numbers = [numbers[i] for i in kept]
+            rows = [drafted[number] for number in numbers]
+            positions = [row.position + depth for row in rows]
             token_ids, hidden = drafter.draft(
                 token_ids[kept],
                 hidden[kept],
                 self._tensor(positions),
                 self._plan_drafts(rows, positions),
             )
-            for sequence, token_id in zip(rows, token_ids.tolist(), strict=True):
-                drafts[sequence].append(token_id)
-        return [tuple(found) for found in drafts.values()]
+            for number, token_id in zip(numbers, token_ids.tolist(), strict=True):
+                drafts[number].append(token_id)
+        return [tuple(found) for found in drafts]
 
-    def _plan_drafts(self, sequences: list[Sequence], positions: list[int]) -> AttentionPlan:
+    def _plan_drafts(self, rows: list[DraftRow], positions: list[int]) -> AttentionPlan:
         """Plan attention of one token a sequence to all before it but the first: see mtp.py."""
         size, groups, slots = self._block_size, [], []
-        for i, (sequence, position) in enumerate(zip(sequences, positions, strict=True)):
-            ids = sequence.table.ids
-            blocks = self._consecutive(sequence) or self._head_blocks([ids])
+        for i, (row, position) in enumerate(zip(rows, positions, strict=True)):
+            ids = row.block_ids
+            blocks = self._consecutive(ids) or self._head_blocks([ids])
             is_first = torch.arange(position + 1, device=self._head_offsets.device)[None] == 0
             groups.append(DecodeGroup(i, i + 1, blocks, position + 1, self._mask(is_first)))
             slots.append(ids[position // size] * size + position % size)
@@ -190,13 +174,32 @@ class ModelRunner:
             counts += [row.sequence.request.params.prompt_logprobs or 0] * len(row.scored)
         return score(logits, self._tensor(token_ids), counts)
 
+    def _forward(self, batch: Batch, previous: RunningStep | None) -> tuple[Rows, Tensor]:
+        """Compute a batch; return the rows in the order of their logits, and these."""
+        forward = self._forward_by_kernels if self._for_kernels else self._forward_by_torch
+        return forward(batch, previous)
+
+    def _fill_awaited(self, token_ids: Tensor, rows: Rows, previous: RunningStep | None) -> None:
+        """Put in place, on the device, tokens of a flat batch that the host does not know yet."""
+        awaited: dict[int, Sequence] = {}
+        index = 0
+        for row in rows:
+            if row.is_awaited:
+                awaited[index] = row.sequence
+            index += row.num_tokens
+        if awaited:
+            assert previous is not None
+            tokens = previous.tokens_of(awaited.values())
+            where = to_device(torch.tensor(list(awaited)), token_ids.device)
+            token_ids[where] = tokens.to(token_ids)
+
     def _forward_by_kernels(
         self, batch: Batch, previous: RunningStep | None
     ) -> tuple[Rows, Tensor]:
         """Compute by kernels; return the rows in the order of their logits, and these."""
         rows = list(batch.rows)
         flat = flatten_rows(rows, self._block_size, self._decoder.device)
-        _fill_awaited(flat.token_ids, rows, previous)
+        self._fill_awaited(flat.token_ids, rows, previous)
         self._decoder.copy_states(batch.copies)
         logits = self._graphs.forward(flat) if self._graphs else None
         if logits is None:
@@ -212,7 +215,7 @@ class ModelRunner:
         prefills = [row for row in batch.rows if row.num_tokens > 1 or is_batch_invariant]
         rows = decodes + prefills
         token_ids, positions, slots = map(self._tensor, self._flatten(rows))
-        _fill_awaited(token_ids, rows, previous)
+        self._fill_awaited(token_ids, rows, previous)
         alone = rows if is_batch_invariant else decodes
         if self._is_compiled:
             groups, spans = [], [] if is_batch_invariant else prefills
@@ -279,8 +282,8 @@ class ModelRunner:
         self, rows: list[Row], first: int, stop: int, lengths: list[int], num_blocks: int
     ) -> DecodeGroup:
         if stop - first == 1:
-            sequence = rows[first].sequence
-            blocks = self._consecutive(sequence) or self._head_blocks([sequence.table.ids])
+            ids = rows[first].sequence.table.ids
+            blocks = self._consecutive(ids) or self._head_blocks([ids])
             return DecodeGroup(first, stop, blocks, lengths[first], None)
         tables = [_padded(row.sequence.table.ids, num_blocks) for row in rows[first:stop]]
         width = num_blocks * self._block_size
@@ -300,8 +303,8 @@ class ModelRunner:
 
     def _prefill_spans(self, rows: list[Row], first: int) -> Iterator[PrefillSpan]:
         for row in rows:
-            sequence = row.sequence
-            blocks = self._consecutive(sequence) or self._head_blocks([sequence.table.ids])
+            ids = row.sequence.table.ids
+            blocks = self._consecutive(ids) or self._head_blocks([ids])
             yield PrefillSpan(first, first + row.num_tokens, blocks, row.stop)
             first += row.num_tokens
 
@@ -309,30 +312,14 @@ class ModelRunner:
         """Return the blocks of equally long tables for every head, head-major."""
         return (self._head_offsets + self._tensor(tables).view(1, -1)).view(-1)
 
-    def _consecutive(self, sequence: Sequence) -> slice | None:
-        """Return a sequence's slots if its blocks follow each other: nothing to gather then."""
-        ids = sequence.table.ids
+    def _consecutive(self, ids: list[int]) -> slice | None:
+        """Return the slots of blocks that follow each other: nothing to gather then."""
         if ids[-1] - ids[0] != len(ids) - 1 or ids != list(range(ids[0], ids[-1] + 1)):
             return None
         return slice(ids[0] * self._block_size, (ids[-1] + 1) * self._block_size)
 
     def _tensor(self, values: list[int] | list[list[int]]) -> Tensor:
         return to_device(torch.tensor(values, dtype=torch.int64), self._head_offsets.device)
-
-
-def _fill_awaited(token_ids: Tensor, rows: Rows, previous: RunningStep | None) -> None:
-    """Put in place, on the device, the tokens of a flat batch that the host does not know yet."""
-    awaited: dict[int, Sequence] = {}
-    index = 0
-    for row in rows:
-        if row.is_awaited:
-            awaited[index] = row.sequence
-        index += row.num_tokens
-    if awaited:
-        assert previous is not None
-        tokens = previous.tokens_of(awaited.values())
-        where = to_device(torch.tensor(list(awaited)), token_ids.device)
-        token_ids[where] = tokens.to(token_ids)
 
 
 def _pool(rows: Rows, outputs: Tensor) -> PooledRows | None:

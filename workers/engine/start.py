@@ -6,6 +6,7 @@ left. Refuses to know requests.
 
 import ctypes
 import logging
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -15,9 +16,10 @@ from workers.checkpoint.checkpoint import Checkpoint
 from workers.checkpoint.packings import Multiplier
 from workers.checkpoint.rounding import FOR_CPUS, Rounding
 from workers.checkpoint.speculative_config import MAX_SPECULATING_ROWS, SpeculativeConfig
-from workers.config import EngineConfig, Task
+from workers.config import EngineConfig
 from workers.cpu_cores import physical_cores
 from workers.engine.model_runner import ModelRunner
+from workers.engine.rank_runner import FollowingRunner, LeadingRunner
 from workers.engine.sampler import sample
 from workers.engine.sampling_rows import SamplingRow
 from workers.engine.step_plan import MAX_SCORED_TOKENS
@@ -45,6 +47,7 @@ from workers.model.loader import (
     load_weights,
 )
 from workers.model.native.native import Native
+from workers.model.parallel.group import Group
 from workers.model.quantization import fp8
 from workers.wire.protocol import ModelCard, SamplingParams
 
@@ -60,7 +63,15 @@ _logger = logging.getLogger(__name__)
 
 def start(config: EngineConfig, progress: Progress) -> tuple[ModelCard, ModelRunner]:
     """Load a model and give it a cache; raise ModelError or ConfigError if that cannot be done."""
-    device = choose_device(config.device, config.replica)
+    num_ranks = config.tensor_parallel_size
+    if num_ranks > 1 and not config.rendezvous:
+        raise ConfigError(
+            f"tensor_parallel_size = {num_ranks}, but the engine is started in this one process;"
+            " leave it out here"
+        )
+    device = choose_device(config.device, config.replica, config.rank, num_ranks)
+    if num_ranks > 1 and device.type == "cuda":
+        torch.cuda.set_device(device)  # else every rank would hold a context on the first GPU
     dtype = choose_dtype(config.dtype, device)
     checkpoint = Checkpoint.of(config)
     checkpoint.check_quantization(config.quantization)
@@ -77,7 +88,7 @@ def start(config: EngineConfig, progress: Progress) -> tuple[ModelCard, ModelRun
     native = Native.load(dtype) if _is_compiled(config, device) else None
     _check_rounding(rounding, device, has_native=native is not None)
     shape = CacheShape.of(model_config, dtype, for_kernels=for_kernels, native=native)
-    torch.set_num_threads(config.threads or physical_cores())
+    torch.set_num_threads(config.threads or max(1, physical_cores() // num_ranks))
     _keep_freed_memory()
     if rounding == "fp8":
         fp8.check(device, dtype)
@@ -85,12 +96,39 @@ def start(config: EngineConfig, progress: Progress) -> tuple[ModelCard, ModelRun
     model = load_weights(
         checkpoint, model_config, dtype, device, progress, kept_by=kept_by, rounding=rounding
     )
-    longest = checkpoint.config.context_length
-    task = checkpoint.task
-    decoder, limits = _build(config, longest, model, shape, progress, task=task)
-    runner = ModelRunner(decoder, _graphs(config, decoder, limits, progress))
+    group = _join(config, device, progress)
+    decoder = _build(config, checkpoint, model, shape, progress, group)
+    limits = _allocate(config, checkpoint, decoder, shape, progress, group)
+    graphs = _graphs(config, decoder, limits, progress)
     progress("ready", 1.0)
-    return _card(checkpoint, dtype, device, limits), runner
+    return _card(checkpoint, dtype, device, limits), _runner(decoder, graphs, group)
+
+
+def follow(config: EngineConfig) -> None:
+    """Be a rank but the first of an engine: load its part, and compute what the first one does."""
+    _, runner = start(config, lambda what, fraction: None)
+    assert isinstance(runner, FollowingRunner)
+    runner.follow()
+
+
+def _runner(decoder: Decoder, graphs: Graphs | None, group: Group | None) -> ModelRunner:
+    if group is None:
+        return ModelRunner(decoder, graphs)
+    return (FollowingRunner if group.rank else LeadingRunner)(decoder, graphs, group)
+
+
+def _join(config: EngineConfig, device: torch.device, progress: Progress) -> Group | None:
+    """Return the ranks that share the model, once all have loaded their parts; None of one."""
+    if config.tensor_parallel_size == 1:
+        return None
+    progress("waiting for all ranks", 0.0)
+    return Group(
+        config.rank,
+        config.tensor_parallel_size,
+        Path(config.rendezvous),
+        device,
+        is_exact=config.deterministic,
+    )
 
 
 def _uses_kernels(config: EngineConfig, device: torch.device, *, is_hybrid: bool) -> bool:
@@ -135,24 +173,25 @@ def _is_compiled(config: EngineConfig, device: torch.device) -> bool:
 
 def _build(
     config: EngineConfig,
-    longest: int,
+    checkpoint: Checkpoint,
     model: PreTrainedModel,
     shape: CacheShape,
     progress: Progress,
-    *,
-    task: Task,
-) -> tuple[Decoder, CapacityLimits]:
-    """Return the decoder with a cache of the size that fits beside it."""
+    group: Group | None,
+) -> Decoder:
+    """Return the decoder without a cache; memory has then held the worst step."""
     progress("merging weights", 0.0)
+    task = checkpoint.task
     decoder = Decoder(
         model,
         is_batch_invariant=config.deterministic,
         for_kernels=shape.for_kernels,
         native=shape.native,
         has_head=task != "embed",
+        group=group,
+        vocab_size=checkpoint.config.vocab_size,
     )
     device = decoder.device
-    layers = decoder.layer_devices
     if device.type == "cuda":
         torch.cuda.empty_cache()  # what merging has freed
         progress("measuring memory", 0.0)
@@ -167,13 +206,28 @@ def _build(
                 f"the first step failed on {device}: {error!r}; give it less with"
                 " --max-num-batched-tokens, or try --attention-backend torch"
             ) from error
+    return decoder
+
+
+def _allocate(
+    config: EngineConfig,
+    checkpoint: Checkpoint,
+    decoder: Decoder,
+    shape: CacheShape,
+    progress: Progress,
+    group: Group | None,
+) -> CapacityLimits:
+    """Give a decoder the cache that fits beside it, and say how large that is."""
+    device, layers = decoder.device, decoder.layer_devices
     num_layers = decoder.num_attention_layers
     block_bytes = shape.token_bytes * block_size_of(config, device) * num_layers
     # Every layer has as many blocks, so the fullest device decides.
     free_bytes = min(
         available_bytes(d, config.gpu_memory_utilization) // layers.count(d) for d in set(layers)
     ) * len(layers)
-    slot_bytes = decoder.slot_bytes
+    if group is not None:  # all have as many blocks; ranks of CPUs share one memory
+        free_bytes = group.least(free_bytes) // (group.size if device.type == "cpu" else 1)
+    slot_bytes, longest = decoder.slot_bytes, checkpoint.config.context_length
     limits = resolve_limits(config, longest, device, block_bytes, free_bytes, slot_bytes)
     if slot_bytes:
         _logger.info(
@@ -185,7 +239,7 @@ def _build(
         )
     progress("allocating cache", 0.0)
     decoder.allocate_cache(shape, limits.num_blocks, limits.block_size, limits.num_state_slots)
-    return decoder, limits
+    return limits
 
 
 def _graphs(

@@ -16,7 +16,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from workers.model.attention.attention import AttentionPlan, LayerKVCache, Plan
 from workers.model.attention.block_kv_cache import BlockKVCache
 from workers.model.attention.kv_cache import KVCache
-from workers.model.layers.means import Means
+from workers.model.layers.means import Means, Product
 from workers.model.layers.qwen_layers import DecoderLayer, Hidden, LayerCache, RMSNorm, Rope
 from workers.model.layers.state_cache import StateCache
 from workers.model.layout.flat_batch import FlatBatch
@@ -25,6 +25,8 @@ from workers.model.layout.state_plan import SlotCopy, StatePlan
 from workers.model.linear.linear import Linear
 from workers.model.mtp import MtpDrafter, MtpModules
 from workers.model.native.native import Native
+from workers.model.parallel.group import Group
+from workers.model.parallel.vocabulary import Embedding, join_logits
 
 
 @dataclass(frozen=True)
@@ -74,35 +76,42 @@ class Decoder:
         for_kernels: bool = False,
         native: Native | None = None,
         has_head: bool = True,
+        group: Group | None = None,
+        vocab_size: int = 0,
     ) -> None:
         """With `is_batch_invariant`, a token's logits depend on nothing beside it.
 
         With `for_kernels`, a layer is about ten launches; its cache must be for kernels too.
         `native` are functions for the layers of a CPU. Without a head, normed hidden states stand
-        in the place of logits.
+        in the place of logits. Where ranks share the model, `group` are these, and `vocab_size` is
+        the whole one.
         """
-        means = Means(is_batch_invariant, for_kernels, native)
+        means = Means(is_batch_invariant, for_kernels, native, group)
         base: Any = model.model
-        self._embedding = base.embed_tokens.weight.detach()
+        weight: Tensor = base.embed_tokens.weight.detach()
+        self.device, self.dtype = weight.device, weight.dtype
+        self._embedding = Embedding(weight, group)
         self._rotary = base.rotary_emb
         self._layers = [DecoderLayer(layer, means) for layer in base.layers]
         self._caches: list[LayerCache] = []
         self._norm = RMSNorm(base.norm, means)
-        self._head = None
+        self._head: Product | None = None
         if has_head:
             whole: Any = model
-            linear = whole.score if hasattr(whole, "score") else whole.lm_head  # a classifier's
+            is_classifier = hasattr(whole, "score")
+            linear = whole.score if is_classifier else whole.lm_head
             self._head_device = linear.weight.device
-            self._head = Linear(linear.weight.detach(), is_batch_invariant=is_batch_invariant)
+            product = Linear(linear.weight.detach(), is_batch_invariant=is_batch_invariant)
+            self._head = join_logits(product, None if is_classifier else group, vocab_size)
         self.drafter: MtpDrafter | None = None
         modules = getattr(model, "mtp", None)
         if isinstance(modules, MtpModules):
             assert not for_kernels, "multi-token prediction is computed by torch"
             modules.to(self._norm.device)  # a model that is spread may have spread them too
-            self.drafter = MtpDrafter(modules, self._embedding, self._rotary, self._logits)
+            self.drafter = MtpDrafter(
+                modules, self._embedding, self._rotary, self._logits, Means(group=group)
+            )
         self.is_batch_invariant = is_batch_invariant
-        self.device: torch.device = self._embedding.device
-        self.dtype: torch.dtype = self._embedding.dtype
 
     @property
     def layer_devices(self) -> list[torch.device]:
@@ -180,7 +189,7 @@ class Decoder:
 
         A drafter follows, and the hidden states that these are of are then `newest`.
         """
-        hidden = Hidden(self._embedding[token_ids])
+        hidden = Hidden(self._embedding(token_ids))
         rope = Rope.compute(self._rotary, positions).to(self.device)
         device = self.device
         for layer, cache in zip(self._layers, self._caches, strict=True):

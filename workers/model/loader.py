@@ -17,7 +17,7 @@ from transformers.utils import logging as transformers_logging
 from workers.checkpoint.checkpoint import Checkpoint
 from workers.checkpoint.packings import Multiplier
 from workers.checkpoint.rounding import Rounding
-from workers.errors import ModelError
+from workers.errors import ConfigError, ModelError
 from workers.model.weight_source import open_source
 
 Progress = Callable[[str, float], None]
@@ -27,15 +27,24 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 _logger = logging.getLogger(__name__)
 
 
-def choose_device(name: str, replica: int = -1) -> torch.device:
-    """Return the device a setting names; `auto` is CUDA where there is one. Replicas take turns."""
+def choose_device(name: str, replica: int = -1, rank: int = 0, num_ranks: int = 1) -> torch.device:
+    """Return the device a setting names; `auto` is CUDA where there is one. Replicas take turns, as
+    do the ranks of each.
+    """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(name)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ModelError(f"device = {name!r}, but torch sees no CUDA device; use device = 'cpu'")
-    if device.type == "cuda" and device.index is None and replica >= 0:
-        return torch.device("cuda", replica % torch.cuda.device_count())
+    if device.type != "cuda":
+        return device
+    if num_ranks > (count := torch.cuda.device_count()):
+        raise ConfigError(
+            f"tensor_parallel_size = {num_ranks}, but torch sees {count} GPUs; lower it, or make"
+            " more visible"
+        )
+    if device.index is None and (replica >= 0 or num_ranks > 1):
+        return torch.device("cuda", (max(0, replica) * num_ranks + rank) % count)
     return device
 
 
@@ -50,7 +59,8 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 def load_config(checkpoint: Checkpoint) -> PretrainedConfig:
-    """Return transformers' configuration of what the checkpoint says, and of nothing else.
+    """Return transformers' configuration of what the checkpoint says, and of nothing else; of a
+    model that ranks share, that of this one's smaller model.
 
     Without quantization_config, for which transformers would look for kernels of its own.
     """
@@ -67,6 +77,8 @@ def load_config(checkpoint: Checkpoint) -> PretrainedConfig:
         values["tie_word_embeddings"] = True  # a head that is nowhere, and that nobody asks
     if checkpoint.is_classifier:
         values["num_labels"] = 1
+    if checkpoint.shard_plan is not None:
+        values |= checkpoint.shard_plan.fields()
     try:
         return AutoConfig.for_model(checkpoint.text_model_type, **values)
     except (ValueError, KeyError, TypeError) as error:

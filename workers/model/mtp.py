@@ -26,10 +26,12 @@ from transformers import PretrainedConfig
 
 from workers.model.attention.attention import AttentionPlan
 from workers.model.attention.kv_cache import KVCache
+from workers.model.layers.means import Means
 from workers.model.layers.qwen_layers import DecoderLayer, Hidden, RMSNorm, Rope
 from workers.model.layers.state_cache import copy_slots
 from workers.model.layout.state_plan import SlotCopy, StatePlan
 from workers.model.linear.linear import merge
+from workers.model.parallel.vocabulary import Embedding
 
 
 class MtpModules(torch.nn.Module):
@@ -54,30 +56,31 @@ class MtpDrafter:
     def __init__(
         self,
         modules: MtpModules,
-        embedding: Tensor,
+        embedding: Embedding,
         rotary: Any,
         head: Callable[[Tensor], Tensor],
+        means: Means,
     ) -> None:
         self._fc = merge([modules.fc], is_batch_invariant=False)
         self._norm_embedding = RMSNorm(modules.pre_fc_norm_embedding)
         self._norm_hidden = RMSNorm(modules.pre_fc_norm_hidden)
-        self._layer = DecoderLayer(modules.layers[0])
+        self._layer = DecoderLayer(modules.layers[0], means)
         self._norm = RMSNorm(modules.norm)
         self._embedding, self._rotary, self._head = embedding, rotary, head
         self.device = self._layer.device
-        self._width = embedding.shape[1]
+        self._width, self._dtype = embedding.weight.shape[1], embedding.weight.dtype
 
     @property
     def slot_bytes(self) -> int:
         """The bytes of one sequence's hidden state."""
-        return self._width * self._embedding.itemsize
+        return self._width * self._dtype.itemsize
 
     def allocate(self, cache: KVCache, num_slots: int) -> None:
         """Keep keys and values in `cache`, and hidden states in as many new slots."""
         self._cache = cache
         # Not filled: a slot is emptied before its first token.
-        shape, dtype = (num_slots, self._width), self._embedding.dtype
-        self._behind = torch.empty(shape, dtype=dtype, device=self.device)
+        shape = (num_slots, self._width)
+        self._behind = torch.empty(shape, dtype=self._dtype, device=self.device)
 
     def clear(self, blocks: list[int]) -> None:
         """Put zeros into blocks."""
@@ -109,7 +112,7 @@ class MtpDrafter:
 
     def _join(self, token_ids: Tensor, hidden: Tensor) -> Hidden:
         """Return the layer's input for tokens, given the hidden state before each."""
-        embedded = self._embedding[token_ids.to(self._embedding.device)].to(self.device)
+        embedded = self._embedding(token_ids.to(self._embedding.weight.device)).to(self.device)
         token, _ = self._norm_embedding(Hidden(embedded))
         before, _ = self._norm_hidden(Hidden(hidden))
         return Hidden(self._fc(torch.cat((token, before), -1)))

@@ -9,6 +9,7 @@ Refuses to know the forms.
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from copy import copy
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -178,6 +179,20 @@ def _with_drafter(model_class: Any) -> Any:
     return type(model_class.__name__, (model_class,), changes)
 
 
+def _with_whole_routers(model_class: Any, num_experts: int) -> Any:
+    """Return the class of a model that has some of its experts, but chooses among all of them."""
+
+    def construct(self: Any, config: PretrainedConfig) -> None:
+        model_class.__init__(self, config)
+        whole = copy(config)
+        whole.num_experts = num_experts
+        for module in self.modules():
+            if hasattr(module, "experts") and hasattr(module, "gate"):
+                module.gate = type(module.gate)(whole)
+
+    return type(model_class.__name__, (model_class,), {"__init__": construct})
+
+
 def _arguments(device_map: DeviceMap, state: State) -> dict[str, Any]:
     """Return the arguments of from_pretrained that make it read these tensors and no file."""
     return {
@@ -191,7 +206,12 @@ def _model_class(checkpoint: Checkpoint, config: PretrainedConfig) -> Any:
     if checkpoint.is_classifier:
         return MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING[type(config)]
     model_class = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
-    return _with_drafter(model_class) if checkpoint.weights.has_drafter else model_class
+    if checkpoint.weights.has_drafter:
+        model_class = _with_drafter(model_class)
+    plan = checkpoint.shard_plan
+    if plan is not None and plan.by_expert:
+        return _with_whole_routers(model_class, plan.num_experts)
+    return model_class
 
 
 def _file_bytes(checkpoint: Checkpoint) -> int:

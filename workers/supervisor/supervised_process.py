@@ -8,11 +8,10 @@ Whether a death ends everything is the supervisor's to say. Never sleeps.
 import enum
 import logging
 import random
-import signal
 from dataclasses import dataclass
 from typing import Protocol
 
-from workers.errors import ExitCode
+from workers.errors import ExitCode, describe_exit
 from workers.supervisor.circuit_breaker import CircuitBreaker
 
 log = logging.getLogger(__name__)
@@ -222,20 +221,3 @@ class SupervisedProcess:
 
     def _enter(self, state: State, now: float) -> None:
         self.state, self._since = state, now
-
-
-def describe_exit(code: int) -> str:
-    """Return an exit code in words: its name, or the signal's."""
-    if code < 0:
-        return f"signal {_signal_name(-code)}"
-    names = {int(known): known.name for known in ExitCode}
-    return f"exit code {code}" + (f", {names[code]}" if code in names else "")
-
-
-def _signal_name(number: int) -> str:
-    """Return a signal's name; of the real-time signals only the first and last have their own."""
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        is_real_time = signal.SIGRTMIN < number < signal.SIGRTMAX
-        return f"SIGRTMIN+{number - signal.SIGRTMIN}" if is_real_time else str(number)

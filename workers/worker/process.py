@@ -13,14 +13,13 @@ from workers.engine_core import EngineCore
 from workers.errors import ExitCode, WorkerError
 from workers.wire.engine_stats import ENGINE_GAUGES, ENGINE_LAYOUT, Phase
 from workers.wire.shared_memory import SharedMemory
+from workers.worker.followers import Followers
+from workers.worker.openmp import prepare_openmp
 from workers.worker.supervisor_pipe import SupervisorPipe
 from workers.worker.worker import Worker
 from workers.worker.worker_spec import WorkerSpec
 
 LOADING_TIMEOUT = 900.0
-# Rounds of libgomp's waiting loop. On two quiet cores 3,000 to 30,000 kept a stream at 95 to 100 %
-# of the speed it has with endless ones.
-SPIN_COUNT = 10_000
 
 
 def main(config: EngineConfig, spec: WorkerSpec, pipe: SupervisorPipe) -> None:
@@ -30,15 +29,27 @@ def main(config: EngineConfig, spec: WorkerSpec, pipe: SupervisorPipe) -> None:
     # Also on SIGABRT, the supervisor's way of asking a hung engine where it hangs.
     faulthandler.enable()
     logs.configure(spec.name, config.log_level, config.log_format)
+    followers = Followers(config, spec.name, spec.run_dir)
     try:
-        worker = _start(config, spec, pipe)
+        _serve(followers, spec, pipe)
+    except Exception:
+        followers.let_watcher_end_us()  # else what failed is this rank
+        raise
+    finally:
+        followers.stop()  # the interpreter would wait for them at its end
+
+
+def _serve(followers: Followers, spec: WorkerSpec, pipe: SupervisorPipe) -> None:
+    try:
+        worker = _start(followers, spec, pipe)
     except WorkerError as error:
         pipe.fatal(str(error))
         sys.exit(error.exit_code)
     except Exception as error:
         if not _is_out_of_memory(error):
             raise
-        pipe.fatal(f"out of memory while loading {config.model}; see --max-num-seqs and --dtype")
+        model = followers.config.model
+        pipe.fatal(f"out of memory while loading {model}; see --max-num-seqs and --dtype")
         sys.exit(ExitCode.OUT_OF_MEMORY)
     signal.signal(signal.SIGTERM, lambda *_: worker.drain())
     worker.start()
@@ -47,8 +58,9 @@ def main(config: EngineConfig, spec: WorkerSpec, pipe: SupervisorPipe) -> None:
     sys.exit(ExitCode.OK)
 
 
-def _start(config: EngineConfig, spec: WorkerSpec, pipe: SupervisorPipe) -> Worker:
-    _prepare_openmp(config.threads)
+def _start(followers: Followers, spec: WorkerSpec, pipe: SupervisorPipe) -> Worker:
+    config = followers.config
+    prepare_openmp(config.threads)
     row = SharedMemory.open(spec.shared_memory_path, ENGINE_LAYOUT).lease(spec.index)
     row.update(
         pid=os.getpid(),
@@ -64,17 +76,13 @@ def _start(config: EngineConfig, spec: WorkerSpec, pipe: SupervisorPipe) -> Work
         row["beat_ns"] = time.monotonic_ns()
         pipe.progress(what, fraction)
 
+    def on_end(why: str, code: int) -> None:
+        pipe.fatal(why)
+        os._exit(ExitCode.CONFIG if code == ExitCode.CONFIG else ExitCode.INTERNAL)
+
+    if not config.stub:
+        followers.start(on_end)
     return Worker(_load_engine(config, progress), config, spec, row)
-
-
-def _prepare_openmp(threads: int) -> None:
-    """Set what OpenMP reads once, when torch is imported."""
-    # More threads than cores fight for them.
-    os.environ["OMP_NUM_THREADS"] = str(threads or os.cpu_count() or 1)
-    # A thread that waits for another spins for a while: for ever, it would keep that one from a
-    # core which a neighbour has taken; not at all, it would sleep through the next product.
-    if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault("GOMP_SPINCOUNT", str(SPIN_COUNT))
 
 
 def _is_out_of_memory(error: Exception) -> bool:

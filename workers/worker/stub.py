@@ -99,6 +99,9 @@ class StubEngine:
             self._advance(key, output)
         return output
 
+    def check_ranks(self) -> None:
+        """Do nothing: it is one process."""
+
     def stats(self) -> EngineStats:
         return EngineStats(
             running=len(self._running),

@@ -90,6 +90,7 @@ class Worker:
         arrived = self._inbox.take(0)
         if not arrived and not self._engine.has_work:
             self._beat(Phase.IDLE, min(IDLE_TIMEOUT, self._config.step_timeout or IDLE_TIMEOUT))
+            self._engine.check_ranks()
             arrived = self._inbox.take(self._idle_seconds)
         if arrived:
             self._beat_busy()

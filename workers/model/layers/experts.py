@@ -26,13 +26,16 @@ class Experts:
     """The router and the experts of one layer."""
 
     def __init__(self, module: Any, means: Means = TORCH) -> None:
-        self._router = module.gate
+        self._router = means.own_experts(module.gate, int(module.experts.num_experts))
         self._is_batch_invariant = is_batch_invariant = means.is_batch_invariant
         self._for_kernels = means.for_kernels
         self._multiply = module.experts
         if means.for_kernels:
             self._multiply = KernelExperts(module.experts, is_batch_invariant=is_batch_invariant)
-        elif LoopedExperts.takes(module.experts, is_batch_invariant=is_batch_invariant):
+        elif means.group or LoopedExperts.takes(
+            module.experts, is_batch_invariant=is_batch_invariant
+        ):
+            # For ranks too, as transformers' own know no experts that are another's.
             self._multiply = LoopedExperts(module.experts, means)
         self._shared = SharedExpert(module, means) if hasattr(module, "shared_expert") else None
 
@@ -86,13 +89,16 @@ class LoopedExperts:
         return not is_batch_invariant and module.down_proj.device.type == "cpu"
 
     def __call__(self, hidden: Tensor, experts: Tensor, weights: Tensor) -> Tensor:
+        # One number more than there are experts is that of those another rank has.
         order = experts.view(-1).argsort(stable=True)
-        counts = torch.bincount(experts.view(-1), minlength=len(self._down)).tolist()
+        counts = torch.bincount(experts.view(-1), minlength=len(self._down) + 1).tolist()
         rows = hidden[order // experts.shape[1]].split(counts)
         parts = [self._apply(expert, x) for expert, x in enumerate(rows) if len(x)]
         return sum_parts(torch.cat(parts), order, weights)
 
     def _apply(self, expert: int, x: Tensor) -> Tensor:
+        if expert == len(self._down):
+            return torch.zeros_like(x)
         return self._down[expert](self._silu_mul(self._gate_up[expert](x)))
 
 
@@ -110,6 +116,7 @@ class KernelExperts:
 
     def __call__(self, hidden: Tensor, experts: Tensor, weights: Tensor) -> Tensor:
         num_pairs = experts.numel()
+        experts = experts.clamp(max=len(self._down) - 1)  # another rank's, of which nothing counts
         is_many = not self._is_batch_invariant and num_pairs > _MANY_PAIRS * len(self._down)
         if is_many and self._is_groupable:
             return multiply_grouped(hidden, self._gate_up, self._down, experts, weights)

@@ -66,7 +66,7 @@ class GatedDeltaNet:
         names = ("qkvz", "ba") if self._is_interleaved else ("qkv", "z", "b", "a")
         parts = [getattr(module, f"in_proj_{name}") for name in names]
         self._in = merge(parts, is_batch_invariant=is_batch_invariant)
-        self._out = merge([module.out_proj], is_batch_invariant=is_batch_invariant)
+        self._out = means.sum_ranks(merge([module.out_proj], is_batch_invariant=is_batch_invariant))
         # The newest input's weight is the last: `[width, channels]`.
         self._taps = module.conv1d.weight.detach().float().squeeze(1).t().contiguous()
         self._rate = -module.A_log.detach().float().exp()

@@ -14,7 +14,10 @@ from torch import Tensor
 
 from workers.model.linear import batch_invariant
 from workers.model.native.native import Native
+from workers.model.parallel.group import Group
+from workers.model.parallel.own_experts import Route, own_experts
 
+Product = Callable[[Tensor], Tensor]
 AddRMSNorm = Callable[[Tensor | None, Tensor, Tensor, float], tuple[Tensor, Tensor]]
 
 
@@ -22,12 +25,26 @@ AddRMSNorm = Callable[[Tensor | None, Tensor, Tensor, float], tuple[Tensor, Tens
 class Means:
     """Torch's, unless it is `for_kernels` of Triton or there are `native` functions for the width.
 
-    With `is_batch_invariant`, a token's result depends on nothing beside it.
+    With `is_batch_invariant`, a token's result depends on nothing beside it. Of a model that ranks
+    share, `group` are these.
     """
 
     is_batch_invariant: bool = False
     for_kernels: bool = False
     native: Native | None = None
+    group: Group | None = None
+
+    def sum_ranks(self, product: Product) -> Product:
+        """Return what computes a whole output, of a product of which each rank has a part."""
+        group = self.group
+        return product if group is None else lambda x: group.sum(product(x))
+
+    def own_experts(self, router: Any, count: int) -> Route:
+        """Return a router to the experts that are held here, of which there are `count`."""
+        if self.group is None or router.num_experts == count:
+            route: Route = router
+            return route
+        return own_experts(router, self.group.rank * count, count)
 
     @property
     def sigmoid(self) -> Callable[[Tensor], Tensor]:

@@ -119,7 +119,7 @@ class Attention:
         self._qkv = merge(
             [module.q_proj, module.k_proj, module.v_proj], is_batch_invariant=is_batch_invariant
         )
-        self._out = merge([module.o_proj], is_batch_invariant=is_batch_invariant)
+        self._out = means.sum_ranks(merge([module.o_proj], is_batch_invariant=is_batch_invariant))
 
     def __call__(self, normed: Tensor, rope: Rope, cache: LayerKVCache, plan: Plan) -> Tensor:
         qkv = self._qkv(normed)
@@ -205,7 +205,7 @@ class DecoderLayer:
         else:
             self._mixer = Attention(module.self_attn, means)
         feed_forward = MLP if hasattr(module.mlp, "gate_proj") else Experts
-        self._mlp = feed_forward(module.mlp, means)
+        self._mlp = means.sum_ranks(feed_forward(module.mlp, means))
 
     @property
     def state_shape(self) -> StateShape | None:

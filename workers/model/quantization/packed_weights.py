@@ -16,12 +16,16 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from workers.checkpoint.architectures import Shape
 from workers.checkpoint.checkpoint import Checkpoint
 from workers.checkpoint.packings import Multiplier, Packing, ScaledPacking, WordPacking
+from workers.checkpoint.shard_plan import ShardPlan
+from workers.checkpoint.weights import Weights
 from workers.errors import ModelError
 from workers.model.layout.block_fp8_weight import BlockFp8Weight
 from workers.model.layout.int4_weight import Int4Weight
 from workers.model.native.int4_tiles import Int4Tiles
+from workers.model.parallel.sharded_tensor import shard
 from workers.model.quantization import int8, packed_words, scaled_numbers
 from workers.model.quantization.int8 import Int8Weight
 
@@ -89,11 +93,11 @@ class PackedWeight:
 def open_weights(
     checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device
 ) -> Iterator[State]:
-    """Yield what a model's tensors are read from, by name.
+    """Yield what a model's tensors are read from, by name: of each, the rank's part.
 
     The files stay open until the context ends. Linears are unpacked on `device`.
     """
-    weights = checkpoint.weights
+    weights, plan = checkpoint.weights, checkpoint.shard_plan
     with ExitStack() as files:
         opened = {
             file: files.enter_context(safe_open(file, framework="pt")) for file in weights.files
@@ -107,9 +111,45 @@ def open_weights(
             shape = weights.shapes[f"{module}.weight"]
             names = {part: f"{module}.{part}" for part in packing.parts(shape)}
             parts = {part: found.pop(name) for part, name in names.items() if name in found}
+            if plan is not None:
+                parts = _shard_parts(plan, f"{module}.weight", packing, parts, shape)
             state[f"{module}.weight"] = PackedWeight(packing, parts, dtype, device)
         state |= {name: tensor.data for name, tensor in found.items()}
-        yield state
+        yield state if plan is None else _shard_plain(plan, state, weights)
+
+
+def _shard_plain(plan: ShardPlan, state: State, weights: Weights) -> State:
+    """Return a rank's weights by their names in its model, of which plain ones are now cut."""
+    found: State = {}
+    for name, data in state.items():
+        if (local := plan.local_name(name)) is not None:
+            is_packed = isinstance(data, PackedWeight)
+            cut = None if is_packed else plan.cut(name, weights.shapes[name])
+            found[local] = shard(data, cut)
+    return found
+
+
+def _shard_parts(
+    plan: ShardPlan, name: str, packing: Packing, parts: dict[str, OpenTensor], shape: Shape
+) -> dict[str, OpenTensor]:
+    """Return the parts of a rank's share of a packed weight; by inputs, without a `g_idx` that was
+    never filled, which would say something of a share.
+    """
+    if (cut := plan.cut(name, shape)) is None:
+        return parts
+    parts = {
+        part: opened
+        for part, opened in parts.items()
+        if not (cut.axis == 1 and part.endswith("g_idx") and not opened.data[...].any())
+    }
+    is_ordered = any(part.endswith("g_idx") for part in parts)
+    return {
+        part: opened._replace(
+            data=shard(opened.data, plan.cut_part(packing, part, cut, shape, is_ordered=is_ordered))
+        )
+        for part, opened in parts.items()
+        if part != "weight_shape"  # which is the whole one's
+    }
 
 
 def take_packed(state: State, linears: tuple[str, ...], by: Multiplier) -> dict[str, PackedWeight]:

@@ -83,9 +83,9 @@ def repack(how: WordPacking, packed: Mapping[str, Tensor]) -> Int4Weight | None:
 def _as_gptq(
     how: WordPacking, packed: Mapping[str, Tensor]
 ) -> tuple[WordPacking, Mapping[str, Tensor]]:
-    """Return compressed-tensors' parts by GPTQ's names, and others as they are."""
+    """Return compressed-tensors' parts by GPTQ's names, and others by their own."""
     if how.method != "compressed-tensors":
-        return how, packed
+        return how, _with_own_groups(how, packed)
     words = packed["weight_packed"]
     shape = [len(words), words.shape[1] * how.numbers_a_word]
     if "weight_shape" in packed and packed["weight_shape"].tolist() != shape:
@@ -96,7 +96,23 @@ def _as_gptq(
         parts["qzeros"] = packed["weight_zero_point"].T
     if "weight_g_idx" in packed:
         parts["g_idx"] = packed["weight_g_idx"]
-    return replace(how, method="gptq"), parts
+    return replace(how, method="gptq"), _with_own_groups(how, parts)
+
+
+def _with_own_groups(how: WordPacking, parts: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Return parts without the groups that no input is of, as a rank's share has some."""
+    g_idx = parts.get("g_idx")
+    if g_idx is None or _is_unfilled(how, g_idx):
+        return parts
+    used, own = g_idx.unique(return_inverse=True)
+    if len(used) == len(parts["scales"]):
+        return parts
+    num_groups = len(parts["scales"])
+    if used[0] < 0 or used[-1] >= num_groups:
+        raise WrongPart("g_idx", f"g_idx names groups outside 0 to {num_groups - 1}")
+    rows = used.long()
+    grouped = {name: parts[name][rows] for name in ("scales", "qzeros") if name in parts}
+    return {**parts, **grouped, "g_idx": own.to(g_idx)}
 
 
 def _num_inputs(how: WordPacking, qweight: Tensor) -> int:
@@ -125,12 +141,17 @@ def _numbers(how: WordPacking, qweight: Tensor, outputs: slice) -> Tensor:
 
 
 def _groups(how: WordPacking, g_idx: Tensor | None, num_inputs: int, num_groups: int) -> Tensor:
-    """Return each input's group; zeros alone are a `g_idx` that its packer never filled."""
-    if g_idx is None or not g_idx.any():
+    """Return each input's group."""
+    if g_idx is None or _is_unfilled(how, g_idx):
         return torch.arange(num_inputs) // how.inputs_a_group(num_inputs)
     if g_idx.min() < 0 or g_idx.max() >= num_groups:
         raise WrongPart("g_idx", f"g_idx names groups outside 0 to {num_groups - 1}")
     return g_idx.long()
+
+
+def _is_unfilled(how: WordPacking, g_idx: Tensor) -> bool:
+    """Return whether a `g_idx` is zeros because its packer never filled it."""
+    return len(g_idx) > how.inputs_a_group(len(g_idx)) and not g_idx.any()
 
 
 def _slabs(how: WordPacking, num_outputs: int, num_inputs: int) -> Iterator[slice]:

@@ -1,0 +1,41 @@
+"""Drivers of tensor-parallel engines: the first rank in this process, the others in their own."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch.distributed as dist
+
+from tests.engine.conftest import Driver
+from workers.config import EngineConfig
+from workers.engine.engine import Engine
+from workers.worker.followers import Followers
+
+Drive = Callable[..., "RankedDriver"]
+
+
+class RankedDriver(Driver):
+    """An engine of several ranks, and what it has said; `pids` are those of the followers."""
+
+    def __init__(self, engine: Engine, pids: list[int]) -> None:
+        super().__init__(engine)
+        self.pids = pids
+
+
+@contextmanager
+def ranked(model: Path, size: int, folder: Path, **settings: object) -> Iterator[RankedDriver]:
+    """Give a new float32 engine of so many ranks, each with one thread."""
+    defaults = {"num_blocks": 400, "block_size": 8, "threads": 1, "dtype": "float32"}
+    config = EngineConfig(
+        str(model), device="cpu", tensor_parallel_size=size, **(defaults | settings)
+    )
+    followers = Followers(config, "engine", folder)
+    ends: list[str] = []
+    followers.start(lambda why, code: ends.append(why))
+    try:
+        yield RankedDriver(Engine(followers.config, lambda stage, fraction: None), followers.pids)
+        assert not ends, ends
+    finally:
+        followers.stop()
+        if dist.is_initialized():
+            dist.destroy_process_group()
