@@ -228,7 +228,9 @@ class SqliteBackend:
     def _append(self, db: sqlite3.Connection, claim: Claim, turn: PastTurn) -> None:
         now = time.time()
         db.execute(
-            "INSERT INTO conversations VALUES (?, ?, ?, ?, 1, ?, '') ON CONFLICT (id) DO UPDATE SET"
+            "INSERT INTO conversations"
+            " (id, tenant, created_at, used_at, num_turns, num_bytes)"
+            " VALUES (?, ?, ?, ?, 1, ?) ON CONFLICT (id) DO UPDATE SET"
             " used_at = excluded.used_at, num_turns = num_turns + 1,"
             " num_bytes = num_bytes + excluded.num_bytes",
             (claim.conversation_id, claim.tenant, now, now, turn.num_bytes),

@@ -50,11 +50,10 @@ class Router:
         return [favourite, *(link for link in by_load if link is not favourite)]
 
     def _last_place(self, keys: Sequence[bytes], links: Sequence[EngineLink]) -> EngineLink | None:
-        """Return where the longest known prefix went, if it is still there."""
-        for key in reversed(keys):
-            if (index := self._places.get(key)) is not None:
-                return next((link for link in links if link.hello.engine_index == index), None)
-        return None
+        """Return where the longest known prefix went of those that went to one of `links`."""
+        there = {link.hello.engine_index: link for link in links}
+        found = (there.get(self._places.get(key, -1)) for key in reversed(keys))
+        return next((link for link in found if link is not None), None)
 
     def _remember(self, key: bytes, engine_index: int) -> None:
         self._places[key] = engine_index

@@ -18,6 +18,7 @@ pytest.importorskip("triton", reason="kernels need the package triton")
 from tests.kernels.graph_world import VOCABULARY, Recorder, World  # noqa: E402
 from workers.engine.batch_layout import flatten_rows  # noqa: E402
 from workers.engine.state_manager import Kept  # noqa: E402
+from workers.errors import WorkerError  # noqa: E402
 from workers.model import graphs as graphs_module  # noqa: E402
 from workers.model.graphs import Bucket, Graphs  # noqa: E402
 from workers.model.layout.flat_batch import FlatBatch  # noqa: E402
@@ -281,6 +282,15 @@ def test_after_a_failed_recording_there_are_no_graphs_and_one_warning(world, cap
     assert "operation not permitted" in caplog.text
     caplog.clear()
     assert not world.recorder.recorded, "what was recorded still holds memory"
+
+
+def test_a_failed_recording_ends_a_rank_that_shares_its_model(world):
+    world.prefill(5)
+    world.check(world.flat(1))
+    graphs = Graphs(world.decoder, 64, 4, world.recorder, is_shared=True)
+    world.recorder.is_broken = True
+    with pytest.raises(WorkerError, match="num_tokens=1.*operation not permitted.*--enforce-eager"):
+        graphs.forward(world.flat(1))
 
 
 def test_layers_on_several_devices_have_no_graphs():

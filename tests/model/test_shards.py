@@ -1,6 +1,7 @@
 """A rank's part of a checkpoint, in every form that weights have on disk and in memory."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from tests.engine.conftest import MODELS, write_model
 from tests.model.packers import CompressedPacker, Fp8Packer, Packer
 from tests.model.twins import change_tensors, write_twins
 from workers.checkpoint.checkpoint import Checkpoint
+from workers.checkpoint.shard_plan import Cut
 from workers.errors import ConfigError
 from workers.model.linear.linear import Linear
 from workers.model.loader import load_config, load_weights
@@ -136,6 +138,32 @@ def test_no_more_of_a_file_is_read_than_a_rank_holds(tmp_path, monkeypatch):
     cut = {name for name, shape in shapes.items() if plan.cut(name, shape)}
     expected = sum(torch.Size(plan.shape(name, shapes[name])).numel() for name in cut)
     assert sum(read) == expected
+
+
+def test_one_of_a_stack_is_read_alone():
+    read = []
+
+    class Slice:
+        def __getitem__(self, index):
+            read.append(index)
+            return torch.arange(24).view(8, 3)[index]
+
+        def get_shape(self):
+            return [8, 3]
+
+    part = ShardedTensor(Slice(), Cut(0, ((2, 4), (6, 8))))
+    assert [part[number].tolist()[0] // 3 for number in range(4)] == read == [2, 3, 6, 7]
+    with pytest.raises(IndexError):
+        part[4]
+
+
+@pytest.mark.parametrize("rank", range(RANKS))
+def test_packed_rows_of_the_vocabulary_that_are_filled_up_are_refused_by_every_rank(rank, tmp_path):
+    write_model(tmp_path, "qwen3", vocab_size=257, tie_word_embeddings=False)
+    plan = replace(Checkpoint.at(tmp_path), num_ranks=RANKS, rank=rank).shard_plan
+    packing = SimpleNamespace(parts=lambda shape: ())
+    assert "257 rows" in plan._broken_unit("lm_head", packing, (257, 8))
+    assert not plan._broken_unit("lm_head", packing, (258, 8))
 
 
 def test_an_order_of_inputs_that_was_never_written_is_none_of_a_part_either(tmp_path):

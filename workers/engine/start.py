@@ -99,7 +99,7 @@ def start(config: EngineConfig, progress: Progress) -> tuple[ModelCard, ModelRun
     group = _join(config, device, progress)
     decoder = _build(config, checkpoint, model, shape, progress, group)
     limits = _allocate(config, checkpoint, decoder, shape, progress, group)
-    graphs = _graphs(config, decoder, limits, progress)
+    graphs = _graphs(config, decoder, limits, progress, is_shared=group is not None)
     progress("ready", 1.0)
     return _card(checkpoint, dtype, device, limits), _runner(decoder, graphs, group)
 
@@ -243,13 +243,18 @@ def _allocate(
 
 
 def _graphs(
-    config: EngineConfig, decoder: Decoder, limits: CapacityLimits, progress: Progress
+    config: EngineConfig,
+    decoder: Decoder,
+    limits: CapacityLimits,
+    progress: Progress,
+    *,
+    is_shared: bool,
 ) -> Graphs | None:
     for_kernels = decoder.cache_shape.for_kernels
     if not for_kernels or decoder.device.type != "cuda" or config.enforce_eager:
         return None
     progress("recording graphs", 0.0)
-    graphs = Graphs(decoder, limits.max_model_len, limits.max_num_seqs)
+    graphs = Graphs(decoder, limits.max_model_len, limits.max_num_seqs, is_shared=is_shared)
     graphs.warm_up()
     return graphs
 

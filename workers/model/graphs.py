@@ -21,6 +21,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from workers.errors import WorkerError
 from workers.model.decoder import Decoder
 from workers.model.layout.flat_batch import FlatBatch
 
@@ -70,7 +71,8 @@ class Bucket(NamedTuple):
 class Graphs:
     """The graphs of a decoder, whose cache is in its place for good.
 
-    Layers on several devices have none, and nobody has any more once a recording has failed.
+    Layers on several devices have none, and nobody has any more once a recording has failed. Where
+    ranks share a model that is raised: with graphs on one alone they would add up other tokens.
     """
 
     def __init__(
@@ -79,8 +81,11 @@ class Graphs:
         max_model_len: int,
         max_num_seqs: int,
         capture: Capture | None = None,
+        *,
+        is_shared: bool = False,
     ) -> None:
-        self._decoder = decoder
+        """`is_shared`: other ranks record the same steps."""
+        self._decoder, self._is_shared = decoder, is_shared
         self._max_rows = _fit(max_num_seqs, _DECODE_ROWS) or _DECODE_ROWS[-1]
         self._replays: dict[Bucket, Computation] = {}
         self._inputs: _Inputs | None = None
@@ -122,7 +127,12 @@ class Graphs:
         self._inputs.clear()
         try:
             self._replays[bucket] = self._capture(partial(self._compute, bucket))
-        except RuntimeError:
+        except RuntimeError as error:
+            if self._is_shared:
+                raise WorkerError(
+                    f"{bucket} could not be recorded as a CUDA graph on this rank ({error}); start"
+                    " with --enforce-eager"
+                ) from error
             _logger.warning(
                 "no CUDA graphs from now on, and so slower steps: %s could not be recorded;"
                 " with --enforce-eager none is tried",

@@ -9,7 +9,6 @@ sees one process. What a rank may compute is its own part of the machine's cores
 import faulthandler
 import multiprocessing
 import signal
-import sys
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -22,7 +21,7 @@ import msgspec
 
 from workers import logs
 from workers.config import EngineConfig
-from workers.errors import WorkerError, describe_exit
+from workers.errors import describe_exit
 from workers.worker.openmp import prepare_openmp
 from workers.worker.supervisor_pipe import SupervisorPipe
 
@@ -113,13 +112,10 @@ def main(config: EngineConfig, name: str, pipe: SupervisorPipe) -> None:
     faulthandler.enable()
     logs.configure(name, config.log_level, config.log_format)
     prepare_openmp(config.threads)
-    try:
+    with pipe.fatal_errors(f"with {config.model}"):
         from workers.engine.start import follow
 
         follow(config)
-    except WorkerError as error:
-        pipe.fatal(str(error))
-        sys.exit(error.exit_code)
 
 
 def _last_words(pipe: Connection) -> str:

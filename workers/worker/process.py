@@ -10,7 +10,7 @@ from collections.abc import Callable
 from workers import logs
 from workers.config import EngineConfig
 from workers.engine_core import EngineCore
-from workers.errors import ExitCode, WorkerError
+from workers.errors import ExitCode
 from workers.wire.engine_stats import ENGINE_GAUGES, ENGINE_LAYOUT, Phase
 from workers.wire.shared_memory import SharedMemory
 from workers.worker.followers import Followers
@@ -40,17 +40,8 @@ def main(config: EngineConfig, spec: WorkerSpec, pipe: SupervisorPipe) -> None:
 
 
 def _serve(followers: Followers, spec: WorkerSpec, pipe: SupervisorPipe) -> None:
-    try:
+    with pipe.fatal_errors(f"while loading {followers.config.model}"):
         worker = _start(followers, spec, pipe)
-    except WorkerError as error:
-        pipe.fatal(str(error))
-        sys.exit(error.exit_code)
-    except Exception as error:
-        if not _is_out_of_memory(error):
-            raise
-        model = followers.config.model
-        pipe.fatal(f"out of memory while loading {model}; see --max-num-seqs and --dtype")
-        sys.exit(ExitCode.OUT_OF_MEMORY)
     signal.signal(signal.SIGTERM, lambda *_: worker.drain())
     worker.start()
     pipe.ready()
@@ -78,16 +69,12 @@ def _start(followers: Followers, spec: WorkerSpec, pipe: SupervisorPipe) -> Work
 
     def on_end(why: str, code: int) -> None:
         pipe.fatal(why)
-        os._exit(ExitCode.CONFIG if code == ExitCode.CONFIG else ExitCode.INTERNAL)
+        known = code in (ExitCode.CONFIG, ExitCode.OUT_OF_MEMORY)
+        os._exit(code if known else ExitCode.INTERNAL)
 
     if not config.stub:
         followers.start(on_end)
     return Worker(_load_engine(config, progress), config, spec, row)
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    """Tell memory that ran out, by name where it is torch's: this module never imports torch."""
-    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
 
 
 def _load_engine(config: EngineConfig, progress: Callable[[str, float], None]) -> EngineCore:

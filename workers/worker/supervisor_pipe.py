@@ -3,12 +3,16 @@
 One JSON object per message, never a pickle.
 """
 
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from typing import Any
 
 import msgspec
 
 from workers import parent_death
+from workers.errors import ExitCode, WorkerError
 
 
 class SupervisorPipe:
@@ -29,5 +33,26 @@ class SupervisorPipe:
     def fatal(self, message: str) -> None:
         self._send(event="fatal", message=message)
 
+    @contextmanager
+    def fatal_errors(self, when: str) -> Iterator[None]:
+        """At an error that has words for the operator, tell them and end the process with its code;
+        `when` follows "out of memory".
+        """
+        try:
+            yield
+        except WorkerError as error:
+            self.fatal(str(error))
+            sys.exit(error.exit_code)
+        except Exception as error:
+            if not _is_out_of_memory(error):
+                raise
+            self.fatal(f"out of memory {when}; see --max-num-seqs and --dtype")
+            sys.exit(ExitCode.OUT_OF_MEMORY)
+
     def _send(self, **event: Any) -> None:
         self._pipe.send_bytes(msgspec.json.encode(event))
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Tell memory that ran out, by name where it is torch's: this module never imports torch."""
+    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"

@@ -26,12 +26,17 @@ class Experts:
     """The router and the experts of one layer."""
 
     def __init__(self, module: Any, means: Means = TORCH) -> None:
-        self._router = means.own_experts(module.gate, int(module.experts.num_experts))
+        count = int(module.experts.num_experts)
+        self._router = means.own_experts(module.gate, count)
         self._is_batch_invariant = is_batch_invariant = means.is_batch_invariant
         self._for_kernels = means.for_kernels
         self._multiply = module.experts
         if means.for_kernels:
-            self._multiply = KernelExperts(module.experts, is_batch_invariant=is_batch_invariant)
+            self._multiply = KernelExperts(
+                module.experts,
+                is_batch_invariant=is_batch_invariant,
+                are_all=count == int(module.gate.num_experts),
+            )
         elif means.group or LoopedExperts.takes(
             module.experts, is_batch_invariant=is_batch_invariant
         ):
@@ -105,10 +110,12 @@ class LoopedExperts:
 class KernelExperts:
     """The Triton kernels, or `grouped_mm` for many tokens where it does not wait for the host."""
 
-    def __init__(self, module: Any, *, is_batch_invariant: bool) -> None:
+    def __init__(self, module: Any, *, is_batch_invariant: bool, are_all: bool = True) -> None:
+        """`are_all`: no expert is another rank's."""
         from workers.model.kernels import moe
 
         self._kernels = moe
+        self._are_all = are_all
         self._gate_up: Tensor = module.gate_up_proj.detach()
         self._down: Tensor = module.down_proj.detach()
         self._is_batch_invariant = is_batch_invariant
@@ -116,7 +123,8 @@ class KernelExperts:
 
     def __call__(self, hidden: Tensor, experts: Tensor, weights: Tensor) -> Tensor:
         num_pairs = experts.numel()
-        experts = experts.clamp(max=len(self._down) - 1)  # another rank's, of which nothing counts
+        if not self._are_all:  # another rank's are computed by the last one here, with weight 0
+            experts = experts.clamp(max=len(self._down) - 1)
         is_many = not self._is_batch_invariant and num_pairs > _MANY_PAIRS * len(self._down)
         if is_many and self._is_groupable:
             return multiply_grouped(hidden, self._gate_up, self._down, experts, weights)
