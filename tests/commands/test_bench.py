@@ -14,7 +14,7 @@ import pytest
 from qwenapi import cli
 from qwenapi.commands.bench import plot
 from qwenapi.commands.bench.comparison import STUDENT, Comparison, Ratio, Round
-from qwenapi.commands.bench.load import BenchResult
+from qwenapi.commands.bench.load import BenchResult, percentile
 from qwenapi.commands.bench.plot import Line, Point
 from qwenapi.commands.bench.tables import comparison_table
 
@@ -91,6 +91,12 @@ def share_within(t, degrees):
     ]
     inner = 4 * sum(height[1:-1:2]) + 2 * sum(height[2:-1:2])
     return 2 * scale * (height[0] + inner + height[-1]) * t / steps / 3
+
+
+def test_a_percentile_is_the_least_value_that_so_many_do_not_exceed():
+    values = [float(value) for value in range(20, 0, -1)]
+    assert [percentile(values, share) for share in (0.01, 0.5, 0.95, 0.99)] == [1, 10, 19, 20]
+    assert [percentile(some, 0.5) for some in ([], [7.0], [7.0, 9.0])] == [0, 7, 7]
 
 
 def test_students_t_holds_95_of_100():

@@ -6,6 +6,7 @@ plain sockets: the client must not be what is measured. Knows nothing of the ser
 
 import http.client
 import json
+import math
 import random
 import threading
 import time
@@ -143,7 +144,7 @@ def run(load: Load, concurrency: int, num_requests: int, first_seed: int = 0) ->
 def percentile(values: Sequence[float], share: float) -> float:
     """Return the nearest-rank percentile: what `share` of the sorted values do not exceed."""
     ordered = sorted(values)
-    return ordered[min(int(len(ordered) * share), len(ordered) - 1)] if ordered else 0.0
+    return ordered[max(0, math.ceil(len(ordered) * share) - 1)] if ordered else 0.0
 
 
 def fetch_json(url: str, path: str, api_key: str = "") -> Any:
