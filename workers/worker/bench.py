@@ -21,6 +21,7 @@ from workers.config import EngineConfig
 from workers.engine_core import EngineCore, Key
 from workers.errors import ConfigError, WorkerError
 from workers.wire.protocol import Generate, ModelCard, SamplingParams
+from workers.worker.openmp import prepare_openmp
 
 Prompts = Sequence[tuple[int, ...]]
 
@@ -91,7 +92,8 @@ class Flight:
 
 
 def load(config: EngineConfig, progress: Callable[[str, float], None]) -> EngineCore:
-    """Return an engine over the model `config` names."""
+    """Return an engine over the model `config` names, with threads as an engine process has them."""
+    prepare_openmp(config.threads)
     from workers.engine.engine import Engine
 
     return Engine(config, progress)
