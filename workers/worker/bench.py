@@ -92,7 +92,7 @@ class Flight:
 
 
 def load(config: EngineConfig, progress: Callable[[str, float], None]) -> EngineCore:
-    """Return an engine over the model `config` names, with threads as an engine process has them."""
+    """Return an engine over the model `config` names, its threads as an engine process has them."""
     prepare_openmp(config.threads)
     from workers.engine.engine import Engine
 
