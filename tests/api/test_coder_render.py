@@ -22,3 +22,9 @@ def test_a_conversation_is_told_page_by_page():
     messages = [message for turn in turns for message in turn.messages]
     about = {"conversation_id": "id", "created_at": 1.5, "used_at": 2.5}
     assert body == about | {"messages": messages}
+
+
+def test_a_conversation_without_turns_is_whole_too():
+    pieces = conversation_pieces(Conversation("id", 1.5, 2.5, 0, ""), iter([()]))
+    body = json.loads(b"".join(pieces))
+    assert body["messages"] == [] and body["conversation_id"] == "id"

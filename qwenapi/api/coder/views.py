@@ -10,6 +10,7 @@ import socket
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
+from itertools import chain
 
 import gevent
 from flask import Blueprint, Response, g, request
@@ -100,8 +101,10 @@ def chat_stream() -> Response:
 def export(conversation_id: str) -> Response:
     with translated(conversation_id):
         conversation = conversations().find(caller().tenant, plain(conversation_id))
-    pages = conversations().pages(caller().tenant, conversation)
-    return Response(conversation_pieces(conversation, pages), mimetype="application/json")
+        pages = conversations().pages(caller().tenant, conversation)
+        first = next(pages, ())  # what fails from here on can only cut the answer off
+    pieces = conversation_pieces(conversation, chain((first,), pages))
+    return Response(pieces, mimetype="application/json")
 
 
 @blueprint.delete("/v1/code/conversations/<conversation_id>")

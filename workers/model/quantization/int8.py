@@ -53,7 +53,6 @@ class Int8Weight:
         """Return what multiplies x `[rows, in]`; it holds the weight in oneDNN's own layout."""
         packed = torch.ops.onednn.qlinear_prepack(self.values, None)
         scales, zeros = self.scales, torch.zeros(len(self.scales), dtype=torch.int32)
-
         bias = None if bias is None else bias.float()
 
         def multiply(x: Tensor) -> Tensor:
