@@ -12,6 +12,7 @@ from workers.model.layers.means import add_rms_norm, silu_mul
 from workers.model.layers.qwen_layers import Rope
 from workers.model.layout.int4_weight import Int4Weight, num_words, pack_words
 from workers.model.native import library
+from workers.model.native.bfloat16_tiles import Bfloat16Tiles
 from workers.model.native.int4_tiles import Int4Tiles, concatenate
 from workers.model.native.native import PART, Native
 
@@ -238,6 +239,52 @@ def test_without_a_compiler_the_log_says_so(loading, monkeypatch, caplog, compil
 def test_there_are_none_for_other_numbers(loading, caplog):
     assert loading(torch.float16) is None
     assert "there is none for torch.float16" in caplog.text
+
+
+def plain_products(num_outputs, num_inputs):
+    """Return a random weight in bfloat16 with a bias, and what multiplies by its tiles."""
+    torch.manual_seed(num_outputs)
+    weight = torch.randn(num_outputs, num_inputs).bfloat16()
+    made = Native.load(torch.bfloat16)
+    if not made.takes_weight(weight):
+        pytest.skip("oneDNN multiplies on this CPU")
+    tiles, bias = Bfloat16Tiles.of(weight), torch.randn(num_outputs)
+    padded = tiles.pad_bias(bias)
+    return weight, bias, lambda x: made.multiply_bfloat16(x, tiles, padded)
+
+
+@pytest.mark.parametrize("num_rows", [1, 2, 7, 12, 13, 40])
+@pytest.mark.parametrize(("num_outputs", "num_inputs"), [(64, 128), (33, 1022), (1, 64), (320, 2)])
+def test_a_product_in_bfloat16_is_exact_but_for_rounding(num_rows, num_outputs, num_inputs):
+    weight, bias, multiply = plain_products(num_outputs, num_inputs)
+    x = torch.randn(num_rows, num_inputs).bfloat16()
+    exact = x.double() @ weight.double().T + bias
+    bound = x.double().abs() @ weight.double().abs().T * num_inputs**0.5 * 2**-22
+    bound += exact.abs() * 2**-8
+    assert bool(((multiply(x).double() - exact).abs() <= bound).all())
+
+
+def test_a_row_in_bfloat16_depends_on_nothing_beside_it():
+    _, _, multiply = plain_products(200, 512)
+    x = torch.randn(61, 512).bfloat16()
+    together, threads = multiply(x), torch.get_num_threads()
+    try:
+        for first, stop in ((0, 1), (3, 8), (7, 23), (20, 61)):
+            torch.set_num_threads(1 + first % 3)
+            assert torch.equal(multiply(x[first:stop].clone()), together[first:stop])
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_what_is_no_number_spoils_its_own_row_in_bfloat16():
+    _, _, multiply = plain_products(40, 64)
+    x = torch.randn(14, 64).bfloat16()
+    expected = multiply(x)
+    x[5, 9] = torch.nan
+    found = multiply(x)
+    assert found[5].isnan().all()
+    others = [row for row in range(14) if row != 5]
+    assert torch.equal(found[others], expected[others])
 
 
 def make_int4(num_outputs, num_inputs, group_size, is_reordered=False):

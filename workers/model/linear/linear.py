@@ -1,9 +1,10 @@
 """Linear: a product with one fixed weight, in the fastest form its device and dtype offer.
 
-On a CPU in bfloat16 the weight is kept in oneDNN's own blocked layout: `F.linear` would repack it
-at every call, which costs 1.5 times the whole product at 1 to 32 rows. Weights of 4 bits and of
-FP8 stay what they are. A batch-invariant product always has the same number of rows, or is a
-kernel's that has one tile and one order of sums whatever the number of rows.
+On a CPU in bfloat16 the weight is kept in the layout of what multiplies: our own function, where
+the CPU has the instructions it is written for, else oneDNN. `F.linear` would repack it at every
+call, which costs 1.5 times the whole product at 1 to 32 rows. Weights of 4 bits and of FP8 stay
+what they are. A batch-invariant product always has the same number of rows, or has one order of
+sums whatever the number of rows: a kernel's, or our own function's.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +20,7 @@ from workers.model.layout.block_fp8_weight import BlockFp8Weight
 from workers.model.layout.int4_weight import Int4Weight
 from workers.model.linear import batch_invariant
 from workers.model.native import int4_tiles
+from workers.model.native.bfloat16_tiles import Bfloat16Tiles
 from workers.model.native.int4_tiles import Int4Tiles
 from workers.model.native.native import Native
 from workers.model.quantization import fp8, int8
@@ -102,6 +104,8 @@ def _choose_product(weight: Weight, bias: Tensor | None, is_batch_invariant: boo
         return weight.product(bias)
     if isinstance(weight, Int4Weight | BlockFp8Weight):
         return _product_by_kernel(weight, bias, is_batch_invariant)
+    if isinstance(weight, Tensor) and (product := _product_of_tiles(weight, bias)):
+        return product
     if not is_batch_invariant:
         return _choose_fastest(weight, bias)
     if isinstance(weight, Tensor) and batch_invariant.multiplies_by_kernel(weight.device):
@@ -130,6 +134,18 @@ def _product_by_kernel(
             return int4.multiply(x, weight, bias, is_batch_invariant=is_invariant)
 
     return multiply
+
+
+def _product_of_tiles(weight: Tensor, bias: Tensor | None) -> Product | None:
+    """Return the product by our own function; None where it does not take the weight."""
+    if weight.dtype != torch.bfloat16 or weight.device.type != "cpu":
+        return None
+    native = Native.load(weight.dtype)
+    if native is None or not native.takes_weight(weight):
+        return None
+    tiles = Bfloat16Tiles.of(weight)
+    padded = None if bias is None else tiles.pad_bias(bias)
+    return lambda x: native.multiply_bfloat16(x.contiguous(), tiles, padded)
 
 
 def _product_by_native(weight: Int4Tiles, bias: Tensor | None) -> Product:

@@ -6,13 +6,16 @@
    alone, so its context is the same bits whatever is beside it.
 */
 
-#include "vectors.h"
+#include "panels.h"
 
 #define PART 1024
 #define MOST_DIMS 256
 #define MOST_GROUP 16
 /* Keys of a block that are scored at once: their scores and values stay in the first cache. */
 #define RUN 64
+
+/* Bytes of a line of the cache. */
+#define LINE 64
 
 /* Of one query head: the largest score, the sum of weights, and behind them the context. */
 typedef struct {
@@ -28,21 +31,10 @@ static inline folded *at(float *scratch, int64_t index, int dims) {
 */
 static void score(const float *query, const float *other, const number *keys, const number *ahead,
                   int count, int dims, float *scores, float *others) {
-    int key = 0;
-    for (; key + 1 < count; key += 2, keys += 2 * dims, ahead += 2 * dims) {
-        floats first = {}, second = {}, third = {}, fourth = {};
-        for (int dim = 0; dim < dims; dim += LANES) {
-            __builtin_prefetch(ahead + dim), __builtin_prefetch(ahead + dims + dim);
-            floats x = load(keys + dim), y = load(keys + dims + dim);
-            floats q = *(const floats *)(query + dim), o = *(const floats *)(other + dim);
-            first += x * q, second += x * o, third += y * q, fourth += y * o;
-        }
-        scores[key] = sum(first), others[key] = sum(second);
-        scores[key + 1] = sum(third), others[key + 1] = sum(fourth);
-    }
-    if (key < count) {
+    for (int key = 0; key < count; key++, keys += dims, ahead += dims) {
         floats first = {}, second = {};
         for (int dim = 0; dim < dims; dim += LANES) {
+            if (dim * sizeof(number) % LINE == 0) fetch(ahead + dim);
             floats x = load(keys + dim);
             first += x * *(const floats *)(query + dim), second += x * *(const floats *)(other + dim);
         }
@@ -50,15 +42,58 @@ static void score(const float *query, const float *other, const number *keys, co
     }
 }
 
+#ifdef DOTS
+
+/* Sums of four vectors each. */
+static inline __m128 sums_of(__m512 a, __m512 b, __m512 c, __m512 d) {
+    __m512 low = _mm512_unpacklo_ps(a, b) + _mm512_unpackhi_ps(a, b);
+    __m512 high = _mm512_unpacklo_ps(c, d) + _mm512_unpackhi_ps(c, d);
+    __m512d first = (__m512d)low, second = (__m512d)high;
+    __m512 all = (__m512)_mm512_unpacklo_pd(first, second) + (__m512)_mm512_unpackhi_pd(first, second);
+    __m256 half = _mm512_castps512_ps256(all) + (__m256)_mm512_extractf64x4_pd((__m512d)all, 1);
+    return _mm256_castps256_ps128(half) + _mm256_extractf128_ps(half, 1);
+}
+
+/* The same for queries in bfloat16 and dims that are a multiple of 32, four keys at a time; of the
+   last four, those behind the run are its last key again.
+*/
+static void score_dots(const number *query, const number *other, const number *keys,
+                       const number *ahead, int count, int dims, float *scores, float *others) {
+    for (int key = 0; key < count; key += 4) {
+        const number *four[4];
+        __m512 first[4], second[4];
+        for (int i = 0; i < 4; i++) {
+            int at = key + i < count ? key + i : count - 1;
+            four[i] = keys + (int64_t)at * dims;
+            first[i] = second[i] = _mm512_setzero_ps();
+            for (int dim = 0; dim < dims; dim += 2 * LANES)
+                fetch(ahead + (int64_t)at * dims + dim);
+        }
+        for (int dim = 0; dim < dims; dim += 2 * LANES) {
+            __m512bh q = (__m512bh)_mm512_loadu_si512(query + dim);
+            __m512bh o = (__m512bh)_mm512_loadu_si512(other + dim);
+            for (int i = 0; i < 4; i++) {
+                __m512bh x = (__m512bh)_mm512_loadu_si512(four[i] + dim);
+                first[i] = _mm512_dpbf16_ps(first[i], x, q);
+                second[i] = _mm512_dpbf16_ps(second[i], x, o);
+            }
+        }
+        _mm_storeu_ps(scores + key, sums_of(first[0], first[1], first[2], first[3]));
+        _mm_storeu_ps(others + key, sums_of(second[0], second[1], second[2], second[3]));
+    }
+}
+
+#endif
+
 /* Turn scores into weights, and scale what was folded before to the same largest score. */
 static void fold(folded *to, float *scores, int count, int dims) {
-    float largest = to->largest, spoilt = 0;
-    for (int key = 0; key < count; key++) {
-        largest = fmaxf(largest, scores[key]);
-        spoilt += spoilt_by(scores[key]);
-    }
     for (int key = count; key % LANES; key++) scores[key] = -1e30f;
-    floats total = {};
+    floats most = (floats){} + to->largest, spoilt = {}, total = {};
+    for (int key = 0; key < count; key += LANES) {
+        floats some = *(floats *)(scores + key);
+        most = larger(some, most), spoilt += some * 0;
+    }
+    float largest = largest_of(most);
     for (int key = 0; key < count; key += LANES) {
         floats weights = exponential(*(floats *)(scores + key) - largest);
         *(floats *)(scores + key) = weights;
@@ -70,7 +105,7 @@ static void fold(folded *to, float *scores, int count, int dims) {
         for (int dim = 0; dim < dims; dim += LANES) *(floats *)(to->context + dim) *= shrink;
         to->largest = largest;
     }
-    to->total += sum(total) + spoilt;
+    to->total += sum(total) + sum(spoilt);
 }
 
 /* Add a run of values, by the weights of two queries; fetch as many rows ahead. */
@@ -83,7 +118,7 @@ static void add(folded *to, folded *other, const float *weights, const float *ot
         floats other_high = *(floats *)(other->context + next);
         for (int key = 0; key < count; key++) {
             const number *value = values + (int64_t)key * dims;
-            __builtin_prefetch(ahead + (int64_t)key * dims + dim);
+            fetch(ahead + (int64_t)key * dims + dim);
             floats x = load(value + dim), y = load(value + next);
             low += x * weights[key], high += y * weights[key];
             other_low += x * others[key], other_high += y * others[key];
@@ -117,8 +152,14 @@ static void attend_part(const number *query, const number *keys, const number *v
             int other = head + 1 < group ? head + 1 : head;
             folded *to = at(scratch, head, dims);
             folded *beside = other == head ? (folded *)spare : at(scratch, other, dims);
-            score(queries + head * dims, queries + other * dims, keys + from, values + from, count,
-                  dims, weights[0], weights[1]);
+#ifdef DOTS
+            if (dims % (2 * LANES) == 0)
+                score_dots(query + head * dims, query + other * dims, keys + from, values + from,
+                           count, dims, weights[0], weights[1]);
+            else
+#endif
+                score(queries + head * dims, queries + other * dims, keys + from, values + from,
+                      count, dims, weights[0], weights[1]);
             fold(to, weights[0], count, dims), fold(beside, weights[1], count, dims);
             add(to, beside, weights[0], weights[1], values + from, keys + ahead, count, dims);
         }

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from workers.model.native import library
+from workers.model.native.bfloat16_tiles import Bfloat16Tiles
 from workers.model.native.int4_tiles import Int4Tiles
 
 # As attention.c has them.
@@ -28,6 +29,7 @@ class Native:
         self._add_rms_norm = functions.add_rms_norm
         self._norm_rope_write = functions.norm_rope_write
         self._silu_mul = functions.silu_mul
+        self._multiply_bfloat16 = getattr(functions, "multiply_bfloat16", None)
         self._multiply_int4 = functions.multiply_int4
         self._round_rows = functions.round_rows
         self._scale_rows = functions.scale_rows
@@ -48,6 +50,11 @@ class Native:
     def takes_width(width: int) -> bool:
         """Whether rows of so many numbers are computed."""
         return width % _LANES == 0
+
+    def takes_weight(self, weight: Tensor) -> bool:
+        """Whether products with a plain weight are computed, which is for some CPUs only."""
+        is_own = weight.device.type == "cpu" and weight.dtype == self._dtype
+        return is_own and self._multiply_bfloat16 is not None and weight.shape[1] % 2 == 0
 
     def attend(
         self,
@@ -165,6 +172,20 @@ class Native:
         assert y.dtype == self._dtype and y.is_contiguous()
         self._scale_rows(
             *_pointers(y, scales, bias), *map(c_int32, (*y.shape, torch.get_num_threads()))
+        )
+        return y
+
+    def multiply_bfloat16(self, x: Tensor, weight: Bfloat16Tiles, bias: Tensor | None) -> Tensor:
+        """Return x Wᵀ + b for x `[rows, in]` and a bias that the weight has padded; every row as if
+        it were alone.
+        """
+        num_outputs, num_inputs = weight.shape
+        assert self._multiply_bfloat16 is not None, "such weights are made only where it is"
+        assert x.dtype == self._dtype and x.is_contiguous() and x.shape[1] == num_inputs
+        y = x.new_empty((len(x), num_outputs))
+        self._multiply_bfloat16(
+            *_pointers(x, weight.panels, bias, y),
+            *map(c_int32, (len(x), num_inputs, num_outputs, torch.get_num_threads())),
         )
         return y
 

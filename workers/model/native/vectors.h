@@ -5,6 +5,15 @@
 #include <stdint.h>
 #include <string.h>
 
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
+
+/* The CPU adds products of pairs of numbers in bfloat16. */
+#if defined(__AVX512BF16__) && !defined(FLOAT32)
+#define DOTS
+#endif
+
 /* 16 floats: a register of AVX-512, two of AVX2, four of NEON. Memory need not be aligned. */
 #define LANES 16
 typedef float floats __attribute__((vector_size(4 * LANES), aligned(4)));
@@ -58,6 +67,9 @@ static inline number to_number(float x) {
 static inline float spoilt_by(float x) { return 0 * x; }
 
 static inline float sum(floats x) {
+#if defined(__AVX512F__)
+    return _mm512_reduce_add_ps((__m512)x);
+#endif
     for (int half = LANES / 2; half > 0; half /= 2)
         for (int lane = 0; lane < half; lane++) x[lane] += x[lane + half];
     return x[0];
@@ -66,6 +78,13 @@ static inline float sum(floats x) {
 static inline floats larger(floats x, floats y) {
     integers is_x = x > y;
     return (floats)(((integers)x & is_x) | ((integers)y & ~is_x));
+}
+
+static inline float largest_of(floats x) {
+    for (int half = LANES / 2; half > 0; half /= 2)
+        for (int lane = 0; lane < half; lane++)
+            x[lane] = x[lane] > x[lane + half] ? x[lane] : x[lane + half];
+    return x[0];
 }
 
 /* The nearest integers, ties to even, of what is less than 2^22. */
