@@ -241,6 +241,39 @@ def test_there_are_none_for_other_numbers(loading, caplog):
     assert "there is none for torch.float16" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "head_dim", "block_size"),
+    [(16, 8, 128, 32), (6, 2, 64, 8), (5, 1, 32, 16), (16, 1, 64, 1), (3, 3, 256, 100)],
+)
+@pytest.mark.parametrize(("length", "num_tokens"), [(1, 1), (130, 130), (700, 77), (64, 5)])
+@pytest.mark.parametrize("window", [None, 1, 40, 200])
+def test_spans_attend_causally_over_blocks(
+    heads, kv_heads, head_dim, block_size, length, num_tokens, window
+):
+    made = Native.load(torch.bfloat16)
+    if not made.takes_spans(head_dim):
+        pytest.skip("torch attends spans on this CPU")
+    cache = Cache([length], kv_heads, head_dim, block_size, torch.bfloat16)
+    query = (torch.randn(num_tokens, heads, head_dim) * head_dim**-0.5).bfloat16()
+    cached = (cache.keys, cache.values, block_size, cache.tables[0])
+    found = made.attend_span(query, *cached, length, window)
+    for token in range(num_tokens):
+        expected = cache.expect(query[token], 0, length - num_tokens + token + 1, window)
+        assert error_of(found[token], expected) < 2 * DTYPES[torch.bfloat16], token
+
+
+def test_a_token_of_a_span_is_spoilt_by_no_later_one():
+    made = Native.load(torch.bfloat16)
+    if not made.takes_spans(64):
+        pytest.skip("torch attends spans on this CPU")
+    cache = Cache([90], 2, 64, 16, torch.bfloat16)
+    cache.keys[:, cache.slots(0)[80]] = torch.nan
+    query = torch.randn(90, 4, 64).bfloat16()
+    cached = (cache.keys, cache.values, cache.block_size, cache.tables[0])
+    found = made.attend_span(query, *cached, 90, None)
+    assert found[80:].isnan().any(-1).all() and found[:80].isfinite().all()
+
+
 def plain_products(num_outputs, num_inputs):
     """Return a random weight in bfloat16 with a bias, and what multiplies by its tiles."""
     torch.manual_seed(num_outputs)

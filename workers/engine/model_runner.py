@@ -25,6 +25,7 @@ from workers.engine.state_layout import plan_states
 from workers.engine.token_masks import TokenMasks
 from workers.model.attention.attention import (
     AttentionPlan,
+    BlockSpan,
     DecodeGroup,
     PrefillSpan,
     TokenRows,
@@ -65,7 +66,10 @@ class ModelRunner:
         self._block_size = decoder.block_size
         self._device_total = 0
         self._for_kernels = decoder.cache_shape.for_kernels
-        self._is_compiled = decoder.cache_shape.native is not None
+        native = decoder.cache_shape.native
+        self._is_compiled = native is not None
+        head_dim = decoder.cache_shape.head_dim
+        self._compiles_spans = native is not None and native.takes_spans(head_dim)
         # As KVCache orders them: block b of head h is h * num_blocks + b.
         heads = torch.arange(decoder.cache_shape.num_kv_heads, device=decoder.device)
         self._head_offsets = heads[:, None] * decoder.num_blocks
@@ -221,10 +225,12 @@ class ModelRunner:
             groups, spans = [], [] if is_batch_invariant else prefills
         else:
             groups, spans = decodes, prefills
+        first = len(decodes)
         plan = AttentionPlan(
             slots=slots,
             decodes=tuple(self._decode_groups(groups)),
-            prefills=tuple(self._prefill_spans(spans, len(decodes))),
+            prefills=() if self._compiles_spans else tuple(self._prefill_spans(spans, first)),
+            spans=tuple(self._block_spans(spans, first)) if self._compiles_spans else (),
             is_batch_invariant=is_batch_invariant,
             tokens=self._token_rows(alone) if self._is_compiled and alone else None,
         )
@@ -306,6 +312,13 @@ class ModelRunner:
             ids = row.sequence.table.ids
             blocks = self._consecutive(ids) or self._head_blocks([ids])
             yield PrefillSpan(first, first + row.num_tokens, blocks, row.stop)
+            first += row.num_tokens
+
+    def _block_spans(self, rows: list[Row], first: int) -> Iterator[BlockSpan]:
+        for row in rows:
+            ids = row.sequence.table.ids[: -(-row.stop // self._block_size)]
+            table = torch.tensor(ids, dtype=torch.int32)
+            yield BlockSpan(first, first + row.num_tokens, table, row.stop)
             first += row.num_tokens
 
     def _head_blocks(self, tables: list[list[int]]) -> Tensor:

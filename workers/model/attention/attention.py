@@ -2,7 +2,8 @@
 
 Two kinds of work in one batch: groups of single-token rows, padded to the longest of their group,
 and spans of several tokens of one sequence. Where workers/model/native could be compiled, single
-tokens are attended by it instead, without padding. Heads that share a key head lie together on the
+tokens are attended by it instead, without padding, and where the CPU has the instructions spans
+are too. Heads that share a key head lie together on the
 query axis. Queries come scaled. Where kernels do all that, their plan is in paged_plan.py. Refuses
 to know layers, weights and scheduling.
 """
@@ -69,11 +70,22 @@ class TokenRows:
 
 
 @dataclass(frozen=True)
+class BlockSpan:
+    """A PrefillSpan for compiled functions; `table` has the blocks of its sequence, int32."""
+
+    first: int
+    stop: int
+    table: Tensor
+    length: int
+
+
+@dataclass(frozen=True)
 class AttentionPlan:
     """All attention of one step; equal for every layer on one device.
 
     Where functions are compiled, `tokens` stands for the groups, and in a batch-invariant plan for
     everything. Else such a plan has only spans, whose tokens are computed as if each were alone.
+    Where compiled functions attend spans, `spans` stand for `prefills`.
     """
 
     slots: Tensor
@@ -81,6 +93,7 @@ class AttentionPlan:
     prefills: tuple[PrefillSpan, ...]
     is_batch_invariant: bool = False
     tokens: TokenRows | None = None
+    spans: tuple[BlockSpan, ...] = ()
 
     def to(self, device: torch.device) -> "AttentionPlan":
         """Return the plan with its tensors on another device."""
@@ -97,7 +110,8 @@ class AttentionPlan:
             ),
             tuple(replace(span, blocks=_move(span.blocks, device)) for span in self.prefills),
             self.is_batch_invariant,
-            self.tokens,  # only where everything is on one device, the CPU
+            self.tokens,  # as spans, only where everything is on one device, the CPU
+            self.spans,
         )
 
 
@@ -117,6 +131,9 @@ def attend(query: Tensor, cache: KVCache, plan: AttentionPlan, window: int | Non
     for group in plan.decodes:
         rows = slice(group.first, group.stop)
         context[rows] = _attend_group(query[rows], cache, group, window)
+    for one in plan.spans:
+        rows = slice(one.first, one.stop)
+        context[rows] = cache.attend_span(query[rows], one.table, one.length, window)
     for span in plan.prefills:
         rows = slice(span.first, span.stop)
         keys, values = cache.gather(span.blocks)

@@ -45,8 +45,14 @@ static void turn(const number *from, const float *norm, float scale, const float
     float factor = norm ? factor_of(sum(squares), dims, epsilon) : scale;
     for (int i = 0; i < dims; i += LANES)
         *(floats *)(x + i) *= norm ? factor * *(const floats *)(norm + i) : (floats){} + factor;
-    int half = rotated / 2;
-    for (int i = 0; i < half; i++) {
+    int half = rotated / 2, i = 0;
+    for (; i + LANES <= half; i += LANES) {
+        floats low = *(floats *)(x + i), high = *(floats *)(x + i + half);
+        store(to + i, low * *(const floats *)(cos + i) + high * *(const floats *)(sin + i));
+        store(to + i + half, high * *(const floats *)(cos + i + half)
+                             + low * *(const floats *)(sin + i + half));
+    }
+    for (; i < half; i++) {
         float low = x[i], high = x[i + half];
         to[i] = to_number(low * cos[i] + high * sin[i]);
         to[i + half] = to_number(high * cos[i + half] + low * sin[i + half]);

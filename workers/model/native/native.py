@@ -15,7 +15,10 @@ from workers.model.native.int4_tiles import Int4Tiles
 PART = 1024
 _MOST_DIMS, _MOST_GROUP = 256, 16
 _LANES = 16
-_NO_WINDOW = 2**31 - 1
+_PANEL = 32
+# Queries that a tile of a span has: their contexts stay in the second cache.
+_TILE_ROWS = 128
+_NO_WINDOW = 2**30
 # Floats that contexts are folded in at once: 64 MiB.
 _MOST_SCRATCH = 1 << 24
 
@@ -26,6 +29,10 @@ class Native:
     def __init__(self, functions: ctypes.CDLL, dtype: torch.dtype) -> None:
         self._dtype = dtype
         self._attend = functions.attend_tokens
+        self._attend_span = getattr(functions, "attend_span", None)
+        if self._attend_span is not None:
+            self._span_bytes = functions.span_bytes
+            self._span_bytes.restype = c_int64
         self._add_rms_norm = functions.add_rms_norm
         self._norm_rope_write = functions.norm_rope_write
         self._silu_mul = functions.silu_mul
@@ -45,6 +52,10 @@ class Native:
     def takes_heads(head_dim: int, group: int) -> bool:
         """Whether heads of this size, so many to a key head, are computed."""
         return head_dim % _LANES == 0 and head_dim <= _MOST_DIMS and group <= _MOST_GROUP
+
+    def takes_spans(self, head_dim: int) -> bool:
+        """Whether spans of heads of this size are attended, which is for some CPUs only."""
+        return self._attend_span is not None and head_dim % _PANEL == 0 and head_dim <= _MOST_DIMS
 
     @staticmethod
     def takes_width(width: int) -> bool:
@@ -92,6 +103,38 @@ class Native:
                 *map(c_int32, (window or _NO_WINDOW, parts, torch.get_num_threads())),
                 *_pointers(scratch),
             )
+        return context
+
+    def attend_span(
+        self,
+        query: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        block_size: int,
+        table: Tensor,
+        length: int,
+        window: int | None,
+    ) -> Tensor:
+        """Return the context of scaled queries `[tokens, heads, head_dim]` of the last tokens of a
+        sequence of `length`, each of which sees the last `window` keys up to its own.
+
+        Keys and values are as in `attend`, `table` has the sequence's blocks, int32.
+        """
+        num_tokens, num_heads, head_dim = query.shape
+        num_kv_heads, num_slots = keys.shape[:2]
+        assert self._attend_span is not None, "spans are planned only where they are attended"
+        assert query.dtype == keys.dtype == self._dtype and query.is_contiguous()
+        group, threads = num_heads // num_kv_heads, torch.get_num_threads()
+        tile = max(1, _TILE_ROWS // group)
+        context = torch.empty_like(query)
+        num_bytes = self._span_bytes(c_int32(tile), c_int32(group), c_int32(head_dim))
+        scratch = torch.empty(threads * num_bytes, dtype=torch.uint8)
+        self._attend_span(
+            *_pointers(query, keys, values, context, table, scratch),
+            *map(c_int32, (num_tokens, num_heads, num_kv_heads, head_dim)),
+            *map(c_int32, (num_slots // block_size, block_size, length)),
+            *map(c_int32, (window or _NO_WINDOW, tile, threads)),
+        )
         return context
 
     def add_rms_norm(
