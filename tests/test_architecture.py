@@ -36,7 +36,7 @@ ROOMS: dict[str, str] = {
     "workers.model.layout": "",
     "workers.model.kernels": "workers.model.layout",
     "workers.model.native": "workers.model.layout",
-    "workers.model.parallel": "workers.checkpoint",
+    "workers.model.parallel": "workers.checkpoint workers.model.native",
     "workers.model.quantization": """
         workers.errors workers.checkpoint workers.model.layout workers.model.kernels
         workers.model.native workers.model.parallel""",

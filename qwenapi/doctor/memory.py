@@ -238,11 +238,17 @@ def _weight_bytes(
 
 
 def _lays_out_products(settings: Settings, room: Room) -> bool:
-    """Return whether linears are held in oneDNN's layout, a head apart from the embeddings then."""
+    """Return whether linears are held in oneDNN's layout, a head apart from the embeddings then.
+
+    Our own products, for CPUs that workers/model/native/bfloat16.c names, hold such a matrix once.
+    """
+    flags = _cpu_flags()
+    is_own = "avx512_bf16" in flags and "amx_bf16" not in flags and _has_compiler()
     return (
         not room.is_gpu
         and _dtype(settings, room) == "bfloat16"
-        and bool({"avx512bw", "bf16"} & _cpu_flags())
+        and bool({"avx512bw", "bf16"} & flags)
+        and not is_own
     )
 
 
@@ -262,8 +268,11 @@ def _multiplier(room: Room) -> Multiplier | None:
     """Return what multiplies by weights of fewer bits; on a CPU that takes a compiler."""
     if room.is_gpu:
         return "kernels"
-    has_compiler = os.environ.get("CC") or shutil.which("gcc")
-    return "native" if has_compiler else None
+    return "native" if _has_compiler() else None
+
+
+def _has_compiler() -> bool:
+    return bool(os.environ.get("CC") or shutil.which("gcc"))
 
 
 def visible_gpus() -> list[Room]:

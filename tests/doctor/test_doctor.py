@@ -386,6 +386,8 @@ def test_on_cpus_a_tied_head_is_counted_once_more_and_int8_only_where_it_is_mult
 
     everything = {"avx512bw", "avx512_vnni"}
     assert num_bytes(everything) == plain + head
+    assert num_bytes(everything | {"avx512_bf16"}) == plain
+    assert num_bytes(everything | {"avx512_bf16", "amx_bf16"}) == plain + head
     assert num_bytes({"avx2"}) == num_bytes(everything, replace(weights, has_head=False)) == plain
     classifier = replace(weights, shapes=dict(weights.shapes) | {"score.weight": (1, 7)})
     assert num_bytes(everything, classifier) == plain + 2 * 7

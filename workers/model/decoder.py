@@ -24,6 +24,7 @@ from workers.model.layout.slot_plan import States
 from workers.model.layout.state_plan import SlotCopy, StatePlan
 from workers.model.linear.linear import Linear
 from workers.model.mtp import MtpDrafter, MtpModules
+from workers.model.native.bfloat16_tiles import Bfloat16Tiles
 from workers.model.native.native import Native
 from workers.model.parallel.group import Group
 from workers.model.parallel.vocabulary import Embedding, join_logits
@@ -90,7 +91,7 @@ class Decoder:
         base: Any = model.model
         weight: Tensor = base.embed_tokens.weight.detach()
         self.device, self.dtype = weight.device, weight.dtype
-        self._embedding = Embedding(weight, group)
+        embedded: Tensor | Bfloat16Tiles = weight
         self._rotary = base.rotary_emb
         self._layers = [DecoderLayer(layer, means) for layer in base.layers]
         self._caches: list[LayerCache] = []
@@ -102,7 +103,10 @@ class Decoder:
             linear = whole.score if is_classifier else whole.lm_head
             self._head_device = linear.weight.device
             product = Linear(linear.weight.detach(), is_batch_invariant=is_batch_invariant)
+            if product.tiles is not None and linear.weight.data_ptr() == weight.data_ptr():
+                embedded = product.tiles  # a matrix that is both is held once
             self._head = join_logits(product, None if is_classifier else group, vocab_size)
+        self._embedding = Embedding(embedded, group)
         self.drafter: MtpDrafter | None = None
         modules = getattr(model, "mtp", None)
         if isinstance(modules, MtpModules):

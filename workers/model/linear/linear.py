@@ -42,12 +42,20 @@ _CONCATENATE: Mapping[type, Callable[[Any], Weight | None]] = {
 
 
 class Linear:
-    """y = x Wᵀ + b for x of shape [rows, in]."""
+    """y = x Wᵀ + b for x of shape [rows, in].
+
+    `tiles` hold the weight where it is bfloat16 and multiplied by our own function; None elsewhere.
+    """
 
     def __init__(
         self, weight: Weight, bias: Tensor | None = None, *, is_batch_invariant: bool = False
     ) -> None:
-        self._multiply = _choose_product(weight, bias, is_batch_invariant)
+        self.tiles = _tiles_of(weight)
+        self._multiply = (
+            _choose_product(weight, bias, is_batch_invariant)
+            if self.tiles is None
+            else _product_of_tiles(self.tiles, bias)
+        )
 
     def __call__(self, x: Tensor) -> Tensor:
         return self._multiply(x)
@@ -104,8 +112,6 @@ def _choose_product(weight: Weight, bias: Tensor | None, is_batch_invariant: boo
         return weight.product(bias)
     if isinstance(weight, Int4Weight | BlockFp8Weight):
         return _product_by_kernel(weight, bias, is_batch_invariant)
-    if isinstance(weight, Tensor) and (product := _product_of_tiles(weight, bias)):
-        return product
     if not is_batch_invariant:
         return _choose_fastest(weight, bias)
     if isinstance(weight, Tensor) and batch_invariant.multiplies_by_kernel(weight.device):
@@ -136,16 +142,23 @@ def _product_by_kernel(
     return multiply
 
 
-def _product_of_tiles(weight: Tensor, bias: Tensor | None) -> Product | None:
-    """Return the product by our own function; None where it does not take the weight."""
-    if weight.dtype != torch.bfloat16 or weight.device.type != "cpu":
+def _tiles_of(weight: Weight) -> Bfloat16Tiles | None:
+    """Return a weight as our own function takes it; None where that does not."""
+    if not isinstance(weight, Tensor) or weight.dtype != torch.bfloat16:
         return None
-    native = Native.load(weight.dtype)
-    if native is None or not native.takes_weight(weight):
-        return None
-    tiles = Bfloat16Tiles.of(weight)
-    padded = None if bias is None else tiles.pad_bias(bias)
-    return lambda x: native.multiply_bfloat16(x.contiguous(), tiles, padded)
+    native = Native.load(weight.dtype) if weight.device.type == "cpu" else None
+    return Bfloat16Tiles.of(weight) if native and native.takes_weight(weight) else None
+
+
+def _product_of_tiles(weight: Bfloat16Tiles, bias: Tensor | None) -> Product:
+    padded = None if bias is None else weight.pad_bias(bias)
+
+    def multiply(x: Tensor) -> Tensor:
+        native = Native.load(x.dtype)
+        assert native is not None, "tiles are made only where the functions are"
+        return native.multiply_bfloat16(x.contiguous(), weight, padded)
+
+    return multiply
 
 
 def _product_by_native(weight: Int4Tiles, bias: Tensor | None) -> Product:

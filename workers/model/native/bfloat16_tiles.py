@@ -26,6 +26,21 @@ class Bfloat16Tiles:
         panels = filled.view(-1, PANEL, weight.shape[1] // 2, 2).transpose(1, 2).contiguous()
         return cls(panels, weight.shape)
 
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: Tensor) -> Tensor:
+        """Return some rows `[rows, in]`, as of a plain weight."""
+        return self.panels[rows // PANEL, :, rows % PANEL].flatten(1)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.panels.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.panels.device
+
     def pad_bias(self, bias: Tensor) -> Tensor:
         """Return a bias `[out]` in float32, filled up with zeros to whole panels."""
         return F.pad(bias.float(), (0, -len(bias) % PANEL))

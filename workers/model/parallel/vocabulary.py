@@ -7,14 +7,17 @@ from collections.abc import Callable
 
 from torch import Tensor
 
+from workers.model.native.bfloat16_tiles import Bfloat16Tiles
 from workers.model.parallel.group import Group
 
 
 class Embedding:
     """The hidden state that each token begins with, `[tokens, hidden]`."""
 
-    def __init__(self, weight: Tensor, group: Group | None = None) -> None:
-        """`weight` is `[rows, hidden]`, a rank's share where there is a group."""
+    def __init__(self, weight: Tensor | Bfloat16Tiles, group: Group | None = None) -> None:
+        """`weight` is `[rows, hidden]`, a rank's share where there is a group. Where the head is
+        the same matrix it may be that one's tiles.
+        """
         self.weight = weight
         self._group = group
 
