@@ -53,8 +53,7 @@ def run(folder: Path, parsed: argparse.Namespace) -> dict[str, Any]:
     with world(folder, parsed.model, parsed.conversations) as here:
         asks = every_ask(parsed.model)
         with ThreadPoolExecutor(6) as pool:
-            for ask, texts in zip(asks, pool.map(lambda one: one.answer(here), asks), strict=True):
-                ask.expected = texts
+            list(pool.map(lambda ask: ask.learn(here), asks))
         wait_until_idle(here)
         before, open_before = checks.counts(here), checks.descriptors(here)
         crowd, memory = Crowd(here, asks, parsed.seed), checks.Memory(here)
@@ -78,7 +77,9 @@ def run(folder: Path, parsed: argparse.Namespace) -> dict[str, Any]:
         return figures(parsed, crowd, done, memory, wrong) | {"engine starts": starts}
 
 
-def disturb(here: World, crowd: Crowd, parsed: argparse.Namespace) -> list[tuple[float, float, str]]:
+def disturb(
+    here: World, crowd: Crowd, parsed: argparse.Namespace
+) -> list[tuple[float, float, str]]:
     """Do faults until the time is over; return begin, end and name of each."""
     dice, faults = random.Random(parsed.seed), faults_of(here)
     names = [name for name in faults if not parsed.only or name in parsed.only]
@@ -141,6 +142,7 @@ def figures(
         "conversations": len(crowd.conversations),
         "faults": dict(Counter(name for _, _, name in done)),
         "health ms p50, p99, most": health,
+        "slowest turn of a conversation, s": round(record.slowest_turn, 1),
         "memory: most growth of a process, MB": round(
             max((one["growth_bytes"] for one in slopes), default=0) / 1e6, 1
         ),

@@ -59,8 +59,19 @@ class Ask:
         """Return whether these are the answer's texts: none lost, doubled or another's."""
         if self.is_seeded or not is_stub:
             return texts == self.expected
-        kept = "".join(self.expected.values()) * 3
-        return bool(texts) and all(text[4:-4] in kept for text in texts.values())
+        said = texts.pop("0", "").strip("\ufffd")  # half a character, where it begins or ends
+        kept = self.expected["0"]
+        return len(said) > 10 and said in kept and all(self.expected[k] == texts[k] for k in texts)
+
+    def learn(self, world: World) -> None:
+        """Ask while nothing disturbs; what a seed does not settle for so long that all is in it."""
+        if self.is_seeded or world.model != "stub":
+            self.expected = self.answer(world)
+            return
+        key = "max_output_tokens" if "max_output_tokens" in self.body else "max_tokens"
+        kept, self.body = self.body, self.body | {key: 400}
+        self.expected = self.answer(world)
+        self.body = kept
 
 
 def openai_events(response: requests.Response) -> Iterator[Any]:
@@ -86,8 +97,9 @@ def read_chat(response: requests.Response) -> Iterator[tuple[str, str]]:
             yield f"{index}", said.get("content") or said.get("text") or ""
             for call in said.get("tool_calls") or []:
                 function = call.get("function", {})
-                yield f"{index} call {call.get('index', 0)}", (
-                    (function.get("name") or "") + (function.get("arguments") or "")
+                yield (
+                    f"{index} call {call.get('index', 0)}",
+                    ((function.get("name") or "") + (function.get("arguments") or "")),
                 )
             if choice.get("finish_reason"):
                 yield f"{index} end", choice["finish_reason"]
@@ -131,15 +143,10 @@ def read_response(response: requests.Response) -> Iterator[tuple[str, str]]:
             if kind == "response.output_text.delta":
                 yield "0", event["delta"]
             if kind in ("error", "response.failed"):
-                raise NotWhole(kind)
+                error = event.get("error") or event.get("response", {}).get("error") or event
+                raise NotWhole(f"{kind} {error.get('code')}")
     if kind not in ("response.completed", "response.incomplete"):
         raise ConnectionError("the stream ended in its middle")
-
-
-def read_generate(response: requests.Response) -> Iterator[tuple[str, str]]:
-    body = response.json()
-    texts = body.get("generated_texts") or body.get("response") or body
-    yield "0", texts if isinstance(texts, str) else json.dumps(texts, ensure_ascii=False)
 
 
 def every_ask(model: str) -> list[Ask]:

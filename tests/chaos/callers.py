@@ -15,8 +15,8 @@ from tests.chaos.world import World, error_of
 # What a caller may be told when he is refused, or in his stream; each stands in the documentation.
 DOCUMENTED = re.compile(
     "engine_unavailable|queue_full|queue_timeout|server_shutdown|rate_limit|overloaded|"
-    "engine_failed|storage|model_changed|response.failed|failed server|failed engine|api_error|"
-    "failed None|503|507|409"
+    "engine_failed|storage|model_changed|response.failed|api_error|"
+    "failed None|503|507|409|response.failed|error engine|error server"
 )
 PREFACE = re.compile(r"conversation_id:([0-9a-f-]{36})\n---\n")
 
@@ -30,6 +30,7 @@ class Record:
     left: Counter[str] = field(default_factory=Counter)
     cut: list[tuple[float, str, str]] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
+    slowest_turn: float = 0.0
     health: list[float] = field(default_factory=list)
 
     @property
@@ -49,7 +50,8 @@ class Crowd:
         self._world, self._asks, self._seed = world, asks, seed
         jobs = [*[self._ask] * 6, *[self._talk] * 2, self._leave, self._read_slowly, self._watch]
         self._threads = [
-            threading.Thread(target=self._run, args=(job, number)) for number, job in enumerate(jobs)
+            threading.Thread(target=self._run, args=(job, number))
+            for number, job in enumerate(jobs)
         ]
 
     def start(self) -> None:
@@ -67,7 +69,8 @@ class Crowd:
         """Ask many things at once."""
         dice = random.Random(num)
         threads = [
-            threading.Thread(target=self.ask_once, args=(dice.choice(self._asks),)) for _ in range(num)
+            threading.Thread(target=self.ask_once, args=(dice.choice(self._asks),))
+            for _ in range(num)
         ]
         for thread in threads:
             thread.start()
@@ -143,7 +146,7 @@ class Crowd:
             if self.is_over.is_set():
                 break
             prompt = f"{number} {turn} {dice.random()}"
-            body = {"prompt": prompt, "max_tokens": 12, "temperature": 0}
+            body = {"prompt": prompt, "temperature": 0}
             body |= {"conversation_id": conversation} if conversation else {}
             started = time.monotonic()
             try:
@@ -159,6 +162,7 @@ class Crowd:
             if found := PREFACE.match(text):
                 conversation, text = found[1], text[found.end() :]
                 self.conversations[conversation] = acknowledged
+            self.record.slowest_turn = max(self.record.slowest_turn, time.monotonic() - started)
             acknowledged.append((prompt, text))
             self.record.whole["turn"] += 1
 

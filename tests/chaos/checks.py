@@ -51,7 +51,9 @@ class Memory:
                 continue
             slope = statistics.linear_regression(*zip(*warm, strict=True)).slope
             third = len(warm) // 3
-            first, last = (statistics.median(b for _, b in part) for part in (warm[:third], warm[-third:]))
+            first, last = (
+                statistics.median(b for _, b in part) for part in (warm[:third], warm[-third:])
+            )
             found.append({"pid": pid, "seconds": round(seconds), "bytes_per_hour": round(slope * 3600),
                           "growth_bytes": round(last - first), "bytes": samples[-1][1]})  # fmt: skip
         return found

@@ -57,7 +57,9 @@ class World:
     redis: Redis | None
     disk: Path | None
 
-    def post(self, path: str, body: object, tenant: str = "a", **options: object) -> requests.Response:
+    def post(
+        self, path: str, body: object, tenant: str = "a", **options: object
+    ) -> requests.Response:
         headers = {"Authorization": f"Bearer {self.keys[tenant]}"}
         options = {"timeout": 120, **options}
         return requests.post(self.server.url + path, json=body, headers=headers, **options)  # type: ignore[arg-type]
@@ -91,6 +93,7 @@ def world(folder: Path, model: str, conversations: str) -> Iterator[World]:
         *("--auth-mode", "keys", "--auth-keys", str(folder / "keys.json")),
         *("--state-dir", str(folder / "state"), "--step-timeout", "5", "--log-format", "json"),
         *("--conversations", redis.url if redis else "sqlite", "--drain-timeout", "60"),
+        *("--default-max-tokens", "24"),
         *_model_flags(folder, model),
     ]
     server = RunningServer(folder / "run", *flags, environ=clock.environ if clock else None)

@@ -245,8 +245,7 @@ PROMISES: dict[str, Promise] = {
         (
             "text/output/test_output_parser.py::time_is_linear",
             "text/output/test_output_parser.py::streamed_equals_whole_at_random_splits",
-            "text/output/test_hermes_call.py::"
-            "deep_nesting_and_endless_numbers_never_finish_a_call",
+            "text/output/test_hermes_call.py::deep_nesting_and_endless_numbers_never_finish_a_call",
             "text/output/test_python_literal.py::nothing_else_is_a_literal",
         ),
     ),

@@ -69,9 +69,7 @@ def response(*items, **fields):
 
 def response_call(arguments, output):
     call = {"type": "function_call", "call_id": "c", "name": "f", "arguments": arguments}
-    return response(
-        USER, call, {"type": "function_call_output", "call_id": "c", "output": output}
-    )
+    return response(USER, call, {"type": "function_call_output", "call_id": "c", "output": output})
 
 
 FIELDS = {

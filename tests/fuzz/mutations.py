@@ -49,7 +49,9 @@ def near(draw: Any, valid: Any) -> Any:
         elif kind == "double" and isinstance(holder, list):
             holder.insert(key, copy.deepcopy(holder[key]))
         elif isinstance(holder, dict):
-            holder[draw(st.sampled_from(TEXTS[:8]) | st.text(max_size=6))] = copy.deepcopy(draw(ODD))
+            holder[draw(st.sampled_from(TEXTS[:8]) | st.text(max_size=6))] = copy.deepcopy(
+                draw(ODD)
+            )
     return value
 
 

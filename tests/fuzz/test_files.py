@@ -29,7 +29,9 @@ KEYS = {"keys": [{"id": "abcdefgh", "sha256": "0" * 64, "tenant": "t", "scopes":
 CONFIG = json.loads((DEMO / "config.json").read_text("utf-8"))
 TOKENIZER_CONFIG = json.loads((DEMO / "tokenizer_config.json").read_text("utf-8"))
 MESSAGES = [{"role": "user", "content": "hi"}]
-TEMPLATES = [TOKENIZER_CONFIG.get("chat_template") or (DEMO / "chat_template.jinja").read_text("utf-8")]
+TEMPLATES = [
+    TOKENIZER_CONFIG.get("chat_template") or (DEMO / "chat_template.jinja").read_text("utf-8")
+]
 
 
 @pytest.fixture(scope="module")

@@ -27,7 +27,9 @@ from workers.wire.protocol import (
 )
 
 ATTACH = encode(Attach(PROTOCOL_VERSION_MIN, PROTOCOL_VERSION, "fuzz"))
-GENERATE = encode(Generate(wid=1, request_id="r", prompt_ids=(5, 6, 7), params=SamplingParams(max_tokens=3)))
+GENERATE = encode(
+    Generate(wid=1, request_id="r", prompt_ids=(5, 6, 7), params=SamplingParams(max_tokens=3))
+)
 TO_ENGINE = [ATTACH + encode(Ping(7)), ATTACH + GENERATE, ATTACH + GENERATE + encode(Abort(1))]
 UPDATE = StepUpdate(
     started=[Started(1, 0)],
