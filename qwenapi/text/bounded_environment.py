@@ -1,4 +1,4 @@
-"""BoundedEnvironment: Jinja's immutable sandbox, in which a template ends in time and stays small.
+"""BoundedEnvironment: Jinja's immutable sandbox, where templates end in time and stay small.
 
 A template comes with its model, and is rendered where other callers are served: one that loops for
 ever, or doubles a text again and again, is stopped. Time is that of the thread, so a machine that

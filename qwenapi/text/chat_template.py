@@ -1,8 +1,8 @@
 """A model's chat template, rendered as transformers' `apply_chat_template` renders it.
 
 The template is the model's own file, yet runs in Jinja's immutable sandbox: it sees plain values
-and cannot reach the interpreter, nor hold it for long. Knows nothing of tokens. The globals and filters are
-transformers', name by name.
+and can neither reach the interpreter nor hold it for long. Knows nothing of tokens. The globals and
+filters are transformers', name by name.
 """
 
 import json
@@ -52,7 +52,7 @@ class ChatTemplate:
         except TooMuchError as error:
             log.warning("chat template stopped: it takes too long, or writes too much")
             raise TemplateError(
-                "The model's chat template takes too long, or writes too much, for this conversation."
+                "The model's chat template takes too long, or writes too much."
             ) from error
         except (
             Exception

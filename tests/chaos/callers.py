@@ -1,4 +1,4 @@
-"""Callers: they ask again and again until told to stop, and write down what came of each request."""
+"""Callers: they ask again and again until told to stop, and note what came of each request."""
 
 import random
 import re

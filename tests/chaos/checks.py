@@ -51,11 +51,17 @@ class Memory:
                 continue
             slope = statistics.linear_regression(*zip(*warm, strict=True)).slope
             third = len(warm) // 3
-            first, last = (
-                statistics.median(b for _, b in part) for part in (warm[:third], warm[-third:])
+            first, last = warm[:third], warm[-third:]
+            growth = statistics.median(b for _, b in last) - statistics.median(b for _, b in first)
+            found.append(
+                {
+                    "pid": pid,
+                    "seconds": round(seconds),
+                    "bytes_per_hour": round(slope * 3600),
+                    "growth_bytes": round(growth),
+                    "bytes": samples[-1][1],
+                }
             )
-            found.append({"pid": pid, "seconds": round(seconds), "bytes_per_hour": round(slope * 3600),
-                          "growth_bytes": round(last - first), "bytes": samples[-1][1]})  # fmt: skip
         return found
 
     def _run(self) -> None:

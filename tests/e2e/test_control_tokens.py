@@ -1,4 +1,4 @@
-"""Nothing a caller says becomes a control token, in whatever field of whatever interface he says it.
+"""Nothing a caller says becomes a control token, in whatever field of whatever interface.
 
 The engine of these tests keeps the prompts it is sent. A raw prompt, of completions and of token
 ids, may use control tokens: that is what it is for.
@@ -9,9 +9,9 @@ from collections import Counter
 
 import pytest
 
+from qwenapi.text.tokenizer import Tokenizer
 from tests.echoing_engine import DEMO, EchoingEngine
 from tests.running_server import RunningServer
-from qwenapi.text.tokenizer import Tokenizer
 from workers.wire.protocol import Generate
 
 CHAT, MESSAGES, RESPONSES = "/v1/chat/completions", "/v1/messages", "/v1/responses"

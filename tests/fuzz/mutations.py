@@ -19,18 +19,25 @@ fuzzing = settings(
     suppress_health_check=list(HealthCheck),
 )
 
-TEXTS = ["", " ", "\0", "\r\n", "\u202e", "<|im_start|>", "<think>", "{{", "{% for %}", "%s", "../x",
-         "a" * 3000, "\U0001f642" * 300, "\ufffe", "e\u0301", "NaN", "1e999", "true"]  # fmt: skip
-NUMBERS = [0, -1, 1, 2, 21, 129, 2**31, 2**53 + 1, 2**63, -(2**63) - 1, 10**30, 0.0, -0.0, 0.5, 1e308,
-           5e-324]  # fmt: skip
+TEXTS = [
+    *("", " ", "\0", "\r\n", "\u202e", "<|im_start|>", "<think>", "{{", "{% for %}", "%s", "../x"),
+    *("a" * 3000, "\U0001f642" * 300, "\ufffe", "e\u0301", "NaN", "1e999", "true"),
+]
+NUMBERS = [
+    *(0, -1, 1, 2, 21, 129, 2**31, 2**53 + 1, 2**63, -(2**63) - 1, 10**30),
+    *(0.0, -0.0, 0.5, 1e308, 5e-324),
+]
+OTHERS = [None, True, False, [], {}, [[]], [{}], {"": ""}, [None] * 300]
 ODD = st.one_of(
-    st.sampled_from([*TEXTS, *NUMBERS, None, True, False, [], {}, [[]], [{}], {"": ""}, [None] * 300]),
+    st.sampled_from([*TEXTS, *NUMBERS, *OTHERS]),
     st.recursive(
         st.none() | st.booleans() | st.integers() | st.text(max_size=8),
-        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+        lambda inner: (
+            st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3)
+        ),
         max_leaves=6,
     ),
-)  # fmt: skip
+)
 
 
 @st.composite

@@ -1,4 +1,4 @@
-"""Bodies of every interface that are nearly valid: answered, or refused in words, within a second."""
+"""Bodies of every interface that are nearly valid: answered or refused, within a second."""
 
 import copy
 import json

@@ -1,4 +1,4 @@
-"""Files that are nearly right: weights, tokenizer, template, keys, profiles. Read, or refused by name."""
+"""Files that are nearly right: weights, tokenizer, template, keys, profiles; read, or refused."""
 
 import json
 import shutil
@@ -22,10 +22,20 @@ from workers.errors import ConfigError
 
 DEMO = etc_dir() / "models" / "demo"
 PROFILES = [path.read_bytes() for path in sorted((etc_dir() / "profiles").glob("*.toml"))]
-HEADER = {"__metadata__": {"format": "pt"}, "a": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]},
-          "b": {"dtype": "BF16", "shape": [4], "data_offsets": [24, 32]}}  # fmt: skip
-KEYS = {"keys": [{"id": "abcdefgh", "sha256": "0" * 64, "tenant": "t", "scopes": ["inference"],
-                  "limits": {"requests_per_minute": 3}, "not_after": "2030-01-01T00:00:00Z"}]}  # fmt: skip
+HEADER = {
+    "__metadata__": {"format": "pt"},
+    "a": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]},
+    "b": {"dtype": "BF16", "shape": [4], "data_offsets": [24, 32]},
+}
+KEY = {
+    "id": "abcdefgh",
+    "sha256": "0" * 64,
+    "tenant": "t",
+    "scopes": ["inference"],
+    "limits": {"requests_per_minute": 3},
+    "not_after": "2030-01-01T00:00:00Z",
+}
+KEYS = {"keys": [KEY]}
 CONFIG = json.loads((DEMO / "config.json").read_text("utf-8"))
 TOKENIZER_CONFIG = json.loads((DEMO / "tokenizer_config.json").read_text("utf-8"))
 MESSAGES = [{"role": "user", "content": "hi"}]

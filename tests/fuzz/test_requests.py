@@ -1,4 +1,4 @@
-"""Bytes on a connection that are nearly a request: an answer or an end, never a 500, never a wait."""
+"""Bytes on a connection that are nearly a request: an answer or an end, no 500 and no wait."""
 
 import socket
 import time

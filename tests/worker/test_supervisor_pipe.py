@@ -33,6 +33,6 @@ def test_memory_that_runs_out_at_the_start_has_its_words_and_its_code(error, cod
 
 def test_an_error_without_words_for_the_operator_is_not_hidden():
     ours, theirs = multiprocessing.Pipe()
-    with ours, theirs, pytest.raises(ZeroDivisionError):
-        with SupervisorPipe(theirs).fatal_errors("while loading it"):
-            raise ZeroDivisionError
+    pipe = SupervisorPipe(theirs)
+    with ours, theirs, pytest.raises(ZeroDivisionError), pipe.fatal_errors("while loading it"):
+        raise ZeroDivisionError
