@@ -14,6 +14,7 @@ from qwenapi.settings.table import Settings
 from workers.cpu_cores import physical_cores
 from workers.supervisor.engine_child import EngineChild
 from workers.supervisor.reload import Reloader
+from workers.supervisor.standby import Standby
 from workers.wire.engine_stats import ENGINE_LAYOUT
 from workers.wire.shared_memory import SharedMemory
 from workers.wire.shared_memory_files import shared_memory_path
@@ -78,6 +79,7 @@ class ModelHalf:
         self._memory = SharedMemory.create(
             shared_memory_path(folder, ENGINE_LAYOUT), ENGINE_LAYOUT, count
         )
+        self._standby = Standby() if settings.standby and not settings.stub else None
         self.children = self._new(settings)
 
     def reloader(self, group: int) -> Reloader:
@@ -101,6 +103,7 @@ class ModelHalf:
                 WorkerSpec(i, self._folder, self._memory.path),
                 self._memory,
                 self._progress,
+                self._standby,
             )
             for i in range(count)
         ]

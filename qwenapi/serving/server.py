@@ -23,6 +23,7 @@ from gunicorn.arbiter import Arbiter
 
 from qwenapi.keys.usage import create_usage_memory
 from qwenapi.metrics.store import create_metrics_memory
+from qwenapi.serving.graceful_clock import use_monotonic_clock
 from qwenapi.serving.listener import FIRST_LISTEN_FD
 from qwenapi.serving.patience import PatienceLimits
 from qwenapi.serving.startup_config import StartupConfig
@@ -268,6 +269,7 @@ def main() -> None:
     parent_death.hold(parent_fd)
     os.set_blocking(report_fd, False)
     _allow_connections()
+    use_monotonic_clock()
     os.dup2(listen_fd, FIRST_LISTEN_FD)
     os.close(listen_fd)
     os.environ.update(LISTEN_FDS="1", LISTEN_PID=str(os.getpid()))

@@ -1,8 +1,7 @@
 """Every setting of qwenapi, in one table: the fields of Settings.
 
 From each field come its flag, its QWENAPI_* variable, its key in a TOML file, its line of `--help`
-and its row in docs/settings.md. Knows names, types, bounds and defaults. Refuses to know: where
-values come from (sources.py) and what they do.
+and its row in docs/settings.md. Refuses to know where values come from (sources.py).
 """
 
 import os
@@ -226,6 +225,7 @@ class Settings:
     batches_concurrency: int = _row(
         16, "lines of each batch under way at a time", scope="http", minimum=1, maximum=1024
     )
+    standby: bool = _row(False, "keep a process in which the next engine starts", scope="model")
     step_timeout: float = _row(
         0.0,
         "seconds without a step after which an engine is hung; 0: from its recent steps",

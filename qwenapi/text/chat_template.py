@@ -1,8 +1,8 @@
 """A model's chat template, rendered as transformers' `apply_chat_template` renders it.
 
 The template is the model's own file, yet runs in Jinja's immutable sandbox: it sees plain values
-and cannot reach the interpreter. Knows nothing of tokens. The globals and filters are
-transformers', name by name.
+and can neither reach the interpreter nor hold it for long. Knows nothing of tokens. The globals and
+filters are transformers', name by name.
 """
 
 import json
@@ -16,9 +16,9 @@ from jinja2 import nodes
 from jinja2.exceptions import SecurityError
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
+from qwenapi.text.bounded_environment import BoundedEnvironment, TooMuchError, bounded, joined
 from qwenapi.text.errors import TemplateError, TokenizerError
 
 log = logging.getLogger(__name__)
@@ -43,10 +43,16 @@ class ChatTemplate:
         """Return the prompt of a conversation; raise TemplateError if the template refuses it."""
         variables = {"tools": None, "documents": None, **self._variables, **arguments}
         try:
-            return self._template.render(messages=messages, **variables)
+            with bounded():
+                return joined(self._template.generate(messages=messages, **variables))
         except _RefusalError as error:
             raise TemplateError(
                 f"The model's chat template refuses this conversation: {error.message}"
+            ) from error
+        except TooMuchError as error:
+            log.warning("chat template stopped: it takes too long, or writes too much")
+            raise TemplateError(
+                "The model's chat template takes too long, or writes too much."
             ) from error
         except (
             Exception
@@ -96,8 +102,8 @@ class _TemplateNamespace(Namespace):
         super().__setitem__(name, value)
 
 
-def _environment() -> ImmutableSandboxedEnvironment:
-    environment = ImmutableSandboxedEnvironment(
+def _environment() -> BoundedEnvironment:
+    environment = BoundedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationTag, loopcontrols]
     )
     environment.filters["tojson"] = _to_json

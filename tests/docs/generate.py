@@ -4,6 +4,7 @@
     docs/architecture.md   the tree of files, each with the first sentence of its docstring
     docs/clients.md        what each client was seen to do, in both languages
     docs/performance.md    what weights take rounded to fewer bits, in both languages
+    docs/reliability.md    the promises, and the tests that show them, in both languages
     docs/models.md         which formats of weights each architecture was loaded from, in both
 
 Each stands between two comments of its page. A folder's sentence is its package's. Knows pages and
@@ -18,6 +19,7 @@ from typing import Any
 
 from qwenapi.settings.table import table
 from tests.clients import record
+from tests.docs import promises
 from tests.doctor import rounded_sizes
 from tests.model import record as formats
 
@@ -91,6 +93,8 @@ GENERATED: Mapping[str, tuple[str, Callable[[], str]]] = {
     "docs/zh/clients.md": ("clients", record.table_zh),
     "docs/performance.md": ("sizes", rounded_sizes.table),
     "docs/zh/performance.md": ("sizes", rounded_sizes.table_zh),
+    "docs/reliability.md": ("promises", promises.table),
+    "docs/zh/reliability.md": ("promises", promises.table_zh),
     "docs/models.md": ("formats", formats.table),
     "docs/zh/models.md": ("formats", formats.table_zh),
 }

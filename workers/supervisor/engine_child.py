@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from workers.config import EngineConfig
+from workers.supervisor.standby import Standby
 from workers.wire.engine_stats import Phase
 from workers.wire.shared_memory import SharedMemory
 from workers.worker import process
@@ -28,6 +29,7 @@ class EngineChild:
         spec: WorkerSpec,
         memory: SharedMemory,
         on_progress: Callable[[str, str, float], None] = lambda name, what, fraction: None,
+        standby: Standby | None = None,
     ) -> None:
         self.name = spec.name
         self.failure: str | None = None
@@ -35,6 +37,8 @@ class EngineChild:
         self._spec = spec
         self._memory = memory
         self._on_progress = on_progress
+        self._standby = standby
+        self._is_ending = False
         self._process: BaseProcess | None = None
         self._pipe: Connection | None = None
         self._is_ready = False
@@ -42,8 +46,14 @@ class EngineChild:
         self._silent_beat_ns = 0
 
     def start(self) -> None:
-        """Spawn the process: in a forked one neither CUDA nor threads would work."""
+        """Take the process in waiting, or spawn one: in a forked one neither CUDA nor threads would
+        work.
+        """
         self.failure, self._is_ready, self._has_served = None, False, False
+        self._is_ending = False
+        if self._standby and (taken := self._standby.take(self._config, self._spec)):
+            self._process, self._pipe = taken
+            return
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe(duplex=True)
         self._process = context.Process(
@@ -63,6 +73,8 @@ class EngineChild:
     def poll(self) -> int | None:
         """Return the exit code, negative for a signal, or None while the process runs."""
         self._hear()
+        if self._standby and self._is_ready and not self._is_ending:
+            self._standby.keep(self._config.threads)
         num_tokens = self._memory.read(self._spec.index)["generated_tokens"]
         # Growth, as the row keeps a lost process's number until the next one has written its own.
         self._has_served = self._has_served or num_tokens > self._num_tokens
@@ -100,14 +112,21 @@ class EngineChild:
         return True
 
     def terminate(self) -> None:
+        self._end_standby()
         self._signal(signal.SIGTERM)
 
     def kill(self) -> None:
+        self._end_standby()
         self._signal(signal.SIGKILL)
 
     def dump(self) -> None:
         """Ask a hung process for the stacks of its threads; a stopped one cannot answer."""
         self._signal(signal.SIGABRT)
+
+    def _end_standby(self) -> None:
+        self._is_ending = True
+        if self._standby:
+            self._standby.close()
 
     def _signal(self, number: int) -> None:
         if self._process is not None and self._process.exitcode is None and self.pid:

@@ -39,6 +39,11 @@ def main(config: EngineConfig, spec: WorkerSpec, pipe: SupervisorPipe) -> None:
         followers.stop()  # the interpreter would wait for them at its end
 
 
+def import_engine() -> None:
+    """Import all that an engine needs, of which torch is most."""
+    import workers.engine.engine  # noqa: F401
+
+
 def _serve(followers: Followers, spec: WorkerSpec, pipe: SupervisorPipe) -> None:
     with pipe.fatal_errors(f"while loading {followers.config.model}"):
         worker = _start(followers, spec, pipe)

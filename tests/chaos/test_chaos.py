@@ -1,0 +1,52 @@
+"""A short run of chaos; QWENAPI_TEST_CHAOS_SECONDS makes it longer, on real models too."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from tests.chaos.asks import CHAT, Ask, read_chat
+from tests.chaos.callers import Crowd
+from tests.chaos.checks import check_answers
+from tests.chaos.faults import CUTTING
+
+SECONDS = float(os.environ.get("QWENAPI_TEST_CHAOS_SECONDS", "35"))
+IS_LONG = "QWENAPI_TEST_CHAOS_SECONDS" in os.environ
+SEED = os.environ.get("QWENAPI_TEST_CHAOS_SEED", "1")
+
+
+@pytest.mark.parametrize(
+    ("model", "conversations"),
+    [("stub", "sqlite"), ("stub", "redis"), ("demo", "sqlite"), ("hybrid", "redis")],
+)
+def test_a_short_run_of_chaos_loses_and_doubles_nothing(tmp_path, model, conversations):
+    if not IS_LONG and (model, conversations) != ("stub", "sqlite"):
+        pytest.skip("set QWENAPI_TEST_CHAOS_SECONDS")
+    if conversations == "redis" and shutil.which("redis-server") is None:
+        pytest.skip("redis-server is missing (sudo apt-get install redis-server)")
+    report = tmp_path / "chaos.json"
+    options = ("--seconds", str(SECONDS), "--seed", SEED, "--report", str(report))
+    kind = ("--model", model, "--conversations", conversations)
+    command = [sys.executable, "-m", "tests.chaos", *options, *kind]
+    done = subprocess.run(command, text=True, capture_output=True, timeout=SECONDS + 540)
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-6000:]
+    figures = json.loads(report.read_text())
+    assert figures["whole"] > SECONDS and len(figures["faults"]) >= min(12, SECONDS / 8)
+
+
+def test_an_answer_that_is_another_or_cut_without_a_cause_is_found():
+    ask = Ask("chat", CHAT, {}, read_chat, expected={"0": "one two", "0 end": "length"})
+    assert ask.matches({"0": "one two", "0 end": "length"}, is_stub=True)
+    for text in ("one", "one two two", "two one", ""):
+        assert not ask.matches({"0": text, "0 end": "length"}, is_stub=True)
+    crowd = Crowd(None, [ask], 1)
+    crowd.record.cut.append((100.0, "chat", "broken"))
+    assert check_answers(
+        crowd, [(90.0, 101.0, "kill an engine"), (300.0, 301.0, next(iter(CUTTING)))]
+    )
+    assert not check_answers(crowd, [(95.0, 96.0, next(iter(CUTTING)))])
+    crowd.record.wrong.append("other tokens")
+    assert check_answers(crowd, [(95.0, 96.0, next(iter(CUTTING)))]) == ["other tokens"]
