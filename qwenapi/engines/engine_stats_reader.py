@@ -13,6 +13,7 @@ from workers.errors import SharedMemoryError
 from workers.wire.engine_stats import ENGINE_COUNTERS, ENGINE_LAYOUT, READY, EngineRow, Phase
 from workers.wire.protocol import Hello
 from workers.wire.shared_memory import SharedMemory
+from workers.wire.slot_mirror import SlotMirror
 
 log = logging.getLogger(__name__)
 
@@ -23,9 +24,11 @@ class EngineStatsReader:
     def __init__(self) -> None:
         self._met: dict[int, tuple[Hello, SharedMemory]] = {}
 
-    def meet(self, hello: Hello) -> None:
-        """Read this engine where its hello says, from now on."""
-        memory = open_shared_memory(hello)
+    def meet(self, hello: Hello, mirror: SlotMirror | None = None) -> None:
+        """Read this engine where its hello says, from now on, or in the mirror of another
+        machine's.
+        """
+        memory = open_shared_memory(hello) if mirror is None else mirror.memory
         if memory is None:
             return
         if known := self._met.get(hello.engine_index):
@@ -59,7 +62,7 @@ def _row(hello: Hello, memory: SharedMemory, is_ready: bool) -> EngineRow:
     if not memory.is_leased(hello.engine_index):
         state = "down"
         values = {name: values[name] if name in ENGINE_COUNTERS else 0 for name in values}
-    return EngineRow(hello.engine_index, hello.card.device, state, values)
+    return EngineRow(hello.engine_index, hello.card.device, state, values, hello.node)
 
 
 def _trouble(values: Mapping[str, int]) -> str:

@@ -180,7 +180,8 @@ class HttpServer(BaseApplication):
         self._engine.fail_all("server_shutdown")
 
     def _has_engine_socket(self) -> bool:
-        return any(self._model_run_dir.glob("engine-*.sock"))
+        kinds = ("engine-*.sock", "engine-*.tcp")
+        return any(any(self._model_run_dir.glob(kind)) for kind in kinds)
 
     def _load(self) -> Any:
         from qwenapi.app import create_app
@@ -194,13 +195,16 @@ class HttpServer(BaseApplication):
         from qwenapi.observability.tracing import open_tracer
         from qwenapi.request_context.services import Services
         from qwenapi.serving.batch_answers import new_runner
+        from workers.wire.tls import TlsFiles
 
         logs.configure(self._settings)
         profiles = Profiles(self._profiles)
         tokenizers = Tokenizers()
         name = f"http-{self._settings.port}/{os.getpid()}"
+        files = (getattr(self._settings, f"wire_tls_{kind}") for kind in ("cert", "key", "ca"))
+        tls = TlsFiles.of(*files)
         engine = self._engine = EngineClient(
-            self._model_run_dir, name, tokenizers.prepare, Quarantine(self._run_dir)
+            self._model_run_dir, name, tokenizers.prepare, Quarantine(self._run_dir), tls
         )
         engine.start()
         metrics_store = MetricsStore.lease(
