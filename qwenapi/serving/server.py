@@ -199,7 +199,7 @@ class HttpServer(BaseApplication):
 
         logs.configure(self._settings)
         profiles = Profiles(self._profiles)
-        tokenizers = Tokenizers()
+        tokenizers = Tokenizers(self._own_model_folder())
         name = f"http-{self._settings.port}/{os.getpid()}"
         files = (getattr(self._settings, f"wire_tls_{kind}") for kind in ("cert", "key", "ca"))
         tls = TlsFiles.of(*files)
@@ -234,6 +234,15 @@ class HttpServer(BaseApplication):
             runner = new_runner(app, batches, engine, self._settings)
             spawn_lasting("the batch runner", runner.run)
         return app
+
+    def _own_model_folder(self) -> Path | None:
+        """Return where this machine has the model of a cluster's engines, as far as it has it."""
+        from qwenapi.hub.fetch import with_cached_model
+
+        if not self._settings.cluster:
+            return None
+        cached = with_cached_model(self._settings) or self._settings
+        return Path(cached.engine_config().model)
 
     def _monitor(self, metrics_store: Any, engine: Any) -> None:
         from qwenapi.metrics.alerts import CHECK_SECONDS, AlertMonitor, Rules

@@ -145,7 +145,10 @@ class Settings:
         choices=("auto", "torch", "triton"),
     )
     threads: int = _row(
-        0, "CPU threads of each rank; 0: physical cores ÷ all ranks", scope="model", minimum=0
+        0,
+        "CPU threads of each rank; 0: physical cores ÷ all ranks, in a cluster 1",
+        scope="model",
+        minimum=0,
     )
     enable_prefix_caching: bool = _row(
         True, "keep cache blocks for prompts that begin alike", scope="model"

@@ -29,6 +29,7 @@ HANDSHAKE_SECONDS = 5.0
 # An engine on another machine sends its figures several times a second, whatever it does; one that
 # is silent for so long is gone, or the way there is.
 SILENCE_SECONDS = 15.0
+AWAKE_SECONDS = 1.0
 
 _UCRED = struct.Struct("3i")
 
@@ -62,7 +63,7 @@ class Connection:
     def receive(self) -> list[FromEngine]:
         """Wait for bytes; return all messages they complete. Raise ConnectionEnded at the end."""
         try:
-            data = self._sock.recv(READ_BYTES)
+            data = self._recv()
         except TimeoutError as error:
             raise ConnectionSilent(f"silent for {SILENCE_SECONDS:g} s") from error
         except OSError as error:
@@ -70,6 +71,17 @@ class Connection:
         if not data:
             raise ConnectionEnded("end of stream")
         return self._reader.feed(data)
+
+    def _recv(self) -> bytes:
+        try:
+            return self._sock.recv(READ_BYTES)
+        except TimeoutError:
+            # Whoever has slept with the whole machine finds its time over, and what came meanwhile.
+            patience = self._sock.gettimeout()
+            self._sock.settimeout(AWAKE_SECONDS)
+            data = self._sock.recv(READ_BYTES)
+            self._sock.settimeout(patience)
+            return data
 
     def close(self) -> None:
         # shutdown first: a greenlet blocked in recv() wakes with an end of stream instead of
