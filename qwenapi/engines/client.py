@@ -41,7 +41,6 @@ from workers.wire.protocol import (
     SamplingParams,
     wire_id,
 )
-from workers.wire.slot_mirror import SlotMirror
 from workers.wire.tls import TlsFiles
 
 log = logging.getLogger(__name__)
@@ -295,9 +294,8 @@ class EngineClient:
         link: EngineLink | None = None
         is_cut = False
         try:
-            mirror = SlotMirror.private(hello.engine_index) if hello.node else None
+            mirror = self._memories.meet(hello, is_remote=path.suffix == ".tcp")
             link = EngineLink(connection, hello, self._replays, mirror)
-            self._memories.meet(hello, mirror)
             in_thread(lambda: self._prepare(hello.card))
             self._links[path], self._card = link, hello.card
             self._replays.wake()

@@ -23,15 +23,27 @@ class EngineStatsReader:
 
     def __init__(self) -> None:
         self._met: dict[int, tuple[Hello, SharedMemory]] = {}
+        self._mirrored: dict[int, SharedMemory] = {}
 
-    def meet(self, hello: Hello, mirror: SlotMirror | None = None) -> None:
-        """Read this engine where its hello says, from now on, or in the mirror of another
-        machine's.
+    def meet(self, hello: Hello, *, is_remote: bool = False) -> SlotMirror | None:
+        """Read this engine where its hello says from now on; one on another machine, in the mirror
+        that is returned.
         """
-        memory = open_shared_memory(hello) if mirror is None else mirror.memory
-        if memory is None:
-            return
-        if known := self._met.get(hello.engine_index):
+        index = hello.engine_index
+        if is_remote:
+            # For life, as its figures are those of the engine's next connection, too.
+            if index not in self._mirrored:
+                self._mirrored[index] = SharedMemory.private(ENGINE_LAYOUT, index + 1)
+            self._note(hello, self._mirrored[index])
+            return SlotMirror(self._mirrored[index], index)
+        memory = open_shared_memory(hello)
+        if memory is not None:
+            self._note(hello, memory)
+        return None
+
+    def _note(self, hello: Hello, memory: SharedMemory) -> None:
+        known = self._met.get(hello.engine_index)
+        if known is not None and known[1] is not self._mirrored.get(hello.engine_index):
             known[1].close()
         self._met[hello.engine_index] = (hello, memory)
 

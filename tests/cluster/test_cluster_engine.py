@@ -10,7 +10,7 @@ from qwenapi.cluster.cluster_engine import LOST, ClusterEngine
 from qwenapi.cluster.job import restored
 from qwenapi.settings.table import Settings
 from tests.running_server import RunningServer, wait_for
-from tests.wire.test_tcp import Engine
+from tests.wire.tcp_engine import TcpEngine
 from workers.errors import ConfigError, ExitCode
 from workers.wire.endpoint import endpoint_path
 from workers.wire.engine_stats import ENGINE_LAYOUT
@@ -67,7 +67,7 @@ def house(tmp_path):
 
 @pytest.fixture
 def engine(tmp_path):
-    engine = Engine(tmp_path)
+    engine = TcpEngine(tmp_path)
     yield engine
     if engine.thread.is_alive():
         engine.stop()

@@ -9,10 +9,9 @@ from dataclasses import replace
 
 import pytest
 
-from qwenapi.settings.table import etc_dir
 from tests.running_server import wait_for
 from tests.wire.certificates import make_certificates
-from workers.config import EngineConfig
+from tests.wire.tcp_engine import SECRET, TcpEngine
 from workers.errors import ProtocolError
 from workers.wire import connection as connection_module
 from workers.wire.connection import ConnectionEnded, ConnectionSilent, connect
@@ -24,71 +23,22 @@ from workers.wire.protocol import Attach, Finished, Generate, SamplingParams, Sl
 from workers.wire.shared_memory import SharedMemory
 from workers.wire.slot_mirror import SlotMirror
 from workers.worker import tcp_door
-from workers.worker.stub import StubEngine
 from workers.worker.tcp_door import DoorSpec
-from workers.worker.worker import Worker
-from workers.worker.worker_spec import WorkerSpec
 
-SECRET = b"s" * 32
 needs_openssl = pytest.mark.skipif(shutil.which("openssl") is None, reason="there is no openssl")
-
-
-class Engine:
-    """A worker on the stub, which listens on both kinds of socket and runs in a thread."""
-
-    def __init__(self, folder, tls=None):
-        self.tls = tls
-        self.memory = SharedMemory.create(folder / "engines.shm", ENGINE_LAYOUT, 4)
-        config = EngineConfig(str(etc_dir() / "models" / "demo"), stub=True)
-        door = DoorSpec("127.0.0.1", SECRET, tls)
-        spec = WorkerSpec(3, folder, self.memory.path, door, "node-1")
-        row = self.memory.lease(3)
-        row.update(generation=time.time_ns(), total_blocks=77)
-        self.worker = Worker(StubEngine(config), config, spec, row)
-        self.unix, self.tcp = spec.socket_path, endpoint_path(folder, 3)
-        self.endpoint = Endpoint(
-            host="127.0.0.1",
-            port=self.worker.port,
-            secret=SECRET,
-            node="node-1",
-            uses_tls=tls is not None,
-        )
-        self.endpoint.write(self.tcp)
-        self.worker.start()
-        self.thread = threading.Thread(target=self.worker.run)
-        self.thread.start()
-
-    @property
-    def num_peers(self):
-        return len(self.worker._listener._peers)
-
-    @property
-    def num_visitors(self):
-        return len(self.worker._door._visitors)
-
-    def connect(self, path=None):
-        return connect(str(path or self.tcp), "test", self.tls)
-
-    def dial(self):
-        return socket.create_connection(("127.0.0.1", self.worker.port), timeout=5)
-
-    def stop(self):
-        self.worker.drain()
-        self.thread.join(10)
-        assert not self.thread.is_alive()
 
 
 @pytest.fixture(params=["plain", pytest.param("tls", marks=needs_openssl)])
 def engine(tmp_path, request):
     tls = make_certificates(tmp_path / "ca") if request.param == "tls" else None
-    engine = Engine(tmp_path, tls)
+    engine = TcpEngine(tmp_path, tls)
     yield engine
     engine.stop()
 
 
 @pytest.fixture
 def plain(tmp_path):
-    engine = Engine(tmp_path)
+    engine = TcpEngine(tmp_path)
     yield engine
     engine.stop()
 
@@ -134,7 +84,7 @@ def test_a_large_request_passes(engine):
 
 def test_the_slot_arrives_where_its_memory_cannot_be_read(engine):
     connection, hello = engine.connect()
-    mirror = SlotMirror.private(hello.engine_index)
+    mirror = SlotMirror(SharedMemory.private(ENGINE_LAYOUT, 4), hello.engine_index)
     before = time.monotonic_ns()
     while mirror.memory.read(3)["generation"] != hello.generation:
         for message in connection.receive():
@@ -150,7 +100,7 @@ def test_the_slot_arrives_where_its_memory_cannot_be_read(engine):
 
 
 def test_a_slot_of_another_versions_layout_is_left_alone(caplog):
-    mirror = SlotMirror.private(0)
+    mirror = SlotMirror(SharedMemory.private(ENGINE_LAYOUT), 0)
     for _ in range(2):
         mirror.take(SlotUpdate(1, 0, (7, 7)))
     assert set(mirror.memory.values(0)) == {0}
@@ -202,7 +152,7 @@ def test_a_stranger_is_refused_logged_once_and_nothing_of_it_is_read(plain, capl
 
 def test_who_says_nothing_is_sent_away_in_time(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(tcp_door, "HANDSHAKE_SECONDS", 0.2)
-    engine = Engine(tmp_path)
+    engine = TcpEngine(tmp_path)
     silent = [engine.dial() for _ in range(5)]
     for sock in silent:
         assert sock.recv(10) == b""
@@ -300,7 +250,7 @@ def test_a_truncated_frame_of_one_who_is_in_is_never_acted_on(plain):
 
 def test_a_peer_that_falls_silent_is_a_cut_connection(tmp_path, monkeypatch):
     monkeypatch.setattr(connection_module, "SILENCE_SECONDS", 0.6)
-    engine = Engine(tmp_path)
+    engine = TcpEngine(tmp_path)
     connection, _ = engine.connect()
     until = time.monotonic() + 1.2
     while time.monotonic() < until:
@@ -325,7 +275,7 @@ def test_an_engine_that_ends_is_seen_at_once(plain):
 
 @needs_openssl
 def test_tls_wants_a_certificate_of_the_authority_from_both(tmp_path, caplog):
-    engine = Engine(tmp_path, make_certificates(tmp_path / "ours"))
+    engine = TcpEngine(tmp_path, make_certificates(tmp_path / "ours"))
     others = make_certificates(tmp_path / "theirs")
     with pytest.raises(OSError, match="certificate verify failed"):
         connect(str(engine.tcp), "test", others)

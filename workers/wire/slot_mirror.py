@@ -16,18 +16,13 @@ _BEAT = ENGINE_LAYOUT.index["beat_ns"]
 
 
 class SlotMirror:
-    """Holds a slot of `memory` while the engine's connection lasts; the memory is not its own."""
+    """Holds a slot of a memory while the engine's connection lasts; the memory is another's."""
 
     def __init__(self, memory: SharedMemory, engine_index: int) -> None:
         self.memory = memory
         self._index = engine_index
         self._slot = memory.lease(engine_index)
         self._is_understood = True
-
-    @classmethod
-    def private(cls, engine_index: int) -> "SlotMirror":
-        """Return one that only this process can read."""
-        return cls(SharedMemory.private(ENGINE_LAYOUT, engine_index + 1), engine_index)
 
     def take(self, update: SlotUpdate) -> None:
         """Write what has come; of another version's layout nothing can be read."""
