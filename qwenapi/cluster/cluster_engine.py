@@ -59,6 +59,7 @@ class ClusterEngine:
         self._refused_at: float | None = None
         self._has_served, self._num_tokens = False, 0
         self._life, self._node = 0, "no node"
+        self._num_launcher_starts = 0
 
     def start(self) -> None:
         """Ask for a place and a process there; returns before there is either."""
@@ -69,15 +70,15 @@ class ClusterEngine:
         self._life = self._launcher.start(
             self._engine, {**self._job, "slot": slot, "secret": secret}
         )
+        self._num_launcher_starts = self._launcher.num_starts
 
     def poll(self) -> int | None:
         """Return the exit code, a signal's where the engine is lost, or None while it runs."""
         for event in self._launcher.events(self._engine):
             if event["life"] == self._life:
                 self._on_event(event)
-        if self._exit is None and self._launcher.exit_code is not None:
-            self._exit = self._launcher.exit_code or LOST
-            self.failure = self._launcher.failure or "the launcher's process has ended"
+        if self._exit is None:
+            self._exit = self._launchers_exit()
         if self._exit is None and self._is_refused_for_long():
             self._exit, self.failure = LOST, f"{self.name} on {self._node}: its port is closed"
             self._launcher.signal(self._engine, "kill")
@@ -128,6 +129,14 @@ class ClusterEngine:
         if self._exit is None:
             self._exit = LOST
 
+    def _launchers_exit(self) -> int | None:
+        """Return the exit code of the launcher's process that has this life, if it has ended."""
+        code = self._launcher.exit_code
+        if code is None and self._launcher.num_starts == self._num_launcher_starts:
+            return None
+        self.failure = self._launcher.failure or "the launcher's process has ended"
+        return code or LOST
+
     def _forget(self) -> None:
         self.failure, self.pid, self._hang = None, None, None
         self._exit = self._refused_at = None
@@ -148,7 +157,8 @@ class ClusterEngine:
             if self._exit is None:
                 self._exit, self.failure = LOST, f"{self.name} on {self._node}: {event['why']}"
             return
-        self._exit, self.failure = event["exit"], event["failure"]
+        if self._exit is None:
+            self._exit, self.failure = event["exit"], event["failure"]
         self.pid, self._hang = event.get("pid"), event.get("hang")
         what, fraction = event.get("progress", ("", 0.0))
         if what:

@@ -40,6 +40,7 @@ class ClusterLauncher:
         }
         self.failure: str | None = None
         self.is_connected = False
+        self.num_starts = 0  # of the process
         self._process: subprocess.Popen[bytes] | None = None
         self._events_fd = -1
         self._heard = b""
@@ -75,6 +76,7 @@ class ClusterLauncher:
             )
         finally:
             os.close(theirs)
+        self.num_starts += 1
         self._send(self._facts)
 
     def start(self, engine: int, job: Mapping[str, Any]) -> int:
@@ -94,6 +96,11 @@ class ClusterLauncher:
         heard = list(self._events[engine])
         self._events[engine].clear()
         return heard
+
+    def wait(self, seconds: float) -> None:
+        """Wait for the end of the process; raise TimeoutExpired."""
+        assert self._process is not None
+        self._process.wait(seconds)
 
     def kill(self) -> None:
         if self._process is not None:
@@ -150,9 +157,8 @@ def survey(settings: Settings) -> dict[str, Any]:
     """Return what the cluster's nodes have, and what was found on each; raise ConfigError."""
     launcher = ClusterLauncher(settings, "survey", job=job_settings(settings))
     launcher.ensure()
-    assert launcher._process is not None
     try:
-        launcher._process.wait(SURVEY_SECONDS)
+        launcher.wait(SURVEY_SECONDS)
         found = launcher.events(-1)
         if not found:
             raise ConfigError(launcher.failure or "the cluster was not looked at: see above")

@@ -93,7 +93,7 @@ class RayCluster:
         """Return the living node that has an engine's place, or None while none has."""
         assert self._group is not None
         table = placement_group_table(self._group)
-        if table["state"] != "CREATED":
+        if table["state"] not in ("CREATED", "RESCHEDULING"):  # the others' places stay theirs
             return None
         node_id = table["bundles_to_node_id"].get(engine)
         return next((node for node in self.nodes() if node.id == node_id), None)

@@ -1,7 +1,9 @@
 """Engines on the nodes of a real Ray cluster: a node is lost under streams, and comes back."""
 
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -106,10 +108,14 @@ def test_a_lost_node_costs_no_stream_and_its_engine_comes_back_with_it(
     assert not alive
     assert nodes_of_ready(server) == {"b"}
     assert len(engines(server)) == 2 and server.get("/readyz").status_code == 200
+    (left,) = (number for number, row in engines(server).items() if row["state"] == "ready")
+    os.kill(server.row(left)["pid"], signal.SIGKILL)
+    wait_for(lambda: engines(server)[left]["restarts"] == 1, 30)
+    wait_for(lambda: nodes_of_ready(server) == {"b"}, 30, lambda: server.log)
 
     ray_nodes.add("a", 21)
     wait_for(lambda: nodes_of_ready(server) == {"a", "b"}, 60, lambda: server.log)
-    assert sorted(row["restarts"] for row in engines(server).values()) == [0, 1]
+    assert [row["restarts"] for row in engines(server).values()] == [1, 1]
     assert [ask(server) for ask in asks[:2]] == whole[:2]
     assert server.stop() == 0
     assert "Traceback" not in server.log, server.log

@@ -22,7 +22,7 @@ class Launcher:
 
     def __init__(self):
         self.exit_code = self.failure = None
-        self.asked, self.said, self.num_lives = [], [], 0
+        self.asked, self.said, self.num_lives, self.num_starts = [], [], 0, 1
 
     def start(self, engine, job):
         self.num_lives += 1
@@ -143,6 +143,11 @@ def test_a_host_that_finds_it_hanging_is_believed(house):
 def test_the_launchers_end_is_that_of_its_engines(house):
     house.launcher.exit_code, house.launcher.failure = ExitCode.CONFIG, "no Ray cluster"
     assert house.child.poll() == ExitCode.CONFIG and house.child.failure == "no Ray cluster"
+
+
+def test_a_life_ends_with_its_launcher_though_another_has_been_started(house):
+    house.launcher.num_starts += 1
+    assert house.child.poll() == LOST and "launcher's process has ended" in house.child.failure
 
 
 def test_without_the_extra_one_line_says_what_to_install(monkeypatch):

@@ -1,4 +1,4 @@
-"""An HTTP half whose engine is on another machine: answers are the same, and outlive the connection.
+"""An HTTP half whose engine is by TCP: the same answers, whatever the way there does.
 
 The engine is this test's, and between the two is a proxy that it can cut.
 """
