@@ -18,6 +18,7 @@ from qwenapi.settings.table import Settings
 from workers.errors import ConfigError
 
 SURVEY_SECONDS = 120.0
+ENVIRON = {"RAY_COLOR_PREFIX": "0", "RAY_USAGE_STATS_ENABLED": "0"}
 INSTALL = "--cluster needs Ray, on every machine: pip install 'qwenapi[ray]'"
 
 
@@ -72,7 +73,7 @@ class ClusterLauncher:
                 stdin=subprocess.PIPE,
                 pass_fds=(theirs,),
                 start_new_session=True,
-                env=os.environ | {"RAY_COLOR_PREFIX": "0"},
+                env=os.environ | ENVIRON,
             )
         finally:
             os.close(theirs)
