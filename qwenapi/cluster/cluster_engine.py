@@ -17,11 +17,11 @@ import msgspec
 from qwenapi.cluster.job import job_settings
 from qwenapi.cluster.launcher import ClusterLauncher
 from qwenapi.cluster.slot_feed import SlotFeed
+from qwenapi.cluster.wire_tls import wire_tls
 from qwenapi.settings.table import Settings
 from workers.wire.connection import SILENCE_SECONDS
 from workers.wire.endpoint import SECRET_BYTES, Endpoint, endpoint_path
 from workers.wire.shared_memory import SharedMemory
-from workers.wire.tls import TlsFiles
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ class ClusterEngine:
         self.pid: int | None = None
         self._engine = engine
         self._job = job_settings(settings)
-        self._tls = TlsFiles.of(settings.wire_tls_cert, settings.wire_tls_key, settings.wire_tls_ca)
+        self._tls = wire_tls(settings)
         self._path = endpoint_path(run_dir, engine)
         self._memory = memory
         self._launcher = launcher

@@ -18,6 +18,7 @@ from typing import Any
 import msgspec
 
 from qwenapi.cluster.job import restored
+from qwenapi.cluster.wire_tls import wire_tls
 from qwenapi.doctor.report import check_model, refuse_unfit
 from qwenapi.hub.fetch import with_local_model
 from qwenapi.settings.run_dir import make_run_dir, user_folder
@@ -29,7 +30,6 @@ from workers.wire.endpoint import Endpoint
 from workers.wire.engine_stats import ENGINE_LAYOUT
 from workers.wire.shared_memory import SharedMemory
 from workers.wire.shared_memory_files import remove_shared_memory, shared_memory_path
-from workers.wire.tls import TlsFiles
 from workers.worker.tcp_door import DoorSpec
 from workers.worker.worker_spec import WorkerSpec
 
@@ -89,7 +89,7 @@ class EngineHost:
     def _start(self, job: Mapping[str, Any]) -> None:
         settings = restored(job)
         logs.configure(f"host of engine-{job['engine']}", settings.log_level, settings.log_format)
-        tls = TlsFiles.of(settings.wire_tls_cert, settings.wire_tls_key, settings.wire_tls_ca)
+        tls = wire_tls(settings)
         settings = with_local_model(settings, lambda line: print(line, file=sys.stderr))
         refuse_unfit(settings)
         folder, engine = _own_folder(), int(job["engine"])

@@ -185,6 +185,7 @@ class HttpServer(BaseApplication):
 
     def _load(self) -> Any:
         from qwenapi.app import create_app
+        from qwenapi.cluster.wire_tls import wire_tls
         from qwenapi.engines.client import EngineClient
         from qwenapi.engines.quarantine import Quarantine
         from qwenapi.generation.tokenizers import Tokenizers
@@ -195,16 +196,17 @@ class HttpServer(BaseApplication):
         from qwenapi.observability.tracing import open_tracer
         from qwenapi.request_context.services import Services
         from qwenapi.serving.batch_answers import new_runner
-        from workers.wire.tls import TlsFiles
 
         logs.configure(self._settings)
         profiles = Profiles(self._profiles)
         tokenizers = Tokenizers(self._own_model_folder())
         name = f"http-{self._settings.port}/{os.getpid()}"
-        files = (getattr(self._settings, f"wire_tls_{kind}") for kind in ("cert", "key", "ca"))
-        tls = TlsFiles.of(*files)
         engine = self._engine = EngineClient(
-            self._model_run_dir, name, tokenizers.prepare, Quarantine(self._run_dir), tls
+            self._model_run_dir,
+            name,
+            tokenizers.prepare,
+            Quarantine(self._run_dir),
+            wire_tls(self._settings),
         )
         engine.start()
         metrics_store = MetricsStore.lease(

@@ -156,6 +156,20 @@ def test_without_the_extra_one_line_says_what_to_install(monkeypatch):
         launcher.ClusterLauncher(Settings(cluster="auto"))
 
 
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (("--wire-tls-cert", "c.pem"), "TLS between machines needs three files"),
+        (("--cluster", "auto", "--model-run-dir", "/r"), "both say where engines are"),
+    ],
+)
+def test_settings_that_do_not_go_together_are_refused(tmp_path, flags, words):
+    server = RunningServer(tmp_path / "run", *flags, command="http")
+    assert server.process.wait(30) == ExitCode.CONFIG
+    server.close()
+    assert words in server.log and "Traceback" not in server.log
+
+
 @pytest.mark.parametrize("command", ["model", "http"])
 def test_a_cluster_that_is_not_there_ends_the_start_with_its_address(tmp_path, command):
     server = RunningServer(tmp_path / "run", "--cluster", "127.0.0.1:1", command=command)
