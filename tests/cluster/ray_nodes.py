@@ -3,6 +3,7 @@ its own on loopback.
 """
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -112,3 +113,4 @@ class RayNodes:
     def stop(self):
         for node in reversed(self.nodes.values()):
             node.stop()
+        shutil.rmtree(self.temp, ignore_errors=True)
