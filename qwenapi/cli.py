@@ -65,8 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def serve(parsed: argparse.Namespace) -> int:
     """Run both halves on this machine."""
-    settings = _with_local_model(load(vars(parsed)))
-    _refuse_unfit(settings)
+    settings = _with_fit_model(load(vars(parsed)))
     folder = _own(run_dir(settings, "serve"))
     http = _http_half(parsed, folder, lambda _: folder)
     model = _model_half(parsed, settings, folder)
@@ -83,16 +82,24 @@ def http(parsed: argparse.Namespace) -> int:
     """Run the HTTP half."""
     settings = load(vars(parsed))
     folder = _own(run_dir(settings, "http"))
-    half = _http_half(parsed, folder, model_run_dir)
-    reloaders = {"http": half.reloader(0)}
-    return _supervise(settings, folder, [half.children], reloaders, half.listener)
+    if settings.cluster:
+        if settings.model_run_dir:
+            raise ConfigError("--cluster and --model-run-dir both say where engines are: set one")
+        from qwenapi.cluster.cluster_watch import ClusterWatch
+
+        watch: list[Sequence[Child]] = [[ClusterWatch(settings, folder)]]
+        half = _http_half(parsed, folder, lambda _: folder)
+    else:
+        watch = []
+        half = _http_half(parsed, folder, model_run_dir)
+    reloaders = {"http": half.reloader(len(watch))}
+    return _supervise(settings, folder, [*watch, half.children], reloaders, half.listener)
 
 
 def model(parsed: argparse.Namespace) -> int:
     """Run the model half."""
     asked = load(vars(parsed))
-    settings = _with_local_model(asked)
-    _refuse_unfit(settings)
+    settings = _with_fit_model(asked)
     folder = _own(run_dir(asked, "model"))
     half = _model_half(parsed, settings, folder)
     return _supervise(settings, folder, [half.children], {"model": half.reloader(0)})
@@ -101,7 +108,7 @@ def model(parsed: argparse.Namespace) -> int:
 def check(parsed: argparse.Namespace) -> int:
     """Validate settings and start nothing."""
     startup_config = StartupConfig.read(vars(parsed))
-    if parsed.startup_config == "model":
+    if parsed.startup_config == "model" and not startup_config.settings.cluster:
         from qwenapi.hub.fetch import with_cached_model
 
         settings = with_cached_model(startup_config.settings)
@@ -121,7 +128,11 @@ def doctor(parsed: argparse.Namespace) -> int:
     """Say before a start whether it would succeed, what fits and what to change."""
     from qwenapi.doctor.report import main as run_doctor
 
-    return run_doctor(parsed)
+    if not load(vars(parsed)).cluster:
+        return run_doctor(parsed)
+    from qwenapi.cluster.launcher import survey
+
+    return run_doctor(parsed, survey)
 
 
 def top(parsed: argparse.Namespace) -> int:
@@ -174,11 +185,17 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _with_local_model(settings: Settings) -> Settings:
-    """Fetch the model first if it is a hub's."""
+def _with_fit_model(settings: Settings) -> Settings:
+    """Fetch the model first if it is a hub's, and refuse one that does not fit; in a cluster each
+    node does so itself.
+    """
     from qwenapi.hub.fetch import with_local_model
 
-    return with_local_model(settings, lambda line: print(f"qwenapi: {line}", file=sys.stderr))
+    if settings.cluster:
+        return settings
+    fetched = with_local_model(settings, lambda line: print(f"qwenapi: {line}", file=sys.stderr))
+    _refuse_unfit(fetched)
+    return fetched
 
 
 def _refuse_unfit(settings: Settings, *, is_running: bool = False) -> None:

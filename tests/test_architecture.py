@@ -96,30 +96,36 @@ ROOMS: dict[str, str] = {
     "qwenapi.doctor": """
         qwenapi.settings qwenapi.hub qwenapi.text qwenapi.observability qwenapi.metrics
         qwenapi.generation workers.errors workers.checkpoint workers.wire""",
+    "qwenapi.cluster": """
+        qwenapi.settings qwenapi.hub qwenapi.doctor workers.errors workers.logs
+        workers.parent_death workers.wire workers.worker workers.supervisor""",
     "qwenapi.serving": """
-        qwenapi.settings qwenapi.greenlets qwenapi.observability qwenapi.keys qwenapi.metrics
-        qwenapi.engines qwenapi.conversations qwenapi.batches qwenapi.generation
-        qwenapi.request_context qwenapi.app
+        qwenapi.settings qwenapi.hub qwenapi.cluster qwenapi.greenlets qwenapi.observability
+        qwenapi.keys qwenapi.metrics qwenapi.engines qwenapi.conversations qwenapi.batches
+        qwenapi.generation qwenapi.request_context qwenapi.app
         workers.errors workers.cpu_cores workers.parent_death workers.wire workers.worker
         workers.supervisor""",
     "qwenapi.commands": """
         qwenapi.batches qwenapi.settings qwenapi.hub qwenapi.metrics workers.errors workers.wire
         workers.worker""",
     "qwenapi.cli": """
-        qwenapi.settings qwenapi.keys qwenapi.hub qwenapi.doctor qwenapi.serving qwenapi.commands
+        qwenapi.settings qwenapi.keys qwenapi.hub qwenapi.doctor qwenapi.cluster qwenapi.serving
+        qwenapi.commands
         workers.errors workers.logs workers.wire workers.supervisor""",
     "qwenapi.__main__": "qwenapi.cli",
 }
 # Of the model half, the HTTP half's processes know the wire and what a model folder says. Only who
 # starts or measures processes knows more.
 SHARED_WITH_HTTP = {"workers.wire", "workers.checkpoint", "workers.config", "workers.errors"}
-PROCESS_ROOMS = {"qwenapi.cli", "qwenapi.serving", "qwenapi.commands"}
+PROCESS_ROOMS = {"qwenapi.cli", "qwenapi.cluster", "qwenapi.serving", "qwenapi.commands"}
 NOT_FOR_WORKERS = {"qwenapi", "flask", "gevent", "gunicorn", "marshmallow", "werkzeug"}
 HEAVY = {"torch", "transformers", "accelerate", "triton"}
 HEAVY_PLACES = ("workers/engine/", "workers/model/")
 PURE_NAMES = {"schemas.py", "render.py", "params.py"}
 NOT_PURE = {"flask", "gevent", "gunicorn", "requests", "socket", "subprocess", "threading"}
 NO_FLASK_PLACES = ("qwenapi/text/", "qwenapi/metrics/")
+# Ray ends the processes that use it when it sees fit, and is an extra.
+RAY_PLACE = "qwenapi/cluster/ray_cluster.py"
 UNSAFE_MODULES = {"pickle", "cPickle", "marshal", "shelve", "dill", "cloudpickle", "joblib"}
 UNSAFE_CALLS = {"eval", "exec", "torch.load", "torch.save", "yaml.load", "os.system", "os.popen"}
 IMPORT_TIME_WORK = re.compile(
@@ -330,6 +336,11 @@ def test_torch_is_imported_only_where_tensors_are():
         for item in imports(path)
         if item.top in HEAVY and (item.is_at_import_time or path.startswith("qwenapi/"))
     )
+
+
+def test_one_module_alone_knows_ray():
+    knows = {path for path in sources() for item in imports(path) if item.top == "ray"}
+    assert knows == {RAY_PLACE}
 
 
 def test_engine_parts_are_reached_only_from_functions():

@@ -22,7 +22,8 @@ from qwenapi.metrics.status import state_slots
 from qwenapi.settings.run_dir import run_dir
 from qwenapi.settings.sources import load, load_profiles
 from qwenapi.settings.table import Settings, etc_dir
-from workers.errors import ConfigError, ExitCode, SharedMemoryError
+from workers.errors import ConfigError, ExitCode, ProtocolError, SharedMemoryError
+from workers.wire.endpoint import Endpoint, endpoint_path
 from workers.wire.engine_stats import ENGINE_COUNTERS, ENGINE_LAYOUT, EngineRow, Phase
 from workers.wire.shared_memory import SharedMemory
 from workers.wire.shared_memory_files import shared_memory_path
@@ -95,7 +96,7 @@ class StatsSources:
             with suppress(SharedMemoryError):
                 memory = SharedMemory.open(shared_memory_path(folder, ENGINE_LAYOUT), ENGINE_LAYOUT)
                 try:
-                    yield from [_engine(memory, slot) for slot in range(memory.num_slots)]
+                    yield from [_engine(folder, memory, slot) for slot in range(memory.num_slots)]
                 finally:
                     memory.close()
                 return
@@ -207,14 +208,22 @@ def _nothing_at(*folders: Path) -> str:
     return f"no qwenapi runs at {', '.join(map(str, folders))}; {remedy}"
 
 
-def _engine(memory: SharedMemory, slot: int) -> EngineReading:
+def _engine(folder: Path, memory: SharedMemory, slot: int) -> EngineReading:
     values = memory.read(slot)
     age = (time.monotonic_ns() - values["beat_ns"]) / 1e9
     state = PHASES.get(values["phase"], "none")
     if not memory.is_leased(slot):
         state = DOWN
         values = {name: values[name] if name in ENGINE_COUNTERS else 0 for name in values}
-    return EngineReading(EngineRow(slot, "", state, values), age)
+    return EngineReading(EngineRow(slot, "", state, values, _node(folder, slot)), age)
+
+
+def _node(folder: Path, slot: int) -> str:
+    """Return the node of a cluster that an engine is on; empty: this machine, or nowhere now."""
+    try:
+        return Endpoint.read(endpoint_path(folder, slot)).node
+    except (OSError, ProtocolError):
+        return ""
 
 
 def _profile(counts: Counts, earlier: Counts | None, seconds: float) -> dict[str, Any]:
@@ -245,6 +254,7 @@ def _engine_report(
     grown = values[key] - before[0].row.values[key] if before else None
     return {
         "engine": row.engine,
+        "node": row.node or None,
         "phase": row.state,
         "running": values["running"],
         "waiting": values["waiting"],
@@ -300,8 +310,10 @@ def _screen(shown: Mapping[str, Any]) -> "RenderableType":
         for name, row in shown["profiles"].items()
     ]
     has_state = any(row["state_slots"] for row in shown["engines"])
+    has_nodes = any(row["node"] for row in shown["engines"])
     engines = [
-        [str(row["engine"]), row["phase"], str(row["running"]), str(row["waiting"])]
+        [str(row["engine"]), *[row["node"] or "-"][:has_nodes], row["phase"]]
+        + [str(row["running"]), str(row["waiting"])]
         + [f"{row['kv_cache_usage']:.1%}", *_states(row["state_slots"])[: 3 * has_state]]
         + [_number(row["tokens_per_second"])]
         + [_share(row["accepted_tokens"], row["drafted_tokens"])]
@@ -310,7 +322,7 @@ def _screen(shown: Mapping[str, Any]) -> "RenderableType":
     ]
     titles = ("profile", "runs", "waits", "accepted", "done", "failed", "cancelled", "tokens/s")
     times = ("first\ntoken", "between\ntokens", "whole\nanswer")
-    about = ["engine", "phase", "runs", "waits", "cache used"]
+    about = ["engine", *["node"] * has_nodes, "phase", "runs", "waits", "cache used"]
     about += ["states used", "snapshots", "hits"] if has_state else []
     return Group(
         Text(head, style="bold red" if shown["alerts"] else "bold"),

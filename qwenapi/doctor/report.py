@@ -2,11 +2,13 @@
 
 import argparse
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from itertools import chain
+from typing import Any
 
 from qwenapi.doctor.check import Check, Outcome, failure, refused
+from qwenapi.doctor.cluster import check_cluster
 from qwenapi.doctor.machine import check_machine
 from qwenapi.doctor.memory import check_memory, find_room
 from qwenapi.doctor.model import check_config, check_tokenizer, check_weights, not_fetched
@@ -19,17 +21,31 @@ from workers.errors import ConfigError, ExitCode
 _WIDTH = 14
 
 
-def main(parsed: argparse.Namespace) -> int:
-    """Print every check; the exit code is 78 if one failed."""
+def main(
+    parsed: argparse.Namespace, survey: Callable[[Settings], dict[str, Any]] | None = None
+) -> int:
+    """Print every check; the exit code is 78 if one failed. `survey` asks the nodes of a cluster,
+    where engines are to run instead of here.
+    """
     settings = load(vars(parsed))
     profiles = [profile.name for profile in load_profiles(settings, vars(parsed))]
-    checks = list(chain(check_model(settings), check_machine(settings, profiles)))
+    model = check_model(settings) if survey is None else _check_cluster(settings, survey)
+    checks = list(chain(model, check_machine(settings, profiles)))
     worst = max((check.outcome for check in checks), key=list(Outcome).index)
     if parsed.as_json:
         print(json.dumps({"outcome": worst, "checks": [asdict(check) for check in checks]}))
     else:
         print("\n".join(map(_lines, checks)))
     return ExitCode.CONFIG if worst is Outcome.FAILURE else ExitCode.OK
+
+
+def _check_cluster(
+    settings: Settings, survey: Callable[[Settings], dict[str, Any]]
+) -> Iterator[Check]:
+    try:
+        yield from check_cluster(survey(settings), settings.data_parallel_size)
+    except ConfigError as error:
+        yield refused("cluster", error)
 
 
 def refuse_unfit(settings: Settings, *, is_running: bool = False) -> None:

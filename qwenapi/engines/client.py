@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 
 import gevent
@@ -27,7 +28,7 @@ from qwenapi.errors import RequestQuarantined
 from qwenapi.greenlets import in_thread, spawn_lasting
 from qwenapi.settings.queue_limits import QueueLimits
 from workers.errors import ConfigError, ProtocolError
-from workers.wire.connection import ConnectionEnded, connect
+from workers.wire.connection import ConnectionEnded, ConnectionSilent, connect
 from workers.wire.engine_stats import EngineRow
 from workers.wire.grammar import Grammar
 from workers.wire.protocol import (
@@ -40,6 +41,7 @@ from workers.wire.protocol import (
     SamplingParams,
     wire_id,
 )
+from workers.wire.tls import TlsFiles
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +74,9 @@ class Refused(EngineError):
 
 
 class EngineClient:
-    """All engines of one model half, found by the sockets in its run directory."""
+    """All engines of one model half, found by the sockets in its run directory, and by the
+    addresses there of those on other machines.
+    """
 
     def __init__(
         self,
@@ -80,14 +84,19 @@ class EngineClient:
         name: str,
         prepare: Callable[[ModelCard], None],
         quarantine: Quarantine | None = None,
+        tls: TlsFiles | None = None,
     ) -> None:
-        """`prepare` is called in a thread with each engine's card, before requests can reach it."""
+        """`prepare` is called in a thread with each engine's card, before requests can reach it;
+        `tls` is for engines on other machines.
+        """
         self._run_dir = run_dir
         self._name = name
         self._prepare = prepare
         self._links: dict[Path, EngineLink] = {}
         self._router = Router()
         self._connecting: set[Path] = set()
+        self._tls = tls
+        self._complaints: dict[Path, str] = {}
         self._serials = itertools.count(1)
         self._memories = EngineStatsReader()
         self._replays = Replays(
@@ -267,7 +276,7 @@ class EngineClient:
 
     def _discover(self) -> None:
         while True:
-            for path in self._run_dir.glob("engine-*.sock"):
+            for path in chain(*map(self._run_dir.glob, ("engine-*.sock", "engine-*.tcp"))):
                 if path not in self._links and path not in self._connecting:
                     self._connecting.add(path)
                     gevent.spawn(self._serve, path)
@@ -276,15 +285,17 @@ class EngineClient:
     def _serve(self, path: Path) -> None:
         """Hold the connection to one engine, from its hello to its end."""
         try:
-            connection, hello = connect(str(path), self._name)
-        except (OSError, ConnectionEnded, ProtocolError) as error:
-            log.debug("%s: %s", path.name, error)
+            connection, hello = connect(str(path), self._name, self._tls)
+        except (OSError, ConnectionEnded, ProtocolError, ConfigError) as error:
+            self._complain(path, error)
             self._connecting.discard(path)
             return
+        self._complaints.pop(path, None)
         link: EngineLink | None = None
+        is_cut = False
         try:
-            link = EngineLink(connection, hello, self._replays)
-            self._memories.meet(hello)
+            mirror = self._memories.meet(hello, is_remote=path.suffix == ".tcp")
+            link = EngineLink(connection, hello, self._replays, mirror)
             in_thread(lambda: self._prepare(hello.card))
             self._links[path], self._card = link, hello.card
             self._replays.wake()
@@ -293,6 +304,7 @@ class EngineClient:
             link.read()
         except (OSError, ConnectionEnded, ProtocolError) as error:
             log.warning("%s lost: %s", path.name, error)
+            is_cut = isinstance(error, ConnectionSilent)
         except ConfigError as error:
             log.critical("%s cannot be used: %s", path.name, error)
             gevent.sleep(UNUSABLE_SECONDS)
@@ -303,7 +315,16 @@ class EngineClient:
             if link is None:
                 connection.close()
             else:
-                link.end()
+                link.end(is_cut=is_cut)
+
+    def _complain(self, path: Path, error: Exception) -> None:
+        """Say once why an engine is not spoken to; that none listens is usual while one starts."""
+        is_usual = isinstance(error, ConnectionError | ConnectionEnded | FileNotFoundError)
+        if is_usual or self._complaints.get(path) == str(error):
+            log.debug("%s: %s", path.name, error)
+        else:
+            log.warning("%s: %s; tried again", path.name, error)
+            self._complaints[path] = str(error)
 
     def _keep_time(self) -> None:
         """Ping engines, and let callers who have got nothing for a while have a sign of life."""

@@ -13,6 +13,7 @@ from workers.errors import SharedMemoryError
 from workers.wire.engine_stats import ENGINE_COUNTERS, ENGINE_LAYOUT, READY, EngineRow, Phase
 from workers.wire.protocol import Hello
 from workers.wire.shared_memory import SharedMemory
+from workers.wire.slot_mirror import SlotMirror
 
 log = logging.getLogger(__name__)
 
@@ -22,13 +23,27 @@ class EngineStatsReader:
 
     def __init__(self) -> None:
         self._met: dict[int, tuple[Hello, SharedMemory]] = {}
+        self._mirrored: dict[int, SharedMemory] = {}
 
-    def meet(self, hello: Hello) -> None:
-        """Read this engine where its hello says, from now on."""
+    def meet(self, hello: Hello, *, is_remote: bool = False) -> SlotMirror | None:
+        """Read this engine where its hello says from now on; one on another machine, in the mirror
+        that is returned.
+        """
+        index = hello.engine_index
+        if is_remote:
+            # For life, as its figures are those of the engine's next connection, too.
+            if index not in self._mirrored:
+                self._mirrored[index] = SharedMemory.private(ENGINE_LAYOUT, index + 1)
+            self._note(hello, self._mirrored[index])
+            return SlotMirror(self._mirrored[index], index)
         memory = open_shared_memory(hello)
-        if memory is None:
-            return
-        if known := self._met.get(hello.engine_index):
+        if memory is not None:
+            self._note(hello, memory)
+        return None
+
+    def _note(self, hello: Hello, memory: SharedMemory) -> None:
+        known = self._met.get(hello.engine_index)
+        if known is not None and known[1] is not self._mirrored.get(hello.engine_index):
             known[1].close()
         self._met[hello.engine_index] = (hello, memory)
 
@@ -59,7 +74,7 @@ def _row(hello: Hello, memory: SharedMemory, is_ready: bool) -> EngineRow:
     if not memory.is_leased(hello.engine_index):
         state = "down"
         values = {name: values[name] if name in ENGINE_COUNTERS else 0 for name in values}
-    return EngineRow(hello.engine_index, hello.card.device, state, values)
+    return EngineRow(hello.engine_index, hello.card.device, state, values, hello.node)
 
 
 def _trouble(values: Mapping[str, int]) -> str:

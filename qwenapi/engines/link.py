@@ -26,8 +26,10 @@ from workers.wire.protocol import (
     Ping,
     Pong,
     Rejected,
+    SlotUpdate,
     StepUpdate,
 )
+from workers.wire.slot_mirror import SlotMirror
 
 PING_SECONDS = 2.0
 # An engine that has nothing to do and answers no ping for so long is not ready.
@@ -51,9 +53,18 @@ class ReplayHandler(Protocol):
 
 
 class EngineLink:
-    """A connection to one engine and the generations under way on it."""
+    """A connection to one engine and the generations under way on it.
 
-    def __init__(self, connection: Connection, hello: Hello, replay_handler: ReplayHandler) -> None:
+    The memory of an engine on another machine is a mirror of this connection's updates.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        hello: Hello,
+        replay_handler: ReplayHandler,
+        mirror: SlotMirror | None = None,
+    ) -> None:
         self.hello = hello
         self.num_tokens_in_flight = 0
         self.last_pong = time.monotonic()
@@ -61,7 +72,8 @@ class EngineLink:
         self._replay_handler = replay_handler
         self._is_ended = self._is_pinging = False
         self._generations: dict[int, Generation] = {}
-        self._memory = open_shared_memory(hello)
+        self._mirror = mirror
+        self._memory = open_shared_memory(hello) if mirror is None else mirror.memory
 
     def submit(self, generation: Generation) -> None:
         """Ask for a generation's current attempt."""
@@ -105,17 +117,19 @@ class EngineLink:
             # writes coalesce.
             gevent.sleep(0)
 
-    def end(self) -> None:
-        """Hand over everything this connection owed."""
+    def end(self, *, is_cut: bool = False) -> None:
+        """Hand over everything this connection owed; nobody is to blame where it was cut."""
         self._is_ended = True
         self._connection.close()
         lost = list(self._generations.values())
         self._generations.clear()
         self.num_tokens_in_flight = 0
-        is_planned = self._is_in(Phase.DRAINING)
-        if self._memory is not None:
+        is_planned = is_cut or self._is_in(Phase.DRAINING)
+        if self._mirror is not None:
+            self._mirror.end()
+        elif self._memory is not None:
             self._memory.close()
-            self._memory = None
+        self._memory = None
         self._replay_handler.on_lost(lost, is_planned=is_planned)
 
     def is_alive(self) -> bool:
@@ -176,6 +190,9 @@ class EngineLink:
             self.send(Pong(message.nonce))
         elif isinstance(message, Pong):
             self.last_pong = time.monotonic()
+        elif isinstance(message, SlotUpdate):
+            if self._mirror is not None:
+                self._mirror.take(message)
         else:
             raise ProtocolError("a second hello")
 

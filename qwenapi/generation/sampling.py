@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, TypedDict, cast
 
 from qwenapi.errors import BadRequest, ContextLengthExceeded
+from qwenapi.settings.sampling_overrides import sampling_overrides
 from qwenapi.settings.table import Settings
 from workers.wire.protocol import ModelCard, SamplingParams
 
@@ -82,7 +83,7 @@ def defaults_of(settings: Settings, max_tokens: int = 0) -> RequestDefaults:
     return RequestDefaults(
         max_tokens=settings.defaults_max_tokens or max_tokens or None,
         has_model_defaults=settings.generation_config != "vllm",
-        overrides=settings.sampling_overrides,
+        overrides=sampling_overrides(settings),
         temperature=settings.defaults_temperature,
         top_p=settings.defaults_top_p,
         top_k=settings.defaults_top_k,

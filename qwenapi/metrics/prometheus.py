@@ -294,6 +294,10 @@ def _engines(reading: MetricsReading) -> Iterator[Metric]:
     for kind, name, _, text, value in STATE_FIGURES if hybrids else ():
         samples = [((str(row.engine),), value(row)) for row in hybrids]
         yield _family(kind, name, text, ("engine",), samples)
+    placed = [((str(row.engine), row.node), 1) for row in reading.engines if row.node]
+    if placed:
+        text = "1, for the node of the cluster that the engine is on."
+        yield _family("gauge", "qwenapi_engine_node_info", text, ("engine", "node"), placed)
     busy = [((str(engine),), gpu.utilization) for engine, gpu in reading.gpus.items()]
     if busy:
         text = "Share of time the engine's GPU was busy."

@@ -93,6 +93,7 @@ def _engine(row: EngineRow) -> dict[str, Any]:
     return {
         "engine": row.engine,
         "device": row.device,
+        "node": row.node or None,
         "state": row.state,
         "running": row.values["running"],
         "waiting": row.values["waiting"],

@@ -20,7 +20,7 @@ Child = TypeVar("Child")
 
 PATIENCE_SECONDS = 60.0
 # What the supervisor itself holds, so that only a restart changes it.
-FIXED = ("host", "port", "uds", "run_dir", "drain_timeout")
+FIXED = ("host", "port", "uds", "run_dir", "drain_timeout", "cluster")
 
 
 class ConfigReload(Generic[Child]):

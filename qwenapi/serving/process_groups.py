@@ -1,10 +1,12 @@
 """HttpHalf and ModelHalf: the processes of a half, made at its start and in step 2 of a reload."""
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from qwenapi.cluster.cluster_engine import ClusterEngine
+from qwenapi.cluster.launcher import ClusterLauncher
 from qwenapi.keys.mode import settle
 from qwenapi.serving.config_reload import ConfigReload
 from qwenapi.serving.http_child import HttpChild
@@ -66,7 +68,7 @@ class HttpHalf:
 
 
 class ModelHalf:
-    """The engine processes, and the memory they share."""
+    """The engine processes, here or in a cluster, and the memory in which their figures are."""
 
     def __init__(
         self, parsed: argparse.Namespace, settings: Settings, folder: Path, progress: Progress
@@ -79,19 +81,30 @@ class ModelHalf:
         self._memory = SharedMemory.create(
             shared_memory_path(folder, ENGINE_LAYOUT), ENGINE_LAYOUT, count
         )
-        self._standby = Standby() if settings.standby and not settings.stub else None
+        keeps = settings.standby and not (settings.stub or settings.cluster)
+        self._standby = Standby() if keeps else None
+        self._launcher = ClusterLauncher(settings) if settings.cluster else None
         self.children = self._new(settings)
 
     def reloader(self, group: int) -> Reloader:
         """Return how the half is reloaded: one engine after the other, each in its own place."""
         return Reloader(group, lambda: self._config_reload(), overlaps=False)
 
-    def _config_reload(self) -> ConfigReload[EngineChild]:
+    def _config_reload(self) -> ConfigReload[EngineChild | ClusterEngine]:
         return ConfigReload(
             "model", self._flags, self._settings, lambda new: self._new(new.settings)
         )
 
-    def _new(self, settings: Settings) -> list[EngineChild]:
+    def _new(self, settings: Settings) -> Sequence[EngineChild | ClusterEngine]:
+        if self._launcher is not None:
+            launcher, place = self._launcher, (self._folder, self._memory)
+            return [
+                ClusterEngine(i, settings, *place, launcher, self._progress)
+                for i in range(settings.data_parallel_size)
+            ]
+        return self._new_here(settings)
+
+    def _new_here(self, settings: Settings) -> list[EngineChild]:
         count = settings.data_parallel_size
         # More OpenMP threads than cores fight for them; all processes share what there is.
         num_processes = count * settings.tensor_parallel_size

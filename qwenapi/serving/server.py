@@ -181,10 +181,12 @@ class HttpServer(BaseApplication):
         self._engine.fail_all("server_shutdown")
 
     def _has_engine_socket(self) -> bool:
-        return any(self._model_run_dir.glob("engine-*.sock"))
+        kinds = ("engine-*.sock", "engine-*.tcp")
+        return any(any(self._model_run_dir.glob(kind)) for kind in kinds)
 
     def _load(self) -> Any:
         from qwenapi.app import create_app
+        from qwenapi.cluster.wire_tls import wire_tls
         from qwenapi.engines.client import EngineClient
         from qwenapi.engines.quarantine import Quarantine
         from qwenapi.generation.tokenizers import Tokenizers
@@ -198,10 +200,14 @@ class HttpServer(BaseApplication):
 
         logs.configure(self._settings)
         profiles = Profiles(self._profiles)
-        tokenizers = Tokenizers()
+        tokenizers = Tokenizers(self._own_model_folder())
         name = f"http-{self._settings.port}/{os.getpid()}"
         engine = self._engine = EngineClient(
-            self._model_run_dir, name, tokenizers.prepare, Quarantine(self._run_dir)
+            self._model_run_dir,
+            name,
+            tokenizers.prepare,
+            Quarantine(self._run_dir),
+            wire_tls(self._settings),
         )
         engine.start()
         metrics_store = MetricsStore.lease(
@@ -231,6 +237,15 @@ class HttpServer(BaseApplication):
             runner = new_runner(app, batches, engine, self._settings)
             spawn_lasting("the batch runner", runner.run)
         return app
+
+    def _own_model_folder(self) -> Path | None:
+        """Return where this machine has the model of a cluster's engines, as far as it has it."""
+        from qwenapi.hub.fetch import with_cached_model
+
+        if not self._settings.cluster:
+            return None
+        cached = with_cached_model(self._settings) or self._settings
+        return Path(cached.engine_config().model)
 
     def _monitor(self, metrics_store: Any, engine: Any) -> None:
         from qwenapi.metrics.alerts import CHECK_SECONDS, AlertMonitor, Rules

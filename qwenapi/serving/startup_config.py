@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import orjson
 
+from qwenapi.cluster.wire_tls import wire_tls
 from qwenapi.observability.tracing import check_endpoint
 from qwenapi.settings.profile import Profile
 from qwenapi.settings.sources import load, load_profiles
@@ -32,6 +33,7 @@ class StartupConfig:
         settings = load(flags)
         if settings.otel_endpoint:
             check_endpoint(settings.otel_endpoint)
+        wire_tls(settings)  # reading is what refuses
         return cls(settings, load_profiles(settings, flags))
 
     def to_json(self) -> bytes:

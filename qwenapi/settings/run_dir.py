@@ -34,7 +34,7 @@ def run_dir(settings: Settings, command: Command, environ: Mapping[str, str] | N
         return _checked(_absolute(settings.run_dir))
     if environ.get("RUNTIME_DIRECTORY"):
         return _checked(_unit_folder(environ))
-    return _checked(_user_folder(environ) / f"{command}-{instance}")
+    return _checked(user_folder(environ) / f"{command}-{instance}")
 
 
 def model_run_dir(settings: Settings, environ: Mapping[str, str] | None = None) -> Path:
@@ -43,7 +43,7 @@ def model_run_dir(settings: Settings, environ: Mapping[str, str] | None = None) 
     if settings.model_run_dir:
         return _checked(_absolute(settings.model_run_dir))
     under_systemd = environ.get("RUNTIME_DIRECTORY")
-    parent = _unit_folder(environ).parent if under_systemd else _user_folder(environ)
+    parent = _unit_folder(environ).parent if under_systemd else user_folder(environ)
     return _checked(parent / f"model-{settings.model_name}")
 
 
@@ -75,7 +75,7 @@ def _unit_folder(environ: Mapping[str, str]) -> Path:
     return Path(environ["RUNTIME_DIRECTORY"].split(":")[0])
 
 
-def _user_folder(environ: Mapping[str, str]) -> Path:
+def user_folder(environ: Mapping[str, str]) -> Path:
     parent = environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir()
     return Path(parent) / f"qwenapi-{os.getuid()}"
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from qwenapi.settings.profile import Profile
+from qwenapi.settings.sampling_overrides import sampling_overrides
 from qwenapi.settings.setting import Setting
 from qwenapi.settings.table import Settings, etc_dir, table
 from workers.checkpoint.speculative_config import SpeculativeConfig
@@ -42,7 +43,7 @@ def load(
     base = _from_file(profile_path(profile), refused=("config", "profile"))
     settings = Settings(**(base | laid_over | near))
     # Reading is what refuses.
-    _ = settings.sampling_overrides, SpeculativeConfig.of(settings.engine_config())
+    _ = sampling_overrides(settings), SpeculativeConfig.of(settings.engine_config())
     return settings
 
 

@@ -15,10 +15,7 @@ from qwenapi.settings.setting import Setting, kind_of
 from qwenapi.settings.setting import row as _row
 from workers.checkpoint.folder import model_name
 from workers.checkpoint.hub_name import HubName
-from workers.checkpoint.overrides import json_object
-from workers.checkpoint.sampling_defaults import SAMPLING_DEFAULTS, sampling_defaults
 from workers.config import EngineConfig
-from workers.errors import ConfigError
 
 DEMO_MODEL_NAME = "qwen-demo"
 
@@ -147,7 +144,10 @@ class Settings:
         choices=("auto", "torch", "triton"),
     )
     threads: int = _row(
-        0, "CPU threads of each rank; 0: physical cores ÷ all ranks", scope="model", minimum=0
+        0,
+        "CPU threads of each rank; 0: physical cores ÷ all ranks, in a cluster 1",
+        scope="model",
+        minimum=0,
     )
     enable_prefix_caching: bool = _row(
         True, "keep cache blocks for prompts that begin alike", scope="model"
@@ -185,6 +185,12 @@ class Settings:
     data_parallel_size: int = _row(
         1, "engines, each with its copy of the model", scope="model", minimum=1, maximum=999
     )
+    cluster: str = _row(
+        "", "Ray cluster that engines run in: auto, or HOST:PORT; empty: they run on this machine"
+    )
+    wire_tls_cert: str = _row("", "certificate for TLS between machines of a cluster; PEM")
+    wire_tls_key: str = _row("", "its key; PEM")
+    wire_tls_ca: str = _row("", "authority that signed all of their certificates; PEM")
     api_server_count: int = _row(1, "HTTP processes", scope="http", minimum=1, maximum=32)
     limits_max_running: int = _row(
         0, "requests running at once; 0: as many as the engine takes", scope="http", minimum=0
@@ -358,17 +364,6 @@ class Settings:
         """Return the names callers may use for the model, the canonical one first."""
         name = HubName.of(self.model)
         return self.served_model_name or (name.repo if name else self.model_name,)
-
-    @property
-    def sampling_overrides(self) -> dict[str, float]:
-        """Return the sampling defaults that are set here; raise ConfigError of a wrong one."""
-        name = "override_generation_config"
-        said = json_object(name, self.override_generation_config)
-        for key in said.keys() - {*SAMPLING_DEFAULTS, "do_sample"}:
-            raise ConfigError(
-                f"{name}: {key!r} is no sampling field; there are {', '.join(SAMPLING_DEFAULTS)}"
-            )
-        return sampling_defaults(said, name, "mend the setting")
 
     def engine_config(self) -> EngineConfig:
         """Return what each engine needs; with no model named, the demo that is shipped."""

@@ -27,7 +27,7 @@ class Wire:
 @pytest.fixture
 def wire(monkeypatch):
     wire = Wire()
-    monkeypatch.setattr(module, "connect", lambda path, name: (wire, Hello(1, 1, 0, "", CARD)))
+    monkeypatch.setattr(module, "connect", lambda path, name, tls: (wire, Hello(1, 1, 0, "", CARD)))
     monkeypatch.setattr(module.gevent, "sleep", lambda seconds: None)
     return wire
 

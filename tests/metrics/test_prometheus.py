@@ -2,6 +2,7 @@
 
 import shutil
 import subprocess
+from dataclasses import replace
 
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
@@ -148,6 +149,12 @@ def test_histograms_are_cumulative_and_end_at_their_count(sample):
     assert (upto["2.5"], upto["5.0"], upto["10.0"], upto["+Inf"]) == (0, 2, 3, 3)
     sums = {s.name.rpartition("_")[2]: s.value for s in family.samples if "le" not in s.labels}
     assert sums == {"count": 3, "sum": pytest.approx(13.8254, abs=1e-3)}
+
+
+def test_an_engine_of_a_cluster_says_its_node_and_others_have_none():
+    rows = [engine_row(0), replace(engine_row(1), node="a")]
+    family = families(reading(snapshot(), rows))["qwenapi_engine_node_info"]
+    assert [(s.labels, s.value) for s in family.samples] == [({"engine": "1", "node": "a"}, 1)]
 
 
 def test_each_engine_has_its_row_also_under_vllms_names():

@@ -20,6 +20,7 @@ from workers.wire.protocol import (
     Pong,
     Rejected,
     SamplingParams,
+    SlotUpdate,
     Started,
     StepUpdate,
     TokenLogprob,
@@ -68,6 +69,8 @@ FROM_ENGINE = [
     ),
     Ping(1),
     Pong(2),
+    Hello(1, 123, 0, "/page", CARD, "node-1"),
+    SlotUpdate(1 << 62, 5, (0, -1, 1 << 62)),
 ]
 
 

@@ -33,6 +33,7 @@ class EngineChild:
     ) -> None:
         self.name = spec.name
         self.failure: str | None = None
+        self.port = 0  # of TCP, when it is ready and has one
         self._config = config
         self._spec = spec
         self._memory = memory
@@ -144,6 +145,6 @@ class EngineChild:
             case "progress":
                 self._on_progress(self.name, event["what"], event["fraction"])
             case "ready":
-                self._is_ready = True
+                self._is_ready, self.port = True, event["port"]
             case "fatal":
                 self.failure = event["message"]

@@ -75,7 +75,8 @@ class Phase:
 
 @dataclass(frozen=True)
 class EngineRow:
-    """One engine: its number, its device (`cpu`, `cuda:0`, `stub`), its state, its slot's values.
+    """One engine: its number, its device (`cpu`, `cuda:0`, `stub`), its state, its slot's values,
+    and its node's name; a node is a machine of a cluster, and this one has none.
 
     Of a process that is gone only the counters are left, the rest is 0.
     """
@@ -84,6 +85,7 @@ class EngineRow:
     device: str
     state: str
     values: Mapping[str, int]
+    node: str = ""
 
     @property
     def is_up(self) -> bool:

@@ -1,8 +1,9 @@
 """Outbox: from this process to a peer, the bytes not yet taken; bounded, and never blocks."""
 
-import socket
 import threading
 from collections import deque
+
+from workers.wire.tls import WireSocket
 
 OUTBOX_BYTES = 8 * 1024 * 1024
 
@@ -10,7 +11,7 @@ OUTBOX_BYTES = 8 * 1024 * 1024
 class Outbox:
     """Bytes on their way to one peer over a non-blocking socket; any thread may send."""
 
-    def __init__(self, sock: socket.socket, limit: int = OUTBOX_BYTES) -> None:
+    def __init__(self, sock: WireSocket, limit: int = OUTBOX_BYTES) -> None:
         self._sock = sock
         self._limit = limit
         self._lock = threading.Lock()

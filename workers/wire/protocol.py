@@ -11,6 +11,7 @@ message keeps older peers working (version N speaks N-1).
       ◄───────────────────────── StepUpdate, StepUpdate, …   one frame per step and connection
       Abort ───────────────────────────────────────►    (or the connection ends: the same for all)
       Ping ⇄ Pong                                       both ways; the engine's Pong is its loop's
+      ◄──────────────────────────────────── SlotUpdate      to another machine, four times a second
 """
 
 from typing import Literal
@@ -122,18 +123,21 @@ class ModelCard(msgspec.Struct, frozen=True, array_like=True, gc=False, kw_only=
 
 
 class Attach(Message, frozen=True, tag="attach"):
-    """First frame of the HTTP process: the protocol versions it speaks, its name for the log."""
+    """First frame of the HTTP process: the protocol versions it speaks, its name for the log, and
+    whether it cannot read the engine's shared memory and is to be sent what changes there.
+    """
 
     version_min: int
     version_max: int
     name: str
+    wants_slot: bool = False
 
 
 class Hello(Message, frozen=True, tag="hello"):
     """First frame of the engine. Nothing counts as running before it has arrived.
 
-    `generation` differs after every start of the engine process; `shared_memory_path` is
-    where its heartbeat and statistics are.
+    `generation` differs after every start of the engine process; `shared_memory_path` is where its
+    heartbeat and statistics are, of the machine it runs on: `node`, empty where it is this one.
     """
 
     version: int
@@ -141,6 +145,19 @@ class Hello(Message, frozen=True, tag="hello"):
     engine_index: int
     shared_memory_path: str
     card: ModelCard
+    node: str = ""
+
+
+class SlotUpdate(Message, frozen=True, tag="slot"):
+    """What an engine's slot of shared memory holds, by its layout, for who cannot read it there.
+
+    Sent several times a second. Clocks of machines differ: `age_ns` is how long ago the engine's
+    loop showed a sign of life, in the place of the slot's own time.
+    """
+
+    layout_hash: int
+    age_ns: int
+    values: tuple[int, ...]
 
 
 class Generate(Message, frozen=True, tag="generate", kw_only=True):
@@ -289,7 +306,7 @@ class StepUpdate(Message, frozen=True, tag="step", kw_only=True):
 
 
 ToEngine = Attach | Generate | Abort | Ping | Pong
-FromEngine = Hello | Accepted | Rejected | StepUpdate | Ping | Pong
+FromEngine = Hello | Accepted | Rejected | StepUpdate | Ping | Pong | SlotUpdate
 
 
 def wire_id(serial: int, epoch: int) -> int:

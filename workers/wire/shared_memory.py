@@ -67,11 +67,11 @@ class SharedMemory:
         return cls(path, layout, fd)
 
     @classmethod
-    def private(cls, layout: Layout) -> "SharedMemory":
-        """Return memory of one slot that only this process sees, for where none can be shared."""
+    def private(cls, layout: Layout, num_slots: int = 1) -> "SharedMemory":
+        """Return memory that only this process sees, for where none can be shared."""
         fd = os.memfd_create(layout.name, os.MFD_CLOEXEC)
-        os.ftruncate(fd, INT_BYTES * layout.start(1))
-        os.pwrite(fd, _header(layout, 1), 0)
+        os.ftruncate(fd, INT_BYTES * layout.start(num_slots))
+        os.pwrite(fd, _header(layout, num_slots), 0)
         return cls(Path("private"), layout, fd)
 
     def lease(self, slot: int) -> "Slot":
@@ -161,6 +161,16 @@ class Slot:
     def update(self, **fields: int) -> None:
         for field, value in fields.items():
             self[field] = value
+
+    def values(self) -> list[int]:
+        """Return the values of the fields, in the layout's order."""
+        return self.ints[self.start : self.start + len(self._layout.fields)].tolist()
+
+    def write(self, values: Sequence[int]) -> None:
+        """Write all fields, given in the layout's order."""
+        self.ints[self.start : self.start + len(self._layout.fields)] = memoryview(
+            array("q", values)
+        )
 
     def write_record(self, number: int, values: Sequence[int]) -> None:
         """Write record `number`, counted from 0 for ever, over the one a ring's length before."""

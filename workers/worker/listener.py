@@ -2,7 +2,8 @@
 
 Knows connections by number, and tells a Handler what arrives. The engine loop sends through it from
 its own thread; no call here ever waits for a peer. A connection that ends, breaks the contract, or
-does not take its bytes is closed, and the handler is told once.
+does not take its bytes is closed, and the handler is told once. Other machines come in by a TcpDoor
+and are peers like all others, but for what they cannot see: the engine's slot is sent to them.
 """
 
 import logging
@@ -19,12 +20,16 @@ from workers.errors import ConfigError, ExitCode, ProtocolError
 from workers.wire.connection import READ_BYTES, agree_version, peer_uid
 from workers.wire.framing import FrameReader, encode
 from workers.wire.outbox import Outbox
-from workers.wire.protocol import Attach, Hello, Message, Ping, Pong
+from workers.wire.protocol import Attach, Hello, Message, Ping, Pong, SlotUpdate
+from workers.wire.tls import TlsSocket, WireSocket
+from workers.worker.tcp_door import TcpDoor
 
 log = logging.getLogger(__name__)
 
 BACKLOG = 128
 PING_SECONDS = 2.0
+# How often the slot is sent to those who cannot read it, and late strangers are looked for.
+SLOT_SECONDS = 0.25
 # A peer that neither closes nor answers for so long is stopped or gone with its machine; its work
 # is freed. An HTTP process whose hub stalls is ended by gunicorn long before.
 SILENCE_SECONDS = 120.0
@@ -41,22 +46,32 @@ class Handler(Protocol):
 class Peer:
     """One HTTP process: its socket, what it has sent so far, what it has yet to take."""
 
-    def __init__(self, connection_id: int, sock: socket.socket) -> None:
-        sock.setblocking(False)
+    def __init__(self, connection_id: int, sock: WireSocket) -> None:
         self.id = connection_id
         self.sock = sock
         self.reader = FrameReader("engine")
         self.outbox = Outbox(sock)
         self.name = "unnamed"
         self.last_heard = time.monotonic()
-        self.is_attached = False
+        self.is_attached = self.wants_slot = False
 
 
 class EngineListener:
-    """Listens on a Unix socket of mode 0660 for processes of the same user (or root)."""
+    """Listens on a Unix socket of mode 0660 for processes of the same user (or root), and behind a
+    door for other machines.
+    """
 
-    def __init__(self, path: Path, hello: Callable[[int], Hello], handler: Handler) -> None:
-        """`hello` returns the greeting for an agreed protocol version."""
+    def __init__(
+        self,
+        path: Path,
+        hello: Callable[[int], Hello],
+        handler: Handler,
+        door: TcpDoor | None = None,
+        slot: Callable[[], SlotUpdate] | None = None,
+    ) -> None:
+        """`hello` returns the greeting for an agreed protocol version, `slot` what is sent to those
+        who cannot read it.
+        """
         self._path = path
         self._hello = hello
         self._handler = handler
@@ -70,6 +85,10 @@ class EngineListener:
         self._selector.register(self._sock, selectors.EVENT_READ, self._accept)
         self._selector.register(self._wake_fd, selectors.EVENT_READ, self._wake)
         self._is_accepting = True
+        self._door = door
+        self._slot = slot
+        if door is not None:
+            door.open(self._selector, self._add)
         self._thread = threading.Thread(target=self._run_or_die, name="socket", daemon=True)
 
     def start(self) -> None:
@@ -105,8 +124,9 @@ class EngineListener:
 
     def _run(self) -> None:
         next_ping = time.monotonic() + PING_SECONDS
+        next_slot = 0.0
         while not self._is_closing:
-            for key, events in self._selector.select(PING_SECONDS):
+            for key, events in self._selector.select(SLOT_SECONDS if self._door else PING_SECONDS):
                 if isinstance(key.data, Peer):
                     self._serve(key.data, events)
                 else:
@@ -114,7 +134,17 @@ class EngineListener:
             if (now := time.monotonic()) >= next_ping:
                 next_ping = now + PING_SECONDS
                 self._ping(now)
+            if self._door is not None and now >= next_slot:
+                next_slot = now + SLOT_SECONDS
+                self._door.tick(now)
+                self._send_slot()
+        self._end()
+
+    def _end(self) -> None:
         self._path.unlink(missing_ok=True)
+        self._send_slot()
+        if self._door is not None:
+            self._door.close()
         for peer in list(self._peers.values()):
             peer.outbox.flush()
             self._drop(peer, "engine stops")
@@ -143,10 +173,23 @@ class EngineListener:
             log.warning("refused a connection from uid %d", peer_uid(sock))
             sock.close()
             return
+        sock.setblocking(False)
+        self._add(sock, "this machine")
+
+    def _add(self, sock: WireSocket, address: str) -> None:
+        log.debug("connection %d is from %s", self._last_id + 1, address)
         self._last_id += 1
         peer = Peer(self._last_id, sock)
         self._peers[peer.id] = peer
         self._selector.register(sock, selectors.EVENT_READ, peer)
+        self._read_pending(peer)
+
+    def _send_slot(self) -> None:
+        wanting = [peer.id for peer in list(self._peers.values()) if peer.wants_slot]
+        if wanting and self._slot is not None:
+            update = self._slot()
+            for connection_id in wanting:
+                self.send(connection_id, update)
 
     def _wake(self) -> None:
         os.eventfd_read(self._wake_fd)
@@ -166,6 +209,11 @@ class EngineListener:
             if not peer.outbox.num_waiting_bytes:
                 self._selector.modify(peer.sock, selectors.EVENT_READ, peer)
         if events & selectors.EVENT_READ:
+            self._read(peer)
+            self._read_pending(peer)
+
+    def _read_pending(self, peer: Peer) -> None:
+        while peer.id in self._peers and isinstance(peer.sock, TlsSocket) and peer.sock.has_pending:
             self._read(peer)
 
     def _read(self, peer: Peer) -> None:
@@ -188,7 +236,7 @@ class EngineListener:
         if isinstance(message, Attach):
             if peer.is_attached:
                 raise ProtocolError("attached twice")
-            peer.name, peer.is_attached = message.name, True
+            peer.name, peer.is_attached, peer.wants_slot = message.name, True, message.wants_slot
             self.send(peer.id, self._hello(agree_version(message)))
             log.info("%s attached", peer.name)
         elif not peer.is_attached:

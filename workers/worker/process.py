@@ -49,7 +49,7 @@ def _serve(followers: Followers, spec: WorkerSpec, pipe: SupervisorPipe) -> None
         worker = _start(followers, spec, pipe)
     signal.signal(signal.SIGTERM, lambda *_: worker.drain())
     worker.start()
-    pipe.ready()
+    pipe.ready(worker.port)
     worker.run()
     sys.exit(ExitCode.OK)
 

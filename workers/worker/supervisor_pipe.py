@@ -27,8 +27,9 @@ class SupervisorPipe:
     def progress(self, what: str, fraction: float) -> None:
         self._send(event="progress", what=what, fraction=fraction)
 
-    def ready(self) -> None:
-        self._send(event="ready")
+    def ready(self, port: int) -> None:
+        """`port` is the one for other machines, 0: none."""
+        self._send(event="ready", port=port)
 
     def fatal(self, message: str) -> None:
         self._send(event="fatal", message=message)

@@ -18,14 +18,25 @@ from workers.config import EngineConfig
 from workers.engine_core import EngineCore, StepOutput
 from workers.grammar.compiler import GrammarCompiler
 from workers.grammar.tokenizer_file import TokenizerFile
-from workers.wire.engine_stats import ENGINE_COUNTERS, EngineStats, Phase
-from workers.wire.protocol import Abort, Accepted, Generate, Hello, Message, Ping, Pong, StepUpdate
+from workers.wire.engine_stats import ENGINE_COUNTERS, ENGINE_LAYOUT, EngineStats, Phase
+from workers.wire.protocol import (
+    Abort,
+    Accepted,
+    Generate,
+    Hello,
+    Message,
+    Ping,
+    Pong,
+    SlotUpdate,
+    StepUpdate,
+)
 from workers.wire.shared_memory import Slot
 from workers.worker.admission import Admission
 from workers.worker.grammar_gate import GrammarGate
 from workers.worker.inbox import Inbox
 from workers.worker.listener import EngineListener
 from workers.worker.step_times import StepTimes
+from workers.worker.tcp_door import TcpDoor
 from workers.worker.worker_spec import WorkerSpec
 
 log = logging.getLogger(__name__)
@@ -61,7 +72,8 @@ class Worker:
         # The slot goes on where the last process was lost.
         self._counted_before = {name: row[name] for name in OWN_COUNTERS}
         self._spec = spec
-        self._listener = EngineListener(spec.socket_path, self._hello, self)
+        door = self._door = None if spec.door is None else TcpDoor(spec.door)
+        self._listener = EngineListener(spec.socket_path, self._hello, self, door, self._slot)
         card = engine.card
         tokenizer = Path(card.model_dir) / "tokenizer.json"
         self._compiler = GrammarCompiler(
@@ -69,6 +81,11 @@ class Worker:
         )
         send, forward = self._listener.send, self._inbox.put
         self._gate = GrammarGate(self._compiler, self._admission, send, forward)
+
+    @property
+    def port(self) -> int:
+        """Return the TCP port that other machines find it at; 0: it has none."""
+        return 0 if self._door is None else self._door.port
 
     def start(self) -> None:
         self._listener.start()
@@ -188,7 +205,12 @@ class Worker:
 
     def _hello(self, version: int) -> Hello:
         path = str(self._spec.shared_memory_path)
-        return Hello(version, self._generation, self._spec.index, path, self._engine.card)
+        index, node = self._spec.index, self._spec.node
+        return Hello(version, self._generation, index, path, self._engine.card, node)
+
+    def _slot(self) -> SlotUpdate:
+        age_ns = time.monotonic_ns() - self._row["beat_ns"]
+        return SlotUpdate(ENGINE_LAYOUT.hash, age_ns, tuple(self._row.values()))
 
 
 def _frames(output: StepOutput) -> dict[int, StepUpdate]:

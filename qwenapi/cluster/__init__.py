@@ -1,0 +1,1 @@
+"""Engines on other machines: placed by Ray, supervised and found as those here are."""

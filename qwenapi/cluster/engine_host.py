@@ -1,0 +1,150 @@
+"""EngineHost: keeps one engine process on a node of a cluster; Ray makes an actor of it there.
+
+The engine is a process of its own, started, watched and spoken to as on the supervisor's machine;
+it ends with this one. Knows nothing of Ray. Its calls return at once, but for the start, which may
+have to fetch the model.
+"""
+
+import fcntl
+import os
+import secrets
+import shutil
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from qwenapi.cluster.job import restored
+from qwenapi.cluster.wire_tls import wire_tls
+from qwenapi.doctor.report import check_model, refuse_unfit
+from qwenapi.hub.fetch import with_local_model
+from qwenapi.settings.run_dir import make_run_dir, user_folder
+from workers import logs
+from workers.errors import ConfigError, WorkerError
+from workers.supervisor.engine_child import EngineChild
+from workers.supervisor.supervisor import lock_run_dir
+from workers.wire.endpoint import Endpoint
+from workers.wire.engine_stats import ENGINE_LAYOUT
+from workers.wire.shared_memory import SharedMemory
+from workers.wire.shared_memory_files import remove_shared_memory, shared_memory_path
+from workers.worker.tcp_door import DoorSpec
+from workers.worker.worker_spec import WorkerSpec
+
+
+class EngineHost:
+    """One engine of a cluster, from `start` to its exit."""
+
+    def __init__(self) -> None:
+        # An engine is spawned, which would run this process's script again first: Ray's.
+        vars(sys.modules["__main__"]).pop("__file__", None)
+        self._child: EngineChild | None = None
+        self._endpoint: Endpoint | None = None
+        self._exit: int | None = None
+        self._failure: str | None = None
+        self._progress: tuple[str, float] = ("", 0.0)
+
+    def start(self, job: Mapping[str, Any]) -> dict[str, Any]:
+        """Start the engine; what is wrong is told as its exit would be."""
+        try:
+            self._start(job)
+        except WorkerError as error:
+            self._exit, self._failure = int(error.exit_code), str(error)
+        return self.look()
+
+    def look(self) -> dict[str, Any]:
+        """Return how the engine is."""
+        child = self._child
+        if child is None:
+            return {"exit": self._exit, "failure": self._failure}
+        return {
+            "exit": child.poll(),
+            "failure": child.failure,
+            "pid": child.pid,
+            "is_ready": child.is_ready(),
+            "hang": child.hang(),
+            "progress": self._progress,
+            "endpoint": self.endpoint(),
+        }
+
+    def endpoint(self) -> dict[str, Any] | None:
+        """Return where the engine can be reached, once it can be."""
+        if self._child is None or self._endpoint is None:
+            return None
+        self._child.poll()
+        if not self._child.is_ready():
+            return None
+        found: dict[str, Any] = msgspec.to_builtins(
+            msgspec.structs.replace(self._endpoint, port=self._child.port)
+        )
+        return found
+
+    def signal(self, name: str) -> None:
+        """`terminate`, `dump` or `kill` the engine."""
+        if self._child is not None:
+            getattr(self._child, name)()
+
+    def _start(self, job: Mapping[str, Any]) -> None:
+        settings = restored(job)
+        logs.configure(f"host of engine-{job['engine']}", settings.log_level, settings.log_format)
+        tls = wire_tls(settings)
+        settings = with_local_model(settings, lambda line: print(line, file=sys.stderr))
+        refuse_unfit(settings)
+        folder, engine = _own_folder(), int(job["engine"])
+        memory = SharedMemory.create(
+            shared_memory_path(folder, ENGINE_LAYOUT), ENGINE_LAYOUT, engine + 1
+        )
+        # Its counters go on where the engine before it was lost, wherever that was.
+        memory.lease(engine).write(job["slot"])
+        memory.release(engine)
+        door = DoorSpec(job["host"], bytes.fromhex(job["secret"]), tls)
+        config = replace(settings.engine_config(), threads=settings.threads or 1)
+        self._endpoint = Endpoint(
+            host=job["host"],
+            port=0,
+            secret=door.secret,
+            node=job["node"],
+            uses_tls=tls is not None,
+        )
+        spec = WorkerSpec(engine, folder, memory.path, door, job["node"])
+        child = EngineChild(config, spec, memory, self._on_progress)
+        child.start()
+        self._child = child
+
+    def _on_progress(self, name: str, what: str, fraction: float) -> None:
+        self._progress = (what, fraction)
+
+
+def check_node(job: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return what the doctor says of the model on this node."""
+    return [asdict(check) for check in check_model(restored(job))]
+
+
+def _own_folder() -> Path:
+    """Return a new run folder of this process, and remove those whose processes have ended."""
+    parent = user_folder(os.environ) / "cluster"
+    make_run_dir(parent)
+    # One at a time, or another's new folder would be taken for a lost one's before it is locked.
+    parent_fd = os.open(parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    fcntl.flock(parent_fd, fcntl.LOCK_EX)
+    try:
+        for old in parent.iterdir():
+            _remove_if_lost(old)
+        folder = parent / secrets.token_hex(8)
+        make_run_dir(folder)
+        lock_run_dir(folder)
+    finally:
+        os.close(parent_fd)
+    return folder
+
+
+def _remove_if_lost(folder: Path) -> None:
+    try:
+        fd = lock_run_dir(folder)
+    except ConfigError:
+        return  # its process lives
+    remove_shared_memory(folder)
+    shutil.rmtree(folder, ignore_errors=True)
+    os.close(fd)
