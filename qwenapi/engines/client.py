@@ -34,6 +34,7 @@ from workers.wire.protocol import (
     Accepted,
     FailReason,
     Generate,
+    Image,
     ModelCard,
     Pooling,
     Rejected,
@@ -160,6 +161,7 @@ class EngineClient:
         mailbox: Mailbox,
         grammar: Grammar | None = None,
         pooling: Pooling | None = None,
+        images: tuple[Image, ...] = (),
     ) -> Generation:
         """Return the generation once an engine has accepted it; its events go to `mailbox`.
 
@@ -184,6 +186,7 @@ class EngineClient:
             queue_timeout=limits.queue_timeout,
             grammar=grammar,
             pooling=pooling,
+            images=images,
         )
         if request in self._replays.quarantine:
             raise RequestQuarantined

@@ -21,6 +21,7 @@ from workers.checkpoint.model_config import (
     layer_numbers,
     positive,
 )
+from workers.checkpoint.vision import Tower
 from workers.errors import ModelError
 
 Shape = tuple[int, ...]
@@ -37,8 +38,8 @@ class Architecture:
     """`attention` and `feed_forward` yield the tensors of a layer, by its number.
 
     `prefixes` are what stands in files before the names that begin with `model.` in memory.
-    `text_model_type` is another where the text model is a part of one that sees. A classifier has
-    one score in the place of a vocabulary of logits.
+    `text_model_type` is another where the text model is a part of one that sees by a `tower`. A
+    classifier has one score in the place of a vocabulary of logits.
     """
 
     model_type: str
@@ -48,6 +49,7 @@ class Architecture:
     layer_types: tuple[str, ...] = (FULL_ATTENTION, SLIDING_ATTENTION)
     prefixes: tuple[str, ...] = ("model.", "")
     text_model_type: str = ""
+    tower: Tower | None = None
     is_classifier: bool = False
 
     @property
@@ -272,22 +274,39 @@ _HYBRID_TYPES = (FULL_ATTENTION, LINEAR_ATTENTION)
 _SEEING = ("model.language_model.", "language_model.", "model.", "")
 
 
-def _qwen3_5(model_type: str) -> Architecture:
-    text = "qwen3_5_text"
-    return Architecture(model_type, _HYBRID, hybrid, mlp, _HYBRID_TYPES, _SEEING, text)
+_HYBRID_SECTIONS, _SECTIONS = (11, 11, 10), (24, 20, 20)
+_QWEN3_5 = Architecture(
+    "qwen3_5_text", _HYBRID, hybrid, mlp, _HYBRID_TYPES, _SEEING, "qwen3_5_text"
+)
+_QWEN3_5_WITH_EXPERTS = replace(
+    _QWEN3_5,
+    model_type="qwen3_5_moe_text",
+    fields=_QWEN3_5_MOE,
+    feed_forward=experts_and_shared,
+    text_model_type="qwen3_5_moe_text",
+)
 
 
-def _qwen3_5_moe(model_type: str) -> Architecture:
-    text = "qwen3_5_moe_text"
-    return Architecture(
-        model_type, _QWEN3_5_MOE, hybrid, experts_and_shared, _HYBRID_TYPES, _SEEING, text
+def _seeing(
+    text: Architecture, model_type: str, text_model_type: str, tower: Tower
+) -> Architecture:
+    """Return the architecture of a model whose text part is another's, but for where its tensors
+    lie and how positions in pictures turn.
+    """
+    return replace(
+        text,
+        model_type=model_type,
+        text_model_type=text_model_type,
+        prefixes=_SEEING,
+        tower=tower,
     )
 
 
+_QWEN2 = Architecture("qwen2", FIELDS, attention_with_bias, mlp)
 _QWEN3_DENSE = Architecture("qwen3", _DENSE, attention_with_head_norms, mlp)
 
 ARCHITECTURES: Mapping[str, Architecture] = {
-    "Qwen2ForCausalLM": Architecture("qwen2", FIELDS, attention_with_bias, mlp),
+    "Qwen2ForCausalLM": _QWEN2,
     "Qwen3ForCausalLM": _QWEN3_DENSE,
     "Qwen3Model": _QWEN3_DENSE,
     "Qwen3ForSequenceClassification": replace(_QWEN3_DENSE, is_classifier=True),
@@ -300,22 +319,36 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "Qwen3NextForCausalLM": Architecture(
         "qwen3_next", _NEXT, interleaved_hybrid, experts_and_shared_or_mlp, _HYBRID_TYPES
     ),
-    "Qwen3_5ForCausalLM": _qwen3_5("qwen3_5_text"),
-    "Qwen3_5ForConditionalGeneration": _qwen3_5("qwen3_5"),
-    "Qwen3_5MoeForCausalLM": _qwen3_5_moe("qwen3_5_moe_text"),
-    "Qwen3_5MoeForConditionalGeneration": _qwen3_5_moe("qwen3_5_moe"),
+    "Qwen3_5ForCausalLM": _QWEN3_5,
+    "Qwen3_5ForConditionalGeneration": _seeing(
+        _QWEN3_5, "qwen3_5", "qwen3_5_text", Tower("qwen3_5_vision", _HYBRID_SECTIONS)
+    ),
+    "Qwen3_5MoeForCausalLM": _QWEN3_5_WITH_EXPERTS,
+    "Qwen3_5MoeForConditionalGeneration": _seeing(
+        _QWEN3_5_WITH_EXPERTS,
+        "qwen3_5_moe",
+        "qwen3_5_moe_text",
+        Tower("qwen3_5_moe_vision", _HYBRID_SECTIONS),
+    ),
+    "Qwen3VLForConditionalGeneration": _seeing(
+        _QWEN3_DENSE, "qwen3_vl", "qwen3", Tower("qwen3_vl_vision", _SECTIONS)
+    ),
+    "Qwen2_5_VLForConditionalGeneration": _seeing(
+        _QWEN2,
+        "qwen2_5_vl",
+        "qwen2",
+        Tower("qwen2_5_vl_vision", (16, 24, 24), takes_turns=False),
+    ),
 }
 
 # What people know the others by; `model_type` is all that is the same in every copy.
 _OTHERS = {
     "qwen2_5_omni": "Qwen2.5-Omni",
-    "qwen2_5_vl": "Qwen2.5-VL",
     "qwen2_audio": "Qwen2-Audio",
     "qwen2_vl": "Qwen2-VL",
     "qwen3_asr": "Qwen3-ASR",
     "qwen3_omni_moe": "Qwen3-Omni",
     "qwen3_tts": "Qwen3-TTS",
-    "qwen3_vl": "Qwen3-VL",
     "qwen3_vl_moe": "Qwen3-VL with experts",
     "qwen4_exp": "Qwen3.8-Flash-Next",
 }
