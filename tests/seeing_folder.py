@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tests.engine.seeing_models import write_seeing
 
-DEMO = Path(__file__).parent.parent / "etc" / "models" / "demo"
+DEMO = Path(__file__).parents[1] / "etc" / "models" / "demo"
 SPECIAL = ("<|vision_start|>", "<|image_pad|>", "<|vision_end|>", "<|video_pad|>")
 # As Qwen's own templates write a conversation, for what the tests send.
 TEMPLATE = """

@@ -47,12 +47,11 @@ class ImageReader:
     def __init__(
         self,
         vision: VisionConfig | None = None,
-        limits: ImageLimits = ImageLimits(),  # noqa: B008
-        fetcher: Fetcher | None = None,
+        limits: ImageLimits | None = None,
     ) -> None:
         """Without a `vision` the model takes no pictures."""
-        self._vision, self._limits = vision, limits
-        self._fetcher = fetcher or Fetcher(limits.domains, limits.seconds)
+        self._vision, self._limits = vision, limits or ImageLimits()
+        self._fetcher = Fetcher(self._limits.domains, self._limits.seconds)
         self._known: dict[ImageSource, Picture] = {}
 
     def read(self, sources: Sequence[ImageSource]) -> list[Picture]:

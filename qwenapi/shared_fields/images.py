@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from qwenapi.http.fields import Path, refuse
+from qwenapi.http.schemas import dotted
 from qwenapi.images.source import ImageSource
 
 DETAILS = ("auto", "low", "high")
@@ -118,4 +119,4 @@ def _source(path: Path, url: str, said: Mapping[str, Any], place: str) -> ImageS
         value = bounds[name] = said.get(name)
         if value is not None and (type(value) is not int or value < 1):
             refuse((*path, name), "must be a positive integer")
-    return ImageSource(url, ".".join(map(str, (place, *path))), detail or "auto", **bounds)
+    return ImageSource(url, dotted((place, *path)), detail or "auto", **bounds)

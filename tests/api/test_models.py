@@ -28,7 +28,7 @@ def test_each_listed_model_is_found_by_its_id(tmp_path):
     for card in listed:
         found = client.get(f"/v1/models/{card['id']}").get_json()
         assert found.items() >= card.items()
-        assert found.keys() - card.keys() <= {"default_sampling_params", "task"}
+        assert found.keys() - card.keys() <= {"default_sampling_params", "input_modalities", "task"}
 
 
 def test_one_model_says_which_sampling_defaults_are_in_force(tmp_path):

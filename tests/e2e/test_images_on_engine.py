@@ -1,5 +1,7 @@
 """Pictures from callers to a real engine, through every dialect, and what is refused of them."""
 
+import os
+import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -12,7 +14,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from tests.engine.seeing_models import PROCESSOR
 from tests.images.pictures import bomb, data_url, file_of, noise
 from tests.images.test_decode import SVG
-from tests.running_server import RunningServer
+from tests.running_server import RunningServer, wait_for
 from tests.seeing_folder import write_folder
 
 GREEDY = {"temperature": 0, "max_tokens": 12}
@@ -117,7 +119,9 @@ def test_every_dialect_sees_the_same(served):
     said = server.post("/v1/messages", body).json()
     assert said["content"][0]["text"] == expected
     counted = server.post("/v1/messages/count_tokens", {"model": "seer", "messages": messages})
-    assert counted.json()["input_tokens"] == said["usage"]["input_tokens"]
+    usage = said["usage"]
+    found = usage["input_tokens"] + usage["cache_read_input_tokens"]
+    assert counted.json()["input_tokens"] == found
 
 
 def test_a_tool_may_answer_with_a_picture(served):
@@ -194,7 +198,7 @@ def test_hostile_pictures_are_refused_in_every_dialect(served, name):
     assert found.status_code == 400, found.text
     error = found.json()["error"]
     assert error["type"] == "invalid_request_error"
-    assert error["param"] == "messages.0.content.1.image_url"
+    assert error["param"] == "messages[0].content[1].image_url"
     assert "icture" in error["message"] and "Traceback" not in error["message"]
     item = {"role": "user", "content": [{"type": "input_image", "image_url": url}]}
     found = server.post("/v1/responses", {"model": "seer", "input": [item]})
@@ -238,3 +242,23 @@ def test_a_text_model_refuses_pictures(stub_server):
     assert found.status_code == 400
     assert found.json()["error"]["code"] == "images_unsupported"
     assert "takes text only" in found.json()["error"]["message"]
+
+
+def test_a_picture_goes_with_its_request_to_the_next_engine(served, tmp_path):
+    folder = served[0].process.args[served[0].process.args.index("--model") + 1]
+    flags = ("--stub", "--stub-step-seconds", "0.01", "--model", folder)
+    server = RunningServer(tmp_path / "run", *flags).wait_until_ready()
+    try:
+        content = [text("one two three four five"), part(IMAGE)]
+        fields = {"model": None, "seed": 3, "max_tokens": 150}
+        expected = answer(server, content, **fields)
+        pid = server.row()["pid"]
+        with ThreadPoolExecutor(1) as pool:
+            said = pool.submit(answer, server, content, **fields)
+            wait_for(lambda: server.row()["running"] == 1)
+            os.kill(pid, signal.SIGKILL)
+            assert said.result() == expected
+        assert server.row()["pid"] != pid
+        assert server.stop() == 0
+    finally:
+        server.close()

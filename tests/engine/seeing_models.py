@@ -16,6 +16,8 @@ from transformers import (
     Qwen3_5MoeForConditionalGeneration,
     Qwen3VLConfig,
     Qwen3VLForConditionalGeneration,
+    Qwen3VLMoeConfig,
+    Qwen3VLMoeForConditionalGeneration,
 )
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
@@ -49,6 +51,13 @@ QWEN2_TOWER = {k: v for k, v in TOWER.items() if k != "num_position_embeddings"}
 SECTIONS = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 2, 2]}
 SEEING = {
     "qwen3_vl": (Qwen3VLForConditionalGeneration, Qwen3VLConfig, {}, QWEN3_TOWER, SECTIONS),
+    "qwen3_vl_moe": (
+        Qwen3VLMoeForConditionalGeneration,
+        Qwen3VLMoeConfig,
+        {"moe_intermediate_size": 48, "num_experts": 8, "num_experts_per_tok": 2},
+        QWEN3_TOWER,
+        SECTIONS,
+    ),
     "qwen2_5_vl": (
         Qwen2_5_VLForConditionalGeneration,
         Qwen2_5_VLConfig,

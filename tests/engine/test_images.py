@@ -1,9 +1,14 @@
 """Prompts with pictures are answered as by transformers' generate(), however they are computed."""
 
+import shutil
+from types import SimpleNamespace
+
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from tests.engine.conftest import DEVICE, Driver
+from tests.engine.mtp_models import Reference
 from tests.engine.seeing_models import SEEING, Picture, Prompt, SeeingComparison, write_seeing
 from workers.config import EngineConfig
 from workers.engine.engine import Engine
@@ -24,7 +29,13 @@ def models(tmp_path_factory):
     return model_of
 
 
-@pytest.fixture(params=SEEING)
+# The others say little beside these, and take as long again.
+OFTEN = ("qwen3_vl", "qwen3_5")
+
+
+@pytest.fixture(
+    params=[n if n in OFTEN else pytest.param(n, marks=pytest.mark.slow) for n in SEEING]
+)
 def name(request):
     return request.param
 
@@ -164,6 +175,27 @@ def test_a_picture_is_encoded_once_and_again_if_it_was_dropped(drive, name, comp
 def test_with_guessed_drafts(drive, name, comparison):
     driver = drive(name, num_speculative_tokens=3)
     run_and_check(driver, [ONE, THREE, Prompt(text(8) * 4)], comparison)
+    assert driver.engine.stats().drafted_tokens > 0
+
+
+@pytest.mark.parametrize("name", ["qwen3_5", "qwen3_5_moe"])
+def test_with_the_models_own_drafts(models, tmp_path, name, comparison):
+    path, model = models(name)
+    shutil.copytree(path, tmp_path / "model")
+    text_model = SimpleNamespace(config=model.config.text_config)
+    state = {f"mtp.{key}": part for key, part in Reference(text_model, name).state_dict().items()}
+    file = tmp_path / "model" / "model.safetensors"
+    save_file(load_file(file) | state, file, {"format": "pt"})
+    config = EngineConfig(
+        str(tmp_path / "model"),
+        device=DEVICE,
+        dtype="float32",
+        threads=1,
+        num_blocks=60,
+        speculative_config='{"method": "mtp", "num_speculative_tokens": 2}',
+    )
+    driver = Driver(Engine(config, lambda stage, fraction: None))
+    run_and_check(driver, [ONE, THREE, Prompt(text(30))], comparison)
     assert driver.engine.stats().drafted_tokens > 0
 
 

@@ -170,7 +170,7 @@ def read_weights(
             packed[module] = packing
         elif name in stored:
             _refuse_lonely(stored[name], module, quantization)
-            tensors[name] = _checked(stored.pop(name), shape, FLOATS)
+            tensors[name] = _checked(stored.pop(name), shape, FLOATS, architecture.turns(shape))
         elif _has_twin(name, config, stored.keys() | tensors.keys()):
             continue
         else:
