@@ -31,7 +31,7 @@ QWEN2 = {
     "image_std": [0.26862954, 0.26130258, 0.27577711],
 }
 SMALL = QWEN3 | {"size": {"shortest_edge": 1024, "longest_edge": 40_000}}
-SIZES = [(101, 57), (640, 480), (33, 500), (1, 1), (5, 7), (1500, 1000)]
+SIZES = [(101, 57), (640, 480), (33, 500), (1, 1), (5, 7), (900, 600)]
 
 
 def vision_of(path, said, takes_turns):

@@ -110,7 +110,8 @@ def load_tower(
     try:
         config = AutoConfig.for_model(vision.tower.model_type, **vision.fields)
         module, info = _load(checkpoint, config, dtype, device)
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, AttributeError) as error:
+    # Checks of configurations raise errors of a library's own, and modules what they stumble on.
+    except Exception as error:
         raise ModelError(f"{checkpoint.config_file}: vision_config: {error}; {_REMEDY}") from error
     for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if info[what]:
