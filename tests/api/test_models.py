@@ -36,6 +36,7 @@ def test_one_model_says_which_sampling_defaults_are_in_force(tmp_path):
     neutral |= {"repetition_penalty": 1.0}
     card = client_of("openai", tmp_path).get("/v1/models/qwen-demo").get_json()
     assert card["default_sampling_params"] == neutral and card["task"] == "generate"
+    assert card["input_modalities"] == ["text"]
     said = '{"temperature": 0.4, "max_new_tokens": 30}'
     client = client_of("openai", tmp_path, override_generation_config=said, defaults_top_k=5)
     card = client.get("/v1/models/qwen-demo").get_json()

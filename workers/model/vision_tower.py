@@ -57,11 +57,6 @@ class VisionTower:
         self._mean = torch.tensor(vision.mean, device=self.device).view(shape)
         self._std = torch.tensor(vision.std, device=self.device).view(shape)
 
-    @property
-    def side(self) -> int:
-        """How many pixels wide and high one token's part of a picture is."""
-        return self._vision.side
-
     @torch.inference_mode()
     def see(self, images: Sequence[Pixels]) -> list[Tensor]:
         """Return `[1 + levels, tokens, width]` of each picture."""
