@@ -60,6 +60,10 @@ def test_the_card_says_what_a_model_sees(written):
     assert (card.image_side, card.image_token_id) == (SIDE, PAD)
 
 
+def test_what_the_largest_picture_needs_can_be_tried(written):
+    start(written).engine._runner.images._tower.see_largest()
+
+
 def test_text_alone_is_served_where_that_is_asked_or_nothing_is_known(path):
     for how in ({"language_model_only": True}, {}):
         driver = start(path, **how)

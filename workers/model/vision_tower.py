@@ -74,8 +74,9 @@ class VisionTower:
         """Make the allocator take what the largest picture needs, so that a cache is sized beside
         it.
         """
-        edge = max(1, math.isqrt(self._vision.max_pixels) // self.side)
-        pixels = bytes(edge * edge * self.side * self.side * _COLOURS)
+        side = self._vision.side
+        edge = max(1, math.isqrt(self._vision.max_pixels) // side)
+        pixels = bytes(edge * edge * side * side * _COLOURS)
         self.see([_Blank(edge, edge, pixels)])
 
     def _patches(self, image: Pixels) -> Tensor:
