@@ -8,5 +8,6 @@ class ImagesUnsupported(BadRequest):
 
     code = "images_unsupported"
     sentence = (
-        "This model takes text only; pictures need a model that sees, as Qwen3-VL or Qwen3.5."
+        "This model takes text only here: pictures need one that sees, as Qwen3-VL or Qwen3.5, on"
+        " an engine of one rank and without --language-model-only."
     )

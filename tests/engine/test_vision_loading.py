@@ -64,10 +64,14 @@ def test_what_the_largest_picture_needs_can_be_tried(written):
     start(written).engine._runner.images._tower.see_largest()
 
 
-def test_text_alone_is_served_where_that_is_asked_or_nothing_is_known(path):
-    for how in ({"language_model_only": True}, {}):
+def test_text_alone_is_served_where_that_is_asked_or_nothing_is_known(path, caplog):
+    caplog.set_level("INFO")
+    asked = ({"language_model_only": True}, "--language-model-only")
+    for how, reason in (asked, ({}, "there is no preprocessor_config.json")):
         driver = start(path, **how)
         assert driver.engine.card.image_side == 0
+        assert any(reason in message for message in caplog.messages), caplog.messages
+        caplog.clear()
         driver.add(1, [5, 6, 7], max_tokens=3)
         driver.add(2, PROMPT.ids, max_tokens=3, images=PROMPT.images)
         driver.run()
@@ -78,7 +82,9 @@ def test_text_alone_is_served_where_that_is_asked_or_nothing_is_known(path):
 
 def test_text_alone_is_served_by_several_ranks(written):
     checkpoint = Checkpoint.at(written)
-    assert checkpoint.vision and not replace(checkpoint, num_ranks=2).vision
+    assert checkpoint.vision and not checkpoint.why_blind
+    assert not replace(checkpoint, num_ranks=2).vision
+    assert "ranks" in replace(checkpoint, num_ranks=2).why_blind
 
 
 @pytest.mark.parametrize(

@@ -164,6 +164,19 @@ class Checkpoint:
             return None
         return self.vision_config if self.num_ranks == 1 else None
 
+    @property
+    def why_blind(self) -> str:
+        """Why a model that could see is served for text alone; empty for others."""
+        if self._architecture.tower is None or self.vision is not None:
+            return ""
+        if self.text_only:
+            return "--language-model-only"
+        if self.num_ranks > 1:
+            return "several ranks share none"
+        if not self.weights.tower:
+            return "the files have none"
+        return "there is no preprocessor_config.json" if self.vision_config is None else "its task"
+
     @cached_property
     def shard_plan(self) -> ShardPlan | None:
         """What of each weight this rank holds, None where it holds all; raise ConfigError of a

@@ -101,6 +101,8 @@ def start(config: EngineConfig, progress: Progress) -> tuple[ModelCard, ModelRun
     group = _join(config, device, progress)
     decoder = _build(config, checkpoint, model, shape, progress, group)
     tower = load_tower(checkpoint, dtype, decoder.device, one_by_one=config.deterministic)
+    if checkpoint.why_blind:
+        _logger.info("text only, no vision tower is loaded: %s", checkpoint.why_blind)
     if tower is not None and device.type == "cuda":
         progress("measuring memory of pictures", 0.0)
         tower.see_largest()
