@@ -8,6 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from qwenapi.doctor.memory import Room, make_plan
+from qwenapi.settings.table import Settings
 from tests.engine.conftest import Driver
 from tests.engine.seeing_models import PAD, SIDE, Picture, Prompt, write_seeing
 from workers.checkpoint.checkpoint import Checkpoint
@@ -78,6 +80,21 @@ def test_text_alone_is_served_where_that_is_asked_or_nothing_is_known(path, capl
         assert len(driver.tokens(1)) == 3
         assert driver.failed[2].reason == "engine_error"
         (path / "preprocessor_config.json").unlink(missing_ok=True)
+
+
+def test_doctor_counts_a_tower_that_is_to_be_loaded(written):
+    checkpoint, room = Checkpoint.at(written), Room("CPU", False, 1 << 30, 1 << 30)
+    sizes = [
+        make_plan(
+            replace(Settings(), dtype="float32", language_model_only=is_blind),
+            checkpoint.weights,
+            checkpoint.config,
+            room,
+        ).weights
+        for is_blind in (False, True)
+    ]
+    tower = start(written).engine._runner.images._tower._module
+    assert sizes[0] - sizes[1] == 4 * sum(part.numel() for part in tower.parameters())
 
 
 def test_text_alone_is_served_by_several_ranks(written):
