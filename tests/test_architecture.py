@@ -73,20 +73,23 @@ ROOMS: dict[str, str] = {
     "qwenapi.observability": "qwenapi.settings workers.errors",
     "qwenapi.keys": "qwenapi.errors qwenapi.settings workers.errors workers.wire",
     "qwenapi.metrics": "qwenapi.settings workers.errors workers.wire",
+    "qwenapi.images": """
+        qwenapi.errors qwenapi.greenlets qwenapi.settings workers.checkpoint workers.wire""",
     "qwenapi.engines": """
         qwenapi.errors qwenapi.greenlets qwenapi.settings workers.errors workers.wire""",
     "qwenapi.generation": """
         qwenapi.errors qwenapi.greenlets qwenapi.settings qwenapi.text qwenapi.keys qwenapi.metrics
-        qwenapi.engines workers.errors workers.wire""",
-    "qwenapi.shared_fields": "qwenapi.http qwenapi.text qwenapi.generation workers.wire",
+        qwenapi.images qwenapi.engines workers.errors workers.checkpoint workers.wire""",
+    "qwenapi.shared_fields": """
+        qwenapi.http qwenapi.text qwenapi.images qwenapi.generation workers.wire""",
     "qwenapi.request_context": """
         qwenapi.errors qwenapi.settings qwenapi.text qwenapi.http qwenapi.keys qwenapi.metrics
         qwenapi.engines qwenapi.conversations qwenapi.batches qwenapi.observability
-        qwenapi.generation workers.wire""",
+        qwenapi.images qwenapi.generation workers.wire""",
     "qwenapi.api": """
         qwenapi.errors qwenapi.greenlets qwenapi.settings qwenapi.text qwenapi.http qwenapi.web
-        qwenapi.metrics qwenapi.engines qwenapi.conversations qwenapi.batches qwenapi.generation
-        qwenapi.shared_fields qwenapi.request_context workers.wire""",
+        qwenapi.images qwenapi.metrics qwenapi.engines qwenapi.conversations qwenapi.batches
+        qwenapi.generation qwenapi.shared_fields qwenapi.request_context workers.wire""",
     "qwenapi.openapi": """
         qwenapi.settings qwenapi.http qwenapi.web qwenapi.request_context qwenapi.api""",
     "qwenapi.app": """

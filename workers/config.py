@@ -60,3 +60,4 @@ class EngineConfig:
     enable_expert_parallel: bool = False
     rank: int = 0
     rendezvous: str = ""
+    language_model_only: bool = False

@@ -173,6 +173,8 @@ def make_plan(settings: Settings, weights: Weights, of: ModelConfig, room: Room)
     if is_tied and _lays_out_products(settings, room):
         weight_bytes += math.prod(weights.shapes[EMBEDDING]) * item
     weight_bytes = int(part * weight_bytes)
+    if not settings.language_model_only and settings.tensor_parallel_size == 1:
+        weight_bytes += sum(math.prod(tensor.shape) for tensor in weights.tower.values()) * item
     workspace = (
         (CUDA_BASE_BYTES if room.is_gpu else CPU_BASE_BYTES)
         + budget * (4 * of.hidden_size + 3 * of.intermediate_size) * item

@@ -35,6 +35,7 @@ from workers.wire.protocol import (
     Accepted,
     FailReason,
     Generate,
+    Image,
     ModelCard,
     Pooling,
     Rejected,
@@ -169,6 +170,7 @@ class EngineClient:
         mailbox: Mailbox,
         grammar: Grammar | None = None,
         pooling: Pooling | None = None,
+        images: tuple[Image, ...] = (),
     ) -> Generation:
         """Return the generation once an engine has accepted it; its events go to `mailbox`.
 
@@ -193,6 +195,7 @@ class EngineClient:
             queue_timeout=limits.queue_timeout,
             grammar=grammar,
             pooling=pooling,
+            images=images,
         )
         if request in self._replays.quarantine:
             raise RequestQuarantined

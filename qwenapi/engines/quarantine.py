@@ -110,7 +110,8 @@ class Quarantine:
 
     def _fingerprint(self, request: Generate) -> bytes:
         params = msgspec.structs.replace(request.params, seed=0)
-        asked = msgspec.msgpack.encode((request.prompt_ids, params, request.choices))
+        shown = [image.digest for image in request.images]
+        asked = msgspec.msgpack.encode((request.prompt_ids, params, request.choices, shown))
         return hashlib.blake2b(asked, key=self._key, digest_size=16).digest()
 
 

@@ -14,6 +14,8 @@ from qwenapi.errors import BadRequest, ToolsUnsupported
 from qwenapi.generation.answer_format import AnswerFormat, grammar_for
 from qwenapi.generation.prompt import beside_others
 from qwenapi.generation.tools import Tool, ToolChoice, schemas_of, shapes_of
+from qwenapi.images.reader import ImageReader
+from qwenapi.images.source import sources_of, without_sources
 from qwenapi.settings.table import Settings
 from qwenapi.text.errors import TemplateError
 from qwenapi.text.grammars import forced_calls, triggered_calls
@@ -24,6 +26,7 @@ from qwenapi.text.template_repair import repair
 from qwenapi.text.tokenizer import Tokenizer
 from qwenapi.text.tool_messages import to_template
 from workers.wire.grammar import Grammar
+from workers.wire.protocol import Image
 
 # By vLLM's names of its parsers, as far as Qwen's models need them.
 CALL_FORMATS: dict[str, CallFormat] = {"hermes": "hermes", "qwen3_coder": "xml", "qwen3_xml": "xml"}
@@ -76,14 +79,22 @@ class PreparedChat:
     call_format: CallFormat | None
     tools: Tools
     thinking: Thinking
+    images: tuple[Image, ...] = field(default=(), repr=False)
 
     def new_parser(self) -> OutputParser:
         """Return the parser of one choice's output."""
         return OutputParser(self.call_format, self.tools, self.thinking)
 
 
-def prepare_chat(tokenizer: Tokenizer, chat: ChatPrompt, options: ChatOptions) -> PreparedChat:
-    """Return a conversation ready to be asked; raise BadRequest for what the template refuses."""
+def prepare_chat(
+    tokenizer: Tokenizer,
+    chat: ChatPrompt,
+    options: ChatOptions,
+    reader: ImageReader | None = None,
+) -> PreparedChat:
+    """Return a conversation ready to be asked; raise BadRequest for what the template refuses, and
+    for pictures that cannot be read; without a `reader`, for any.
+    """
     source = tokenizer.template_source
     call_format = choose_format(source)
     if options.tool_call_parser != "auto":
@@ -96,10 +107,13 @@ def prepare_chat(tokenizer: Tokenizer, chat: ChatPrompt, options: ChatOptions) -
         )
     if allowed and (call_format is None or "tools" not in source):
         raise ToolsUnsupported(param="tools")
+    reader = reader or ImageReader()
+    pictures = reader.read(sources_of(chat.messages))
     prompt = beside_others(
         _num_characters(chat.messages) + _num_characters([tool.source for tool in allowed]),
         lambda: _encode(tokenizer, chat, call_format, options),
     )
+    ids, images = reader.place(prompt.ids, pictures)
     thinking: Thinking = thinking_of(prompt.text) if THOUGHT in source else "off"
     grammar = _grammar(tokenizer, chat, allowed, call_format)
     if chat.max_thought_tokens is not None and thinking != "off":
@@ -109,18 +123,19 @@ def prepare_chat(tokenizer: Tokenizer, chat: ChatPrompt, options: ChatOptions) -
     if grammar is not None:
         grammar = _behind_thought(grammar, thinking, tokenizer)
     return PreparedChat(
-        prompt.ids,
+        ids,
         grammar,
         call_format,
         schemas_of(allowed),
         thinking if options.splits_reasoning else "off",
+        images,
     )
 
 
 def _encode(
     tokenizer: Tokenizer, chat: ChatPrompt, call_format: CallFormat | None, options: ChatOptions
 ) -> Any:
-    messages = to_template(chat.messages, call_format)
+    messages = to_template(without_sources(chat.messages), call_format)
     prefill = ""
     arguments: dict[str, Any] = dict(chat.template_arguments)
     if chat.continues:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from qwenapi.settings.queue_limits import QueueLimits
 from workers.wire.grammar import Grammar
-from workers.wire.protocol import Pooling, SamplingParams
+from workers.wire.protocol import Image, Pooling, SamplingParams
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,3 +25,4 @@ class GenerationRequest:
     grammar: Grammar | None = None
     by_token: bool = False  # one delta a token, for who has to count them
     pooling: Pooling | None = None  # in the place of answers
+    images: tuple[Image, ...] = field(default=(), repr=False)  # in each prompt

@@ -101,6 +101,7 @@ class GenerationStream:
                     mailbox=self._mailbox,
                     grammar=request.grammar,
                     pooling=request.pooling,
+                    images=request.images,
                 )
             except Refused as refused:
                 raise refusal(refused.rejected) from refused

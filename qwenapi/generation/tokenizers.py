@@ -1,4 +1,4 @@
-"""Tokenizers: a Tokenizer (text/tokenizer.py) for each model the engines serve."""
+"""Tokenizers: for each model the engines serve its Tokenizer, and what pictures it takes."""
 
 import time
 from hashlib import sha256
@@ -7,6 +7,8 @@ from pathlib import Path
 from qwenapi.errors import EngineUnavailable
 from qwenapi.text.errors import TextError
 from qwenapi.text.tokenizer import Tokenizer
+from workers.checkpoint.checkpoint import Checkpoint
+from workers.checkpoint.vision import VisionConfig
 from workers.errors import ModelError
 from workers.wire.protocol import ModelCard
 
@@ -19,18 +21,25 @@ class Tokenizers:
         self._own_folder = own_folder
         self.since = int(time.time())
         self._loaded: dict[tuple[str, str], Tokenizer] = {}
+        self._visions: dict[str, VisionConfig | None] = {}
 
     def prepare(self, card: ModelCard) -> None:
         """Load what an engine's model needs; called in a thread, before requests can reach it."""
         key = (card.model_dir, card.tokenizer_sha256)
         if key not in self._loaded:
             self._loaded[key] = load_tokenizer(self._folder(card))
+        if card.image_side and card.model_dir not in self._visions:
+            self._visions[card.model_dir] = Checkpoint.at(self._folder(card)).vision_config
 
     def of(self, card: ModelCard | None) -> Tokenizer:
         """Return the tokenizer of a connected engine; raise EngineUnavailable if there is none."""
         if card is None:
             raise EngineUnavailable(retry_after=1)
         return self._loaded[card.model_dir, card.tokenizer_sha256]
+
+    def vision_of(self, card: ModelCard) -> VisionConfig | None:
+        """Return what pictures a connected engine's model takes, if it takes any."""
+        return self._visions.get(card.model_dir) if card.image_side else None
 
     def _folder(self, card: ModelCard) -> Path:
         """Return the folder with the tokenizer of an engine, which may be of another machine."""

@@ -93,7 +93,7 @@ class FieldError(NamedTuple):
 
 def ignored_fields(schema: Schema, body: Mapping[str, Any]) -> Iterator[str]:
     """Yield the dotted places of what a schema leaves out, in the body's order."""
-    return map(_dotted, _unknown(schema, body))
+    return map(dotted, _unknown(schema, body))
 
 
 def refuse_unknown(schema: RequestSchema, body: Mapping[str, Any]) -> None:
@@ -101,7 +101,7 @@ def refuse_unknown(schema: RequestSchema, body: Mapping[str, Any]) -> None:
     for path in _unknown(schema, body):
         if path[-1] not in schema.without_effect:
             fault = FieldError(path, _UNKNOWN)
-            raise BadRequest(_explain(fault, schema), param=_shorten(_dotted(path)) or None)
+            raise BadRequest(_explain(fault, schema), param=_shorten(dotted(path)) or None)
 
 
 def load_request(schema: Schema, body: dict[str, Any]) -> Any:
@@ -115,7 +115,7 @@ def load_request(schema: Schema, body: dict[str, Any]) -> Any:
         fault = next(_walk_errors(error.messages, body))
         raise BadRequest(
             _explain(fault, schema),
-            param=_shorten(_dotted(fault.path)) or None,
+            param=_shorten(dotted(fault.path)) or None,
             kind=_kind(fault, schema, body),
         ) from error
 
@@ -182,7 +182,7 @@ def _kind(fault: FieldError, schema: Schema, body: dict[str, Any]) -> str:
 def _explain(fault: FieldError, schema: Schema) -> str:
     if not fault.path:
         return f"The body {fault.claim}."
-    sentence = f"'{_shorten(_dotted(fault.path))}' {fault.claim}."
+    sentence = f"'{_shorten(dotted(fault.path))}' {fault.claim}."
     if fault.claim == _UNKNOWN and len(fault.path) == 1:
         name = str(fault.path[0])[:MAX_SHOWN_CHARS]
         close = difflib.get_close_matches(name, _by_key(schema), n=1, cutoff=MIN_LIKENESS)
@@ -190,7 +190,7 @@ def _explain(fault: FieldError, schema: Schema) -> str:
     return sentence
 
 
-def _dotted(path: Path) -> str:
+def dotted(path: Path) -> str:
     """Return `messages[0].content` of ("messages", 0, "content")."""
     parts = [f"[{key}]" if isinstance(key, int) else f".{key}" for key in path]
     return "".join(parts).removeprefix(".")

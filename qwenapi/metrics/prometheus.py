@@ -173,6 +173,20 @@ ENGINE_FIGURES = tuple(
         ),
         (
             "counter",
+            "qwenapi_engine_encoded_images",
+            "",
+            "Pictures that went through the model's vision tower.",
+            _field("encoded_images"),
+        ),
+        (
+            "counter",
+            "qwenapi_engine_cached_images",
+            "",
+            "Pictures whose features were still known.",
+            _field("cached_images"),
+        ),
+        (
+            "counter",
             "qwenapi_engine_restarts",
             "",
             "Starts of the engine after its first.",

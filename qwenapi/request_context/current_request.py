@@ -18,7 +18,7 @@ from qwenapi.request_context.services import services
 from qwenapi.settings.profile import Profile
 from qwenapi.text.tokenizer import Tokenizer
 from workers.wire.grammar import Grammar
-from workers.wire.protocol import ModelCard, Pooling, SamplingParams
+from workers.wire.protocol import Image, ModelCard, Pooling, SamplingParams
 
 
 def use_profile(profile: Profile) -> None:
@@ -86,6 +86,7 @@ def generation_request(
     grammar: Grammar | None = None,
     by_token: bool = False,
     bad_words: tuple[tuple[int, ...], ...] = (),
+    images: tuple[Image, ...] = (),
 ) -> tuple[GenerationRequest, Clamped]:
     """Return what to ask of the engines for the current request, and what had to be cut for it.
 
@@ -119,6 +120,7 @@ def generation_request(
         limits=profile.limits,
         grammar=grammar,
         by_token=by_token or ask.return_token_ids,
+        images=images,
     )
     return wanted, cut
 

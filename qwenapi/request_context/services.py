@@ -9,6 +9,7 @@ from qwenapi.conversations import ConversationStore
 from qwenapi.engines.client import EngineClient
 from qwenapi.errors import TaskUnsupported
 from qwenapi.generation.tokenizers import Tokenizers
+from qwenapi.images.reader import ImageLimits, ImageReader
 from qwenapi.keys import KeyQueue, KeyRing, KeyUsage
 from qwenapi.metrics.store import MetricsStore
 from qwenapi.observability.tracing import Tracer
@@ -63,3 +64,9 @@ def served_model(task: str | None = "generate") -> tuple[ModelCard, Tokenizer]:
     if task not in (None, card.task):
         raise TaskUnsupported(card.task)
     return card, tokenizer
+
+
+def image_reader(card: ModelCard) -> ImageReader:
+    """Return what reads the pictures of one request to a model."""
+    found = services()
+    return ImageReader(found.tokenizers.vision_of(card), ImageLimits.of(found.settings))

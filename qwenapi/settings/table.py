@@ -1,7 +1,7 @@
 """Every setting of qwenapi, in one table: the fields of Settings.
 
-From each field come its flag, its QWENAPI_* variable, its key in a TOML file, its line of `--help`
-and its row in docs/settings.md. Refuses to know where values come from (sources.py).
+From each come its flag, its QWENAPI_* variable, its key in a TOML file, its line of `--help` and
+its row in docs/settings.md. Refuses to know where values come from, and what they do.
 """
 
 import os
@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, fields
 from functools import cache
 from pathlib import Path
 
+from qwenapi.settings.image_settings import ImageSettings
 from qwenapi.settings.setting import Setting, kind_of
 from qwenapi.settings.setting import row as _row
 from workers.checkpoint.folder import model_name
@@ -21,7 +22,7 @@ DEMO_MODEL_NAME = "qwen-demo"
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(ImageSettings):
     """The settings of one start. Field `limits_x` is key `x` of table `[limits]`."""
 
     model: str = _row("", "directory of the model, or its name on a hub; empty: the demo model")
@@ -385,11 +386,11 @@ def etc_dir() -> Path:
 
 @cache
 def table() -> dict[str, Setting]:
-    """Return all rows by name, in the order of the fields."""
-    hints = typing.get_type_hints(Settings)
+    """Return all rows by name, in the order of the fields, those of pictures last."""
+    hints, late = typing.get_type_hints(Settings), {row.name for row in fields(ImageSettings)}
     return {
         row.name: Setting(
             name=row.name, kind=kind_of(hints[row.name]), default=row.default, **row.metadata
         )
-        for row in fields(Settings)
+        for row in sorted(fields(Settings), key=lambda row: row.name in late)
     }

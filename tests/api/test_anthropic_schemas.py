@@ -189,7 +189,7 @@ WRONG = {
         ([{"type": "text"}], "'system[0].text' must be a string."),
         (
             [{"type": "image"}],
-            "'system[0].type' is image, which this server cannot read: send text.",
+            "'system[0].type' is image, which no message of role system has.",
         ),
     ],
     "tools": [
@@ -287,18 +287,26 @@ WRONG_BLOCKS = [
     *(
         (
             content({"type": kind, "source": {}}),
-            f"'messages[1].content[0].type' is {kind}, which this server cannot read: send text.",
+            f"'messages[1].content[0].type' is {kind}, which this server cannot read: send text or"
+            " image.",
         )
-        for kind in ("image", "document", "search_result", "server_tool_use")
+        for kind in ("document", "search_result", "server_tool_use")
     ),
     (
         content({"type": "tool_result", "tool_use_id": "1", "content": [{"type": "image"}]}),
-        "'messages[1].content[0].content[0].type' is image, which this server cannot read:"
-        " send text.",
+        "'messages[1].content[0].content[0].source' must be an object of type base64 or url.",
+    ),
+    (
+        content({"type": "image", "source": {"type": "base64", "data": "aa"}}),
+        "'messages[1].content[0].source' must have a media_type and data, which are strings.",
+    ),
+    (
+        content({"type": "image", "source": {"type": "url", "url": 5}}),
+        "'messages[1].content[0].source.url' must be a string.",
     ),
     (
         content({"type": "tool_result", "tool_use_id": "1", "content": 3}),
-        "'messages[1].content[0].content' must be a string or a list of text blocks.",
+        "'messages[1].content[0].content' must be a string or a list of text and image blocks.",
     ),
     (
         content({"type": "tool_result"}),

@@ -28,7 +28,7 @@ def test_each_listed_model_is_found_by_its_id(tmp_path):
     for card in listed:
         found = client.get(f"/v1/models/{card['id']}").get_json()
         assert found.items() >= card.items()
-        assert found.keys() - card.keys() <= {"default_sampling_params", "task"}
+        assert found.keys() - card.keys() <= {"default_sampling_params", "input_modalities", "task"}
 
 
 def test_one_model_says_which_sampling_defaults_are_in_force(tmp_path):
@@ -36,6 +36,7 @@ def test_one_model_says_which_sampling_defaults_are_in_force(tmp_path):
     neutral |= {"repetition_penalty": 1.0}
     card = client_of("openai", tmp_path).get("/v1/models/qwen-demo").get_json()
     assert card["default_sampling_params"] == neutral and card["task"] == "generate"
+    assert card["input_modalities"] == ["text"]
     said = '{"temperature": 0.4, "max_new_tokens": 30}'
     client = client_of("openai", tmp_path, override_generation_config=said, defaults_top_k=5)
     card = client.get("/v1/models/qwen-demo").get_json()

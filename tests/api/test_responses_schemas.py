@@ -204,9 +204,19 @@ def test_what_codex_sends_besides_is_ignored_and_named():
         ({"input": [{"role": "tool", "content": ""}]}, "input[0].role", "user"),
         ({"input": [{"role": "user"}]}, "input[0].content", "text parts"),
         (
-            {"input": [{"role": "user", "content": [{"type": "input_image"}]}]},
+            {"input": [{"role": "user", "content": [{"type": "input_file"}]}]},
             "input[0].content[0].type",
-            "images",
+            "input_image",
+        ),
+        (
+            {"input": [{"role": "user", "content": [{"type": "input_image"}]}]},
+            "input[0].content[0].image_url",
+            "URL",
+        ),
+        (
+            {"input": [{"role": "user", "content": [{"type": "input_image", "file_id": "f"}]}]},
+            "input[0].content[0].file_id",
+            "none are kept",
         ),
         ({"input": [{"role": "user", "content": [5]}]}, "input[0].content[0].type", "input_text"),
         ({"input": [{"role": [], "content": ""}]}, "input[0].role", "one of"),

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from tests import npm
+from tests import npm, seeing_folder
 from tests.docs.pages import ROOT, Page, english
+from tests.images.pictures import file_of, noise
 from tests.pooling_folders import write_folder
 from tests.running_server import RunningServer
 
@@ -22,6 +23,7 @@ PRINTED_URL = "http://127.0.0.1:8000"
 RUNNABLE = re.compile(r"curl |bin/qwenapi (ask|check|bench --url)\b|bin/check-service --url")
 # Models that are asked for in the examples, and what they are for.
 POOLING = {"Qwen3-Embedding-0.6B": "embed", "Qwen3-Reranker-0.6B": "rerank"}
+SEEING = "Qwen3-VL-4B-Instruct"
 COMMANDS = [
     pytest.param(command, id=f"{page.name}-{number}")
     for page in english()
@@ -53,12 +55,16 @@ def server_for(server, tmp_path_factory):
     made = {}
 
     def server_for(command):
-        name = next((name for name in POOLING if name in command), None)
+        name = next((name for name in (*POOLING, SEEING) if name in command), None)
         if name is None:
             return server
         if name not in made:
             folder = tmp_path_factory.mktemp(name)
-            write_folder(folder / "model", POOLING[name])
+            if name == SEEING:
+                (folder / "model").mkdir()
+                seeing_folder.write_folder(folder / "model")
+            else:
+                write_folder(folder / "model", POOLING[name])
             flags = ("--stub", "--model", str(folder / "model"), "--served-model-name", name)
             made[name] = RunningServer(folder / "run", *flags).wait_until_ready()
         return made[name]
@@ -92,9 +98,12 @@ def test_a_command_is_answered(server_for, tmp_path, command):
 
 
 @pytest.mark.parametrize("code", PYTHON)
-def test_a_python_example_prints_an_answer(server, code):
-    text = code.replace(PRINTED_URL, server.url)
-    done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, timeout=90)
+def test_a_python_example_prints_an_answer(server_for, tmp_path, code):
+    (tmp_path / "chart.png").write_bytes(file_of(noise(60, 40)))
+    text = code.replace(PRINTED_URL, server_for(code).url)
+    done = subprocess.run(
+        [sys.executable, "-c", text], cwd=tmp_path, capture_output=True, text=True, timeout=90
+    )
     assert done.returncode == 0, done.stderr
     assert "你好" in done.stdout
 

@@ -287,7 +287,7 @@ BAD_REQUESTS = [
     (
         {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
         400,
-        "messages[0].content[0].type",
+        "messages[0].content[0].image_url",
     ),
 ]
 

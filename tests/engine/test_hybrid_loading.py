@@ -151,7 +151,7 @@ def test_doctor_counts_packed_weights_where_kernels_keep_them(tmp_path):
     weights = checkpoint.weights
 
     def num_bytes(**changes: object) -> int:
-        settings = replace(Settings(), dtype="bfloat16", **changes)
+        settings = replace(Settings(), dtype="bfloat16", language_model_only=True, **changes)
         return make_plan(settings, weights, checkpoint.config, gpu).weights
 
     assert num_bytes() == weights.kept_bytes(2, "kernels")

@@ -61,6 +61,8 @@ HYBRID_TESTS = (
     "tests/engine/test_hybrid.py",
     "tests/engine/test_hybrid_prefixes.py",
     "tests/engine/test_hybrid_by_kernels.py",
+    "tests/engine/test_images.py",
+    "tests/engine/test_images_by_kernels.py",
 )
 GPU_TESTS = ("tests/gpu",)
 PEER_MODELS = ("Qwen3-0.6B", "Qwen3-8B")

@@ -26,6 +26,8 @@ COUNTERS = {
     "qwenapi_engine_drafted_tokens",
     "qwenapi_engine_accepted_tokens",
     "qwenapi_engine_nonfinite_logits",
+    "qwenapi_engine_encoded_images",
+    "qwenapi_engine_cached_images",
     "qwenapi_engine_restarts",
     "qwenapi_replays",
     "vllm:prompt_tokens",

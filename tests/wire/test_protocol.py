@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from workers.errors import ProtocolError
-from workers.wire.framing import FrameReader, encode
+from workers.wire.framing import MAX_FRAME_BYTES, FrameReader, encode
 from workers.wire.protocol import (
     Abort,
     Accepted,
@@ -101,7 +101,7 @@ def test_garbage_is_a_protocol_error_and_nothing_else(garbage):
 
 def test_a_frame_longer_than_allowed_is_refused_by_its_length_alone():
     with pytest.raises(ProtocolError, match="exceeds the limit"):
-        FrameReader("engine").feed(struct.pack(">I", 64 * 1024 * 1024))
+        FrameReader("engine").feed(struct.pack(">I", MAX_FRAME_BYTES + 1))
 
 
 def test_a_message_of_the_other_direction_is_refused():

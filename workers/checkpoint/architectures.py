@@ -16,11 +16,13 @@ from workers.checkpoint.model_config import (
     SLIDING_ATTENTION,
     Field,
     ModelConfig,
+    exactly,
     flag,
     flatten,
     layer_numbers,
     positive,
 )
+from workers.checkpoint.vision import Tower
 from workers.errors import ModelError
 
 Shape = tuple[int, ...]
@@ -37,8 +39,9 @@ class Architecture:
     """`attention` and `feed_forward` yield the tensors of a layer, by its number.
 
     `prefixes` are what stands in files before the names that begin with `model.` in memory.
-    `text_model_type` is another where the text model is a part of one that sees. A classifier has
-    one score in the place of a vocabulary of logits.
+    `text_model_type` is another where the text model is a part of one that sees by a `tower`.
+    `fused` is `feed_forward` where all experts of a layer are two tensors, perhaps `turned`: inputs
+    before outputs. A classifier has one score in the place of a vocabulary of logits.
     """
 
     model_type: str
@@ -48,6 +51,9 @@ class Architecture:
     layer_types: tuple[str, ...] = (FULL_ATTENTION, SLIDING_ATTENTION)
     prefixes: tuple[str, ...] = ("model.", "")
     text_model_type: str = ""
+    tower: Tower | None = None
+    fused: Callable[[ModelConfig, int], Tensors] | None = None
+    turned: bool = False
     is_classifier: bool = False
 
     @property
@@ -65,7 +71,7 @@ class Architecture:
         Of a layer's experts, some have them one by one and some all in two tensors. Embeddings are
         computed without a head.
         """
-        feed_forward = fused_experts if has_fused_experts else self.feed_forward
+        feed_forward = self.fused or fused_and_shared if has_fused_experts else self.feed_forward
         hidden = config.hidden_size
         yield EMBEDDING, (config.vocab_size, hidden)
         for i in range(config.num_hidden_layers):
@@ -81,7 +87,7 @@ class Architecture:
         """Yield every tensor of a hybrid's layer for multi-token prediction, which has attention
         whatever the model's first layer has. Embeddings and head are the model's.
         """
-        feed_forward = fused_experts if has_fused_experts else self.feed_forward
+        feed_forward = fused_and_shared if has_fused_experts else self.feed_forward
         hidden = config.hidden_size
         yield from linear(f"{DRAFTER}fc", hidden, 2 * hidden)
         yield f"{DRAFTER}pre_fc_norm_embedding.weight", (hidden,)
@@ -89,6 +95,10 @@ class Architecture:
         parts = gated_attention(config), feed_forward(config, 0)
         yield from decoder_layer(f"{DRAFTER}layers.0", hidden, *parts)
         yield f"{DRAFTER}norm.weight", (hidden,)
+
+    def turns(self, shape: Shape) -> tuple[Shape, ...]:
+        """Return how files may have a tensor besides, which is then turned as it is read."""
+        return ((shape[0], shape[2], shape[1]),) if self.turned and len(shape) == 3 else ()
 
 
 def decoder_layer(name: str, hidden: int, attention: Tensors, feed_forward: Tensors) -> Tensors:
@@ -153,14 +163,22 @@ def experts_and_shared(config: ModelConfig, layer: int) -> Tensors:
     yield from shared_expert(config)
 
 
-def fused_experts(config: ModelConfig, layer: int) -> Tensors:
+def fused_and_shared(config: ModelConfig, layer: int) -> Tensors:
     """Yield what Qwen3.5 was published with; transformers saves its experts one by one."""
+    yield from fused_experts(config)
+    yield from shared_expert(config)
+
+
+def fused_experts_or_mlp(config: ModelConfig, layer: int) -> Tensors:
+    yield from fused_experts(config) if _is_mixture(config, layer) else mlp(config, layer)
+
+
+def fused_experts(config: ModelConfig) -> Tensors:
     values, hidden = config.values, config.hidden_size
     count, width = values["num_experts"], values["moe_intermediate_size"]
     yield "mlp.gate.weight", (count, hidden)
     yield "mlp.experts.gate_up_proj", (count, 2 * width, hidden)
     yield "mlp.experts.down_proj", (count, hidden, width)
-    yield from shared_expert(config)
 
 
 def shared_expert(config: ModelConfig) -> Tensors:
@@ -272,51 +290,77 @@ _HYBRID_TYPES = (FULL_ATTENTION, LINEAR_ATTENTION)
 _SEEING = ("model.language_model.", "language_model.", "model.", "")
 
 
-def _qwen3_5(model_type: str) -> Architecture:
-    text = "qwen3_5_text"
-    return Architecture(model_type, _HYBRID, hybrid, mlp, _HYBRID_TYPES, _SEEING, text)
+_HYBRID_SECTIONS, _SECTIONS = (11, 11, 10), (24, 20, 20)
+_QWEN3_5 = Architecture(
+    "qwen3_5_text", _HYBRID, hybrid, mlp, _HYBRID_TYPES, _SEEING, "qwen3_5_text"
+)
+_QWEN3_5_WITH_EXPERTS = replace(
+    _QWEN3_5,
+    model_type="qwen3_5_moe_text",
+    fields=_QWEN3_5_MOE,
+    feed_forward=experts_and_shared,
+    text_model_type="qwen3_5_moe_text",
+)
 
 
-def _qwen3_5_moe(model_type: str) -> Architecture:
-    text = "qwen3_5_moe_text"
-    return Architecture(
-        model_type, _QWEN3_5_MOE, hybrid, experts_and_shared, _HYBRID_TYPES, _SEEING, text
-    )
+def _seeing(text: Architecture, model_type: str, own_text: str, tower: Tower) -> Architecture:
+    """Return the architecture of a model whose text part is another's."""
+    row = replace(text, model_type=model_type, text_model_type=own_text)
+    return replace(row, prefixes=_SEEING, tower=tower)
 
 
+_QWEN2 = Architecture("qwen2", FIELDS, attention_with_bias, mlp)
 _QWEN3_DENSE = Architecture("qwen3", _DENSE, attention_with_head_norms, mlp)
+_QWEN3_MOE = Architecture("qwen3_moe", _MOE, attention_with_head_norms, experts_or_mlp)
 
 ARCHITECTURES: Mapping[str, Architecture] = {
-    "Qwen2ForCausalLM": Architecture("qwen2", FIELDS, attention_with_bias, mlp),
+    "Qwen2ForCausalLM": _QWEN2,
     "Qwen3ForCausalLM": _QWEN3_DENSE,
     "Qwen3Model": _QWEN3_DENSE,
     "Qwen3ForSequenceClassification": replace(_QWEN3_DENSE, is_classifier=True),
-    "Qwen3MoeForCausalLM": Architecture(
-        "qwen3_moe", _MOE, attention_with_head_norms, experts_or_mlp
-    ),
+    "Qwen3MoeForCausalLM": _QWEN3_MOE,
     "Qwen2MoeForCausalLM": Architecture(
         "qwen2_moe", _QWEN2_MOE, attention_with_bias, experts_and_shared_or_mlp
     ),
     "Qwen3NextForCausalLM": Architecture(
         "qwen3_next", _NEXT, interleaved_hybrid, experts_and_shared_or_mlp, _HYBRID_TYPES
     ),
-    "Qwen3_5ForCausalLM": _qwen3_5("qwen3_5_text"),
-    "Qwen3_5ForConditionalGeneration": _qwen3_5("qwen3_5"),
-    "Qwen3_5MoeForCausalLM": _qwen3_5_moe("qwen3_5_moe_text"),
-    "Qwen3_5MoeForConditionalGeneration": _qwen3_5_moe("qwen3_5_moe"),
+    "Qwen3_5ForCausalLM": _QWEN3_5,
+    "Qwen3_5ForConditionalGeneration": _seeing(
+        _QWEN3_5, "qwen3_5", "qwen3_5_text", Tower("qwen3_5_vision", _HYBRID_SECTIONS)
+    ),
+    "Qwen3_5MoeForCausalLM": _QWEN3_5_WITH_EXPERTS,
+    "Qwen3_5MoeForConditionalGeneration": _seeing(
+        _QWEN3_5_WITH_EXPERTS,
+        "qwen3_5_moe",
+        "qwen3_5_moe_text",
+        Tower("qwen3_5_moe_vision", _HYBRID_SECTIONS),
+    ),
+    "Qwen3VLForConditionalGeneration": _seeing(
+        _QWEN3_DENSE, "qwen3_vl", "qwen3", Tower("qwen3_vl_vision", _SECTIONS)
+    ),
+    "Qwen3VLMoeForConditionalGeneration": replace(
+        _seeing(_QWEN3_MOE, "qwen3_vl_moe", "qwen3_moe", Tower("qwen3_vl_moe_vision", _SECTIONS)),
+        fields=_MOE | {"norm_topk_prob": exactly(True)},
+        fused=fused_experts_or_mlp,
+        turned=True,
+    ),
+    "Qwen2_5_VLForConditionalGeneration": _seeing(
+        _QWEN2,
+        "qwen2_5_vl",
+        "qwen2",
+        Tower("qwen2_5_vl_vision", (16, 24, 24), takes_turns=False),
+    ),
 }
 
 # What people know the others by; `model_type` is all that is the same in every copy.
 _OTHERS = {
     "qwen2_5_omni": "Qwen2.5-Omni",
-    "qwen2_5_vl": "Qwen2.5-VL",
     "qwen2_audio": "Qwen2-Audio",
     "qwen2_vl": "Qwen2-VL",
     "qwen3_asr": "Qwen3-ASR",
     "qwen3_omni_moe": "Qwen3-Omni",
     "qwen3_tts": "Qwen3-TTS",
-    "qwen3_vl": "Qwen3-VL",
-    "qwen3_vl_moe": "Qwen3-VL with experts",
     "qwen4_exp": "Qwen3.8-Flash-Next",
 }
 

@@ -29,6 +29,7 @@ from workers.checkpoint.sampling_defaults import sampling_defaults
 from workers.checkpoint.shard_plan import ShardPlan
 from workers.checkpoint.speculative_config import MTP, SpeculativeConfig
 from workers.checkpoint.task import task_of
+from workers.checkpoint.vision import VisionConfig
 from workers.checkpoint.weights import Weights, find_files, read_weights
 from workers.config import EngineConfig, Task
 from workers.errors import ConfigError, ModelError
@@ -44,7 +45,8 @@ class Checkpoint:
     `generation_folder` has the generation_config.json that counts, if it is not the model's own.
     `with_drafter`, its layer for multi-token prediction is one of its weights.
     `asked_task` is auto, or what the model is to be served for. `num_ranks` are to hold it, of
-    which this is number `rank`; `by_expert` is how they share experts.
+    which this is number `rank`; `by_expert` is how they share experts. With `text_only`, it is to
+    see nothing.
     """
 
     directory: Path
@@ -55,6 +57,7 @@ class Checkpoint:
     num_ranks: int = 1
     rank: int = 0
     by_expert: bool = False
+    text_only: bool = False
 
     @classmethod
     def at(cls, path: str | Path) -> "Checkpoint":
@@ -74,6 +77,7 @@ class Checkpoint:
             config.tensor_parallel_size,
             config.rank,
             config.enable_expert_parallel,
+            config.language_model_only,
         )
 
     def check(self, quantization: str = "auto") -> None:
@@ -144,6 +148,34 @@ class Checkpoint:
             with_drafter=self.with_drafter,
             has_head=self.task != "embed",
         )
+
+    @cached_property
+    def vision_config(self) -> VisionConfig | None:
+        """What the folder says of pictures; None of a model that takes none."""
+        tower = self._architecture.tower
+        if tower is None or self.text_only:
+            return None
+        return VisionConfig.read(self.raw_config, self.directory, tower)
+
+    @cached_property
+    def vision(self) -> VisionConfig | None:
+        """The tower to compute, if there is one and the engine can."""
+        if self.vision_config is None or not self.weights.tower or self.task != "generate":
+            return None
+        return self.vision_config if self.num_ranks == 1 else None
+
+    @property
+    def why_blind(self) -> str:
+        """Why a model that could see is served for text alone; empty for others."""
+        if self._architecture.tower is None or self.vision is not None:
+            return ""
+        if self.text_only:
+            return "--language-model-only"
+        if self.num_ranks > 1:
+            return "several ranks share none"
+        if not self.weights.tower:
+            return "the files have none"
+        return "there is no preprocessor_config.json" if self.vision_config is None else "its task"
 
     @cached_property
     def shard_plan(self) -> ShardPlan | None:

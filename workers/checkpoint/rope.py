@@ -117,6 +117,8 @@ class _RopeFields:
                     " be alike; choose another model"
                 )
         kind = self.fields.get("rope_type", self.fields.get("type", "default"))
+        if kind == "mrope" and "mrope_section" in self.fields:  # see vision.py
+            return "default"
         if not isinstance(kind, str) or kind not in _KINDS:
             raise ModelError(
                 f"{self.file}: rope_type {kind!r} is not supported; use 'yarn' for long contexts"

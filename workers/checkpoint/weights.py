@@ -8,7 +8,7 @@ what nobody reads would make the answer another than its maker meant.
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 
@@ -31,6 +31,7 @@ from workers.checkpoint.packings import (
     ScaledPacking,
 )
 from workers.checkpoint.safetensors_header import StoredTensor, not_zero, read_header
+from workers.checkpoint.vision import tower_of
 from workers.errors import ConfigError, ModelError
 
 INDEX = "model.safetensors.index.json"
@@ -46,8 +47,7 @@ _PACKED_PARTS = (
     *("qweight", "qzeros", "scales"),
     *("weight_packed", "weight_scale", "weight_scale_inv"),
 )
-# Of numbers that are not weights: what was measured of activations and caches, which stay as wide
-# here as the model computes.
+# No weights: what was measured of activations and caches, which stay as wide as the model computes.
 _STATIC_SCALES = re.compile(
     r"\.(activation_scale|(input|output)_(scale|zero_point)|([qkv]|kv|prob)_scale|[kv]_zero_point)$"
 )
@@ -57,12 +57,11 @@ Stored = dict[str, StoredTensor]
 
 @dataclass(frozen=True)
 class Weights:
-    """The tensors that a model is made of, by their names in memory; its drafting layer's among
-    them, where one is asked for.
+    """The tensors of a model, by their names in memory, those of a drafter that is asked for too.
 
     `shapes` are those of the unpacked model, `packed` how a module's weight is packed, if it is.
     `unused` are scales of activations and caches. `has_head` says whether logits are computed, by
-    the embeddings where they are the head.
+    the embeddings where they are the head. `tower` are those of what sees, by the names it has.
     """
 
     tensors: Mapping[str, StoredTensor]
@@ -71,6 +70,7 @@ class Weights:
     files: tuple[Path, ...]
     unused: tuple[str, ...] = ()
     has_head: bool = True
+    tower: Mapping[str, StoredTensor] = field(default_factory=dict)
 
     @property
     def disk_bytes(self) -> int:
@@ -170,7 +170,7 @@ def read_weights(
             packed[module] = packing
         elif name in stored:
             _refuse_lonely(stored[name], module, quantization)
-            tensors[name] = _checked(stored.pop(name), shape, FLOATS)
+            tensors[name] = _checked(stored.pop(name), shape, FLOATS, architecture.turns(shape))
         elif _has_twin(name, config, stored.keys() | tensors.keys()):
             continue
         else:
@@ -179,7 +179,7 @@ def read_weights(
     _take_empty_biases(packed, stored)
     unused = _take_static_scales(stored) if packed else ()
     _refuse_unknown(stored)
-    return Weights(tensors, shapes, packed, files, unused, has_head)
+    return Weights(tensors, shapes, packed, files, unused, has_head, tower_of(stored))
 
 
 def _drafter_shapes(

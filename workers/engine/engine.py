@@ -30,6 +30,7 @@ from workers.engine_core import Key, StepOutput
 from workers.grammar.compiled_grammar import CompiledGrammar
 from workers.model.loader import Progress
 from workers.wire.engine_stats import EngineStats
+from workers.wire.images import are_images_right
 from workers.wire.protocol import Chunk, Failed, Generate, PromptLogprobs, Started
 
 # By itself a step of a CPU takes as long as its prompts want.
@@ -147,6 +148,7 @@ class Engine:
             self._take(launched, output)
             if self._budget.is_bounded:
                 seconds = time.perf_counter() - started
+                seconds -= self._runner.images.seconds if self._runner.images else 0
                 self._budget.learn(batch.num_decodes, batch.num_prompt_tokens, seconds)
         return output
 
@@ -156,7 +158,7 @@ class Engine:
 
     def stats(self) -> EngineStats:
         """Return the numbers to publish after a step."""
-        scheduler = self._scheduler
+        scheduler, images = self._scheduler, self._runner.images
         return EngineStats(
             running=scheduler.num_running,
             waiting=scheduler.num_waiting,
@@ -169,6 +171,8 @@ class Engine:
             drafted_tokens=scheduler.speculation.num_drafted,
             accepted_tokens=scheduler.speculation.num_accepted,
             nonfinite_logits=self._nonfinite_logits,
+            encoded_images=images.num_encoded if images else 0,
+            cached_images=images.num_found if images else 0,
             **self._blocks.state_stats(),
             **self._runner.device_memory(),
         )
@@ -187,6 +191,7 @@ class Engine:
         return (
             is_for_task
             and bool(request.prompt_ids)
+            and are_images_right(request, self.card)
             and all(
                 min(ids, default=0) >= 0 and max(ids, default=0) < self.card.vocab_size
                 for ids in tokens

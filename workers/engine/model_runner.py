@@ -16,6 +16,7 @@ from torch import Tensor
 from workers.engine.batch import Batch, Row
 from workers.engine.batch_layout import flatten_rows, tokens_with_logits
 from workers.engine.block_manager import TRASH
+from workers.engine.image_encoder import ImageEncoder
 from workers.engine.pooling import PooledRows, pool
 from workers.engine.running_step import RunningStep
 from workers.engine.sampler import TokenChoice, choose, score
@@ -41,12 +42,13 @@ class DraftRow(NamedTuple):
     """A sequence that the model's own layer drafts up to `most` tokens for, behind its last one.
 
     The hidden state before that lies at `place` among the decoder's newest; it is token `position`
-    of a sequence with the blocks `block_ids`.
+    of a sequence with the blocks `block_ids`, and is rotated as one `shift` further.
     """
 
     place: int
     token_id: int
     position: int
+    shift: int
     most: int
     block_ids: list[int]
 
@@ -60,9 +62,11 @@ _MAX_GROUP_TOKENS = 1 << 18
 class ModelRunner:
     """The device half of a step."""
 
-    def __init__(self, decoder: Decoder, graphs: Graphs | None = None) -> None:
-        """`decoder` has its cache; `graphs` are for kernels alone."""
-        self._decoder, self._graphs = decoder, graphs
+    def __init__(
+        self, decoder: Decoder, graphs: Graphs | None = None, images: ImageEncoder | None = None
+    ) -> None:
+        """`decoder` has its cache; `graphs` are for kernels alone, `images` of models that see."""
+        self._decoder, self._graphs, self.images = decoder, graphs, images
         self._block_size = decoder.block_size
         self._device_total = 0
         self._for_kernels = decoder.cache_shape.for_kernels
@@ -124,6 +128,7 @@ class ModelRunner:
                 self._places[s] + len(s.token_ids) - 2,
                 s.token_ids[-1],
                 len(s.token_ids) - 1,
+                s.request.images.shift if s.request.images else 0,
                 asked[s],
                 s.table.ids,
             )
@@ -148,7 +153,7 @@ class ModelRunner:
             token_ids, hidden = drafter.draft(
                 token_ids[kept],
                 hidden[kept],
-                self._tensor(positions),
+                self._tensor([row.position + row.shift + depth for row in rows]),
                 self._plan_drafts(rows, positions),
             )
             for number, token_id in zip(numbers, token_ids.tolist(), strict=True):
@@ -205,9 +210,11 @@ class ModelRunner:
         flat = flatten_rows(rows, self._block_size, self._decoder.device)
         self._fill_awaited(flat.token_ids, rows, previous)
         self._decoder.copy_states(batch.copies)
-        logits = self._graphs.forward(flat) if self._graphs else None
+        sight = self.images.sight(rows) if self.images else None
+        # Positions in pictures are none of what a graph has recorded.
+        logits = self._graphs.forward(flat) if self._graphs and sight is None else None
         if logits is None:
-            logits = self._decoder.forward_flat(flat, flat.last_tokens)
+            logits = self._decoder.forward_flat(flat, flat.last_tokens, sight)
         return rows, logits
 
     def _forward_by_torch(self, batch: Batch, previous: RunningStep | None) -> tuple[Rows, Tensor]:
@@ -238,7 +245,8 @@ class ModelRunner:
         if self._decoder.slot_bytes:
             states = plan_states(decodes, prefills, batch.copies, self._decoder.device)
         last_tokens = self._tensor(tokens_with_logits(rows))
-        return rows, self._decoder.forward(token_ids, positions, plan, last_tokens, states)
+        sight = self.images.sight(rows) if self.images else None
+        return rows, self._decoder.forward(token_ids, positions, plan, last_tokens, states, sight)
 
     def _flatten(self, rows: Rows) -> tuple[list[int], list[int], list[int]]:
         """Return the flat batch's token ids, positions and slots."""

@@ -5,6 +5,7 @@ from functools import cached_property
 
 import numpy as np
 
+from workers.engine.image_layout import ImageLayout
 from workers.engine.sampling_rows import NO_TOKENS, Array
 from workers.engine_core import Key
 from workers.grammar.compiled_grammar import CompiledGrammar
@@ -36,6 +37,12 @@ class Request:
         if self.generate.pooling is not None:  # none follows, for which room would have to be left
             return len(self.prompt_ids) + 1
         return min(len(self.prompt_ids) + self.params.max_tokens, self.max_model_len)
+
+    @cached_property
+    def images(self) -> ImageLayout | None:
+        """Where its pictures are, if there are any."""
+        images = self.generate.images
+        return ImageLayout(images, len(self.prompt_ids)) if images else None
 
     @cached_property
     def stop_ids(self) -> frozenset[int]:

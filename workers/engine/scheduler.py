@@ -162,7 +162,7 @@ class Scheduler:
             self.speculation.judge(row, num_taken - 1)
         self._tenants.charge(generate.tenant, given=num_taken)
         self._blocks.publish(
-            sequence.table, sequence.token_ids, sequence.num_computed, generate.cache_salt
+            sequence.table, sequence.content_ids, sequence.num_computed, generate.cache_salt
         )
         group = self._group_of(sequence)
         if sequence is group.leader and sequence.num_computed >= sequence.num_prompt_tokens:
@@ -299,8 +299,9 @@ class Scheduler:
         Who has to compute its whole prompt gets a table of none.
         """
         blocks = self._blocks
-        token_ids = sequence.token_ids[:1] if self._is_scoring(sequence) else sequence.token_ids
-        table = blocks.match(token_ids, sequence.request.generate.cache_salt)
+        ids = sequence.content_ids
+        ids = ids[:1] if self._is_scoring(sequence) else ids
+        table = blocks.match(ids, sequence.request.generate.cache_salt)
         needed = blocks.blocks_for(len(sequence.token_ids)) - len(table.ids)
         reserve = owed + (self._watermark if self._running else 0)
         if needed + reserve <= blocks.num_free:

@@ -27,7 +27,8 @@ class Sequence:
     """One choice of a request. `token_ids` is the prompt followed by the output.
 
     `num_computed` of its tokens have keys and values in the cache, or will have when the steps
-    under way end.
+    under way end. `content_ids` are what tells them apart in the prefix cache: the tokens
+    themselves, but in place of a picture's what it shows.
     """
 
     request: Request
@@ -43,9 +44,12 @@ class Sequence:
     output_counts: Counter[int] | None = None
     drafter: NgramDrafter | None = None
     grammar: GrammarState | None = None
+    content_ids: list[int] = field(init=False)
 
     def __post_init__(self) -> None:
         request = self.request
+        images = request.images
+        self.content_ids = images.content_ids(self.token_ids) if images else self.token_ids
         if request.grammar is not None and request.generate.grammar is not None:
             self.grammar = GrammarState(request.grammar, request.generate.grammar)
             for token_id in self.token_ids[self.num_prompt_tokens :]:
@@ -93,6 +97,8 @@ class Sequence:
     def append(self, token_id: int) -> None:
         """Take a sampled token; it or a limit may give a reason to finish."""
         self.token_ids.append(token_id)
+        if self.content_ids is not self.token_ids:
+            self.content_ids.append(token_id)
         if self.output_counts is not None:
             self.output_counts[token_id] += 1
         if token_id in self.request.stop_ids:

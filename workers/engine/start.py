@@ -18,6 +18,7 @@ from workers.checkpoint.rounding import FOR_CPUS, Rounding
 from workers.checkpoint.speculative_config import MAX_SPECULATING_ROWS, SpeculativeConfig
 from workers.config import EngineConfig
 from workers.cpu_cores import physical_cores
+from workers.engine.image_encoder import MAX_KEPT_BYTES, ImageEncoder
 from workers.engine.model_runner import ModelRunner
 from workers.engine.rank_runner import FollowingRunner, LeadingRunner
 from workers.engine.sampler import sample
@@ -49,6 +50,7 @@ from workers.model.loader import (
 from workers.model.native.native import Native
 from workers.model.parallel.group import Group
 from workers.model.quantization import fp8
+from workers.model.vision_tower import load_tower
 from workers.wire.protocol import ModelCard, SamplingParams
 
 # From glibc's malloc.h.
@@ -98,10 +100,17 @@ def start(config: EngineConfig, progress: Progress) -> tuple[ModelCard, ModelRun
     )
     group = _join(config, device, progress)
     decoder = _build(config, checkpoint, model, shape, progress, group)
+    tower = load_tower(checkpoint, dtype, decoder.device, one_by_one=config.deterministic)
+    if checkpoint.why_blind:
+        _logger.info("text only, no vision tower is loaded: %s", checkpoint.why_blind)
+    if tower is not None and device.type == "cuda":
+        progress("measuring memory of pictures", 0.0)
+        tower.see_largest()
     limits = _allocate(config, checkpoint, decoder, shape, progress, group)
     graphs = _graphs(config, decoder, limits, progress, is_shared=group is not None)
     progress("ready", 1.0)
-    return _card(checkpoint, dtype, device, limits), _runner(decoder, graphs, group)
+    card = _card(checkpoint, dtype, device, limits)
+    return card, _runner(decoder, graphs, group, ImageEncoder(tower) if tower else None)
 
 
 def follow(config: EngineConfig) -> None:
@@ -111,9 +120,11 @@ def follow(config: EngineConfig) -> None:
     runner.follow()
 
 
-def _runner(decoder: Decoder, graphs: Graphs | None, group: Group | None) -> ModelRunner:
+def _runner(
+    decoder: Decoder, graphs: Graphs | None, group: Group | None, images: ImageEncoder | None
+) -> ModelRunner:
     if group is None:
-        return ModelRunner(decoder, graphs)
+        return ModelRunner(decoder, graphs, images)
     return (FollowingRunner if group.rank else LeadingRunner)(decoder, graphs, group)
 
 
@@ -190,6 +201,7 @@ def _build(
         has_head=task != "embed",
         group=group,
         vocab_size=checkpoint.config.vocab_size,
+        vision=checkpoint.vision,
     )
     device = decoder.device
     if device.type == "cuda":
@@ -227,6 +239,8 @@ def _allocate(
     ) * len(layers)
     if group is not None:  # all have as many blocks; ranks of CPUs share one memory
         free_bytes = group.least(free_bytes) // (group.size if device.type == "cpu" else 1)
+    if checkpoint.vision is not None:
+        free_bytes = max(0, free_bytes - MAX_KEPT_BYTES)
     slot_bytes, longest = decoder.slot_bytes, checkpoint.config.context_length
     limits = resolve_limits(config, longest, device, block_bytes, free_bytes, slot_bytes)
     if slot_bytes:
@@ -300,6 +314,7 @@ def _worst_states(plan: Plan, num_tokens: int) -> States:
 def _card(
     checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device, limits: CapacityLimits
 ) -> ModelCard:
+    vision = checkpoint.vision
     return ModelCard(
         model_dir=str(checkpoint.directory),
         model_hash=checkpoint.model_hash,
@@ -312,6 +327,8 @@ def _card(
         device=str(device),
         task=checkpoint.task,
         output_size=checkpoint.output_size,
+        image_side=vision.side if vision else 0,
+        image_token_id=vision.image_token_id if vision else -1,
         **vars(limits),
     )
 

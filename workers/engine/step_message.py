@@ -1,7 +1,7 @@
 """Step messages: what followers need of a batch, or of drafts, as one list of numbers and back.
 
     batch:  copies of slots │ rows: place, samples, state, tokens, block table │ …
-    drafts: rows: place, token, position, count, block table │ …
+    drafts: rows: place, token, position, shift, count, block table │ …
 
 A row's tokens come as its drafts, which they are laid out as: so a follower's sequence knows no
 tokens, and nothing of the request. Tokens that a step under way samples are zeros.
@@ -82,6 +82,7 @@ def to_drafts(numbers: ManyOf[int]) -> list[DraftRow]:
     left = iter(numbers)
     rows = []
     for place in left:
-        token_id, position, most, num_blocks = islice(left, 4)
-        rows.append(DraftRow(place, token_id, position, most, list(islice(left, num_blocks))))
+        token_id, position, shift, most, num_blocks = islice(left, 5)
+        block_ids = list(islice(left, num_blocks))
+        rows.append(DraftRow(place, token_id, position, shift, most, block_ids))
     return rows

@@ -13,13 +13,21 @@ import torch
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
+from workers.checkpoint.vision import VisionConfig
 from workers.model.attention.attention import AttentionPlan, LayerKVCache, Plan
 from workers.model.attention.block_kv_cache import BlockKVCache
 from workers.model.attention.kv_cache import KVCache
 from workers.model.layers.means import Means, Product
-from workers.model.layers.qwen_layers import DecoderLayer, Hidden, LayerCache, RMSNorm, Rope
+from workers.model.layers.qwen_layers import (
+    DecoderLayer,
+    Hidden,
+    LayerCache,
+    RMSNorm,
+    Rope,
+)
 from workers.model.layers.state_cache import StateCache
 from workers.model.layout.flat_batch import FlatBatch
+from workers.model.layout.sight import Sight
 from workers.model.layout.slot_plan import States
 from workers.model.layout.state_plan import SlotCopy, StatePlan
 from workers.model.linear.linear import Linear
@@ -28,6 +36,7 @@ from workers.model.native.bfloat16_tiles import Bfloat16Tiles
 from workers.model.native.native import Native
 from workers.model.parallel.group import Group
 from workers.model.parallel.vocabulary import Embedding, join_logits
+from workers.model.picture_rope import PictureRope
 
 
 @dataclass(frozen=True)
@@ -79,13 +88,14 @@ class Decoder:
         has_head: bool = True,
         group: Group | None = None,
         vocab_size: int = 0,
+        vision: VisionConfig | None = None,
     ) -> None:
         """With `is_batch_invariant`, a token's logits depend on nothing beside it.
 
         With `for_kernels`, a layer is about ten launches; its cache must be for kernels too.
         `native` are functions for the layers of a CPU. Without a head, normed hidden states stand
         in the place of logits. Where ranks share the model, `group` are these, and `vocab_size` is
-        the whole one.
+        the whole one. `vision` is of a model that sees.
         """
         means = Means(is_batch_invariant, for_kernels, native, group)
         base: Any = model.model
@@ -93,6 +103,7 @@ class Decoder:
         self.device, self.dtype = weight.device, weight.dtype
         embedded: Tensor | Bfloat16Tiles = weight
         self._rotary = base.rotary_emb
+        self._picture_rope = PictureRope(base.rotary_emb, vision) if vision else None
         self._layers = [DecoderLayer(layer, means) for layer in base.layers]
         self._caches: list[LayerCache] = []
         self._norm = RMSNorm(base.norm, means)
@@ -173,11 +184,11 @@ class Decoder:
             if isinstance(cache, StateCache):
                 cache.copy(copies)
 
-    def forward_flat(self, flat: FlatBatch, rows: Tensor) -> Tensor:
+    def forward_flat(self, flat: FlatBatch, rows: Tensor, sight: Sight | None = None) -> Tensor:
         """Return the logits at `rows` of a flat batch, whose attention kernels plan and compute."""
         num_kv_heads, is_batch_invariant = self.cache_shape.num_kv_heads, self.is_batch_invariant
         positions, plan = flat.plan_attention(num_kv_heads, self.block_size, is_batch_invariant)
-        return self.forward(flat.token_ids, positions, plan, rows, flat.plan_states())
+        return self.forward(flat.token_ids, positions, plan, rows, flat.plan_states(), sight)
 
     @torch.inference_mode()
     def forward(
@@ -187,21 +198,27 @@ class Decoder:
         plan: Plan,
         rows: Tensor,
         states: States | None = None,
+        sight: Sight | None = None,
     ) -> Tensor:
         """Return the logits `[len(rows), vocabulary]` of the tokens at `rows` of the flat batch, or
         their hidden states `[len(rows), hidden]`.
 
-        A drafter follows, and the hidden states that these are of are then `newest`.
+        Where some belong to prompts with pictures, the `sight` has all tokens' positions. A drafter
+        follows, and the hidden states that these are of are then `newest`.
         """
-        hidden = Hidden(self._embedding(token_ids))
-        rope = Rope.compute(self._rotary, positions).to(self.device)
+        embeddings = self._embedding(token_ids)
+        hidden = Hidden(embeddings if sight is None else sight.put(embeddings))
+        rope = self._rotate(positions, sight).to(self.device)
         device = self.device
-        for layer, cache in zip(self._layers, self._caches, strict=True):
+        for number, (layer, cache) in enumerate(zip(self._layers, self._caches, strict=True)):
             if layer.device != device:
                 device = layer.device
                 hidden, rope, plan = hidden.to(device), rope.to(device), plan.to(device)
                 states = None if states is None else states.to(device)
+                sight = None if sight is None else sight.to(device)
             hidden = layer(hidden, rope, cache, plan, states)
+            if sight is not None:
+                sight.add_level(hidden.residual, number)
         if self.drafter is None:
             normed, _ = self._norm(hidden.at(rows.to(device)).to(self._norm.device))
             return self._logits(normed)
@@ -210,6 +227,12 @@ class Decoder:
         self.drafter.follow(token_ids, behind, rope, plan.slots, states)
         self.newest = behind[rows.to(behind.device)]
         return self._logits(self.newest)
+
+    def _rotate(self, positions: Tensor, sight: Sight | None) -> Rope:
+        if sight is None:
+            return Rope.compute(self._rotary, positions)
+        assert self._picture_rope is not None
+        return self._picture_rope(sight.positions)
 
     def _logits(self, normed: Tensor) -> Tensor:
         return normed if self._head is None else self._head(normed.to(self._head_device))

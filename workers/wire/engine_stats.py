@@ -30,6 +30,8 @@ class EngineStats:
     drafted_tokens: int = 0
     accepted_tokens: int = 0  # of the drafted
     nonfinite_logits: int = 0  # requests that failed for them
+    encoded_images: int = 0  # that went through the tower
+    cached_images: int = 0  # whose features were kept from before
     device_allocated: int = 0  # bytes, as torch counts them; 0 on a CPU
     device_reserved: int = 0
     device_total: int = 0
@@ -60,6 +62,8 @@ ENGINE_COUNTERS = (
     "accepted_tokens",
     "nonfinite_logits",
     "state_snapshot_hits",
+    "encoded_images",
+    "cached_images",
 )
 # What is of this moment: nothing, until an engine has loaded.
 ENGINE_GAUGES = tuple(

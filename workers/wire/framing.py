@@ -8,7 +8,8 @@ import msgspec
 from workers.errors import ProtocolError
 from workers.wire.protocol import FromEngine, Message, ToEngine
 
-MAX_FRAME_BYTES = 16 * 1024 * 1024
+# A request brings the pixels of its pictures.
+MAX_FRAME_BYTES = 64 * 1024 * 1024
 
 _LENGTH = struct.Struct(">I")
 _encoder = msgspec.msgpack.Encoder()

@@ -93,6 +93,24 @@ class Pooling(msgspec.Struct, frozen=True, array_like=True, gc=False):
     dimensions: int = 0
 
 
+class Image(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """A picture in a prompt: `rows * columns` tokens, from number `position` on, stand for it.
+
+    `pixels` are its bytes red, green, blue, line by line; a token is a square of a side that the
+    model says. `digest` names exactly these pixels of this shape.
+    """
+
+    position: int
+    rows: int
+    columns: int
+    digest: bytes
+    pixels: bytes
+
+    @property
+    def num_tokens(self) -> int:
+        return self.rows * self.columns
+
+
 class ModelCard(msgspec.Struct, frozen=True, array_like=True, gc=False, kw_only=True):
     """What an engine serves.
 
@@ -101,6 +119,8 @@ class ModelCard(msgspec.Struct, frozen=True, array_like=True, gc=False, kw_only=
     `num_state_slots`, of a hybrid model, counts the states its sequences and prefixes may have.
     `task` is generate, embed or rerank: every request of the last two has a pooling, of the first
     none. `output_size` is how many numbers a token has in the end: logits, or of a hidden state.
+    Of a model that sees, `image_side` is how many pixels wide and high a token's part of a picture
+    is, and `image_token_id` what stands for it in a prompt; 0 and -1 of others.
     """
 
     model_dir: str
@@ -120,6 +140,8 @@ class ModelCard(msgspec.Struct, frozen=True, array_like=True, gc=False, kw_only=
     num_state_slots: int = 0
     task: str = "generate"
     output_size: int = 0
+    image_side: int = 0
+    image_token_id: int = -1
 
 
 class Attach(Message, frozen=True, tag="attach"):
@@ -168,7 +190,8 @@ class Generate(Message, frozen=True, tag="generate", kw_only=True):
     each of them already has. `group` is a set of requests that share `max_running` and
     `max_waiting` (0 = the engine's own limits). `cache_salt` separates prefix caches: blocks are
     shared only between requests of equal salt. `queue_timeout` is in seconds. Every choice keeps to
-    the `grammar`. With a `pooling` there is no answer of tokens, only a Finished.
+    the `grammar`. With a `pooling` there is no answer of tokens, only a Finished. `images` are in
+    the order of their positions.
     """
 
     wid: int
@@ -186,6 +209,7 @@ class Generate(Message, frozen=True, tag="generate", kw_only=True):
     queue_timeout: float = 300.0
     grammar: Grammar | None = None
     pooling: Pooling | None = None
+    images: tuple[Image, ...] = ()
 
     @property
     def epoch(self) -> int:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from workers.engine_core import Key
 from workers.wire.engine_stats import EngineStats
+from workers.wire.images import are_images_right, image_bytes
 from workers.wire.protocol import (
     MAX_CHOICES,
     Generate,
@@ -24,6 +25,8 @@ from workers.wire.protocol import (
 # Before this many requests of one busy period have finished, a prediction says nothing.
 MIN_FINISHED = 10
 MAX_RETRY_AFTER = 120
+# Pixels of pictures that may be in the system; a request alone may have more.
+MAX_IMAGE_BYTES = 1 << 30
 # Prompt tokens that may be in the system, in cache sizes: one running, two waiting.
 MAX_CACHES_OF_PROMPTS = 3
 
@@ -32,6 +35,7 @@ MAX_CACHES_OF_PROMPTS = 3
 class _Admitted:
     group: str
     num_prompt_tokens: int
+    num_image_bytes: int
 
 
 class Admission:
@@ -44,7 +48,7 @@ class Admission:
         self._lock = threading.Lock()
         self._admitted: dict[Key, _Admitted] = {}
         self._in_group: Counter[str] = Counter()
-        self._num_prompt_tokens = 0
+        self._num_prompt_tokens = self._num_image_bytes = 0
         self._stats = EngineStats()
         self._finish_times: deque[float] = deque(maxlen=64)
         self.is_draining = False
@@ -57,9 +61,11 @@ class Admission:
             if rejected is None and request.epoch == 0:
                 rejected = self._full(request) or self._too_slow(request)
             if rejected is None:
-                self._admitted[key] = _Admitted(request.group, len(request.prompt_ids))
+                num_tokens, num_bytes = len(request.prompt_ids), image_bytes(request)
+                self._admitted[key] = _Admitted(request.group, num_tokens, num_bytes)
                 self._in_group[request.group] += 1
-                self._num_prompt_tokens += len(request.prompt_ids)
+                self._num_prompt_tokens += num_tokens
+                self._num_image_bytes += num_bytes
             return rejected
 
     def release(self, key: Key, *, finished: bool = False) -> None:
@@ -72,6 +78,7 @@ class Admission:
             if not self._in_group[admitted.group]:
                 del self._in_group[admitted.group]
             self._num_prompt_tokens -= admitted.num_prompt_tokens
+            self._num_image_bytes -= admitted.num_image_bytes
             if finished:
                 self._finish_times.append(time.monotonic())
 
@@ -103,6 +110,7 @@ class Admission:
             and self._is_resumable(request)
             and self._is_thought_known(request)
             and self._are_bounds_known(request)
+            and are_images_right(request, card)
         )
         return None if is_valid else self._rejected(request, "invalid")
 
@@ -148,10 +156,9 @@ class Admission:
         waiting = len(self._admitted) - self._card.max_num_seqs
         if waiting >= self._max_waiting:
             return self._rejected(request, "queue_full", waiting, self._max_waiting)
-        if (
-            self._admitted
-            and self._num_prompt_tokens + len(request.prompt_ids) > self._max_prompt_tokens
-        ):
+        num_tokens = self._num_prompt_tokens + len(request.prompt_ids)
+        num_bytes = self._num_image_bytes + image_bytes(request)
+        if self._admitted and (num_tokens > self._max_prompt_tokens or num_bytes > MAX_IMAGE_BYTES):
             return self._rejected(request, "overloaded", waiting, self._max_waiting)
         return None
 

@@ -228,6 +228,7 @@ def _pooled(prompt_ids: tuple[int, ...], pooling: Pooling, size: int) -> bytes:
 
 def _card(config: EngineConfig) -> ModelCard:
     checkpoint = Checkpoint.of(config)
+    vision = checkpoint.vision_config
     return ModelCard(
         model_dir=str(checkpoint.directory),
         model_hash="stub-" + checkpoint.tokenizer_sha256,
@@ -245,4 +246,6 @@ def _card(config: EngineConfig) -> ModelCard:
         max_num_batched_tokens=config.max_num_batched_tokens,
         task=checkpoint.task,
         output_size=checkpoint.output_size,
+        image_side=vision.side if vision else 0,
+        image_token_id=vision.image_token_id if vision else -1,
     )

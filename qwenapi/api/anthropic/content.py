@@ -1,7 +1,7 @@
 """The fields `system` and `messages`: content blocks, checked, and as chat templates take them.
 
 A tool_result becomes a message of role `tool`, a thought `reasoning_content`; texts of an assistant
-follow each other as they are, others are lines. Images and documents are refused.
+follow each other as they are, others are lines. Documents are refused.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -10,6 +10,7 @@ from typing import Any
 from marshmallow import ValidationError
 
 from qwenapi.http.fields import Composite, Path, refuse
+from qwenapi.shared_fields.images import image_block, joined
 
 MAX_MESSAGES = 100_000
 
@@ -21,9 +22,10 @@ _KEYS = {
     "tool_result": {"type", "tool_use_id", "content", "is_error"},
     "thinking": {"type", "thinking", "signature"},
     "redacted_thinking": {"type"},
+    "image": {"type", "source"},
 }
 _BLOCKS_OF = {
-    "user": ("text", "tool_result"),
+    "user": ("text", "image", "tool_result"),
     "assistant": ("text", "tool_use", "thinking", "redacted_thinking"),
     "system": ("text",),
 }
@@ -146,7 +148,9 @@ def _block(path: Path, block: Any, role: str) -> dict[str, Any]:
     if not isinstance(block, dict) or not isinstance(kind, str):
         refuse(path, "must be an object with a type")
     if kind not in _KEYS:
-        refuse((*path, "type"), f"is {kind[:64]}, which this server cannot read: send text")
+        refuse(
+            (*path, "type"), f"is {kind[:64]}, which this server cannot read: send text or image"
+        )
     if kind not in _BLOCKS_OF[role]:
         refuse((*path, "type"), f"is {kind}, which no message of role {role} has")
     return block
@@ -176,19 +180,19 @@ def _call(path: Path, block: dict[str, Any]) -> dict[str, Any]:
 
 
 def _others(i: int, role: str, blocks: list[dict[str, Any]]) -> Iterator[Mapping[str, Any]]:
-    """Yield a message for each run of texts, and one for each result of a tool."""
-    texts: list[str] = []
+    """Yield a message for each run of texts and pictures, and one for each result of a tool."""
+    parts: list[str | dict[str, Any]] = []
     for j, block in enumerate(blocks):
         path: Path = (i, "content", j)
-        if block["type"] == "text":
-            texts.append(_string(path, block, "text"))
+        if block["type"] != "tool_result":
+            parts.append(_part(path, block))
             continue
-        if texts:
-            yield {"role": role, "content": "\n".join(texts)}
-            texts = []
+        if parts:
+            yield {"role": role, "content": joined(parts)}
+            parts = []
         yield _result(path, block)
-    if texts:
-        yield {"role": role, "content": "\n".join(texts)}
+    if parts:
+        yield {"role": role, "content": joined(parts)}
 
 
 def _result(path: Path, block: dict[str, Any]) -> Mapping[str, Any]:
@@ -196,8 +200,25 @@ def _result(path: Path, block: dict[str, Any]) -> Mapping[str, Any]:
     if failed is not None and not isinstance(failed, bool):
         refuse((*path, "is_error"), "must be true or false")
     content = block.get("content")
-    text = "" if content is None else _text((*path, "content"), content)
-    return {"role": "tool", "tool_call_id": id_, "content": f"Error: {text}" if failed else text}
+    said: str | list[str | dict[str, Any]] = "" if content is None else content
+    if isinstance(content, list):
+        inner = ((*path, "content", k) for k in range(len(content)))
+        said = [_part(p, _block(p, b, "user")) for p, b in zip(inner, content, strict=True)]
+    elif not isinstance(said, str):
+        refuse((*path, "content"), "must be a string or a list of text and image blocks")
+    parts = [said] if isinstance(said, str) else said
+    if failed:
+        first = parts[0] if parts and isinstance(parts[0], str) else None
+        parts = [f"Error: {first or ''}", *parts[first is not None :]]
+    return {"role": "tool", "tool_call_id": id_, "content": joined(parts)}
+
+
+def _part(path: Path, block: dict[str, Any]) -> str | dict[str, Any]:
+    if block["type"] == "image":
+        return image_block(path, block, place="messages")
+    if block["type"] != "text":
+        refuse((*path, "type"), f"is {block['type']}, which no result of a tool has")
+    return _string(path, block, "text")
 
 
 def _text(path: Path, content: Any) -> str:

@@ -24,8 +24,9 @@ from qwenapi.request_context.current_request import (
     load_body,
 )
 from qwenapi.request_context.respond import respond
-from qwenapi.request_context.services import served_model, services
+from qwenapi.request_context.services import image_reader, served_model, services
 from qwenapi.text.tokenizer import Tokenizer
+from workers.wire.protocol import ModelCard
 
 blueprint = Blueprint("anthropic", __name__)
 
@@ -49,10 +50,15 @@ def _check_model(body: dict[str, Any]) -> None:
 def messages(ask: MessagesRequest) -> Response:
     card, tokenizer = served_model()
     profile = current_profile()
-    chat = _prepared(ask, tokenizer)
+    chat = _prepared(ask, card, tokenizer)
     is_thinking = chat.thinking != "off"
     wanted, cut = generation_request(
-        ask, [chat.ids], card, grammar=chat.grammar, by_token=is_thinking
+        ask,
+        [chat.ids],
+        card,
+        grammar=chat.grammar,
+        by_token=is_thinking,
+        images=chat.images,
     )
     return respond(
         wanted,
@@ -66,11 +72,11 @@ def messages(ask: MessagesRequest) -> Response:
 @blueprint.post("/v1/messages/count_tokens")
 @accepts(CountTokensSchema, before=_check_model, load=load_body)
 def count_tokens(ask: MessagesRequest) -> Response:
-    _, tokenizer = served_model(None)
-    return json_response({"input_tokens": len(_prepared(ask, tokenizer).ids)})
+    card, tokenizer = served_model(None)
+    return json_response({"input_tokens": len(_prepared(ask, card, tokenizer).ids)})
 
 
-def _prepared(ask: MessagesRequest, tokenizer: Tokenizer) -> PreparedChat:
+def _prepared(ask: MessagesRequest, card: ModelCard, tokenizer: Tokenizer) -> PreparedChat:
     profile = current_profile()
     thinking = profile.thinking if ask.enable_thinking is None else ask.enable_thinking
     prompt = ChatPrompt(
@@ -83,4 +89,5 @@ def _prepared(ask: MessagesRequest, tokenizer: Tokenizer) -> PreparedChat:
         answer_format=ask.answer_format,
         max_thought_tokens=ask.max_thought_tokens,
     )
-    return prepare_chat(tokenizer, prompt, ChatOptions.of(profile.settings))
+    options = ChatOptions.of(profile.settings)
+    return prepare_chat(tokenizer, prompt, options, image_reader(card))

@@ -1,7 +1,7 @@
 """The field `messages`: a conversation as OpenAI's clients write it, checked.
 
-Tool calls and their results, thoughts under either of their names, content as a string or as text
-parts. Keys that ask for nothing are left out.
+Tool calls and their results, thoughts under either of their names, content as a string or as parts,
+texts and pictures. Keys that ask for nothing are left out.
 """
 
 from collections.abc import Iterator, Mapping
@@ -12,6 +12,7 @@ from marshmallow import ValidationError
 
 from qwenapi.api.openai.foreign_fields import MESSAGE_UNSUPPORTED
 from qwenapi.http.fields import Composite, Path, refuse
+from qwenapi.shared_fields.images import IMAGE_PART, image_part, joined, unknown_keys
 
 MAX_MESSAGES = 1024
 MAX_PARTS = 256
@@ -65,7 +66,11 @@ class Messages(Composite):
             "content": {
                 "anyOf": [
                     _TEXT,
-                    {"type": "array", "items": _PART, "maxItems": MAX_PARTS},
+                    {
+                        "type": "array",
+                        "items": {"anyOf": [_PART, IMAGE_PART]},
+                        "maxItems": MAX_PARTS,
+                    },
                     {"type": "null"},
                 ]
             },
@@ -88,9 +93,8 @@ class Messages(Composite):
             yield from ((i, key) for key in message if key not in known and asks(key, message[key]))
             content = message.get("content")
             for j, part in enumerate(content if isinstance(content, list) else ()):
-                for key in part if isinstance(part, dict) else ():
-                    if key not in ("type", "text") and part[key] is not None:
-                        yield i, "content", j, key
+                if isinstance(part, dict):
+                    yield from ((i, "content", j, *path) for path in unknown_keys(part))
 
     def _deserialize(
         self, value: Any, attr: str | None, data: Any, **_: Any
@@ -141,27 +145,33 @@ def _message(i: int, message: Any) -> Mapping[str, Any]:
     content = message.get("content")
     if not content and role in ("assistant", "tool"):
         content = ""
-    return known | {"content": _content(i, content)}
+    return known | {"content": _content(i, content, role)}
 
 
-def _content(i: int, content: Any) -> str:
+def _content(i: int, content: Any, role: str) -> Any:
     if isinstance(content, str):
         return content
     if not isinstance(content, list) or not 1 <= len(content) <= MAX_PARTS:
-        refuse((i, "content"), f"must be a string or a list of 1 to {MAX_PARTS} text parts")
-    return "\n".join(_part(i, j, part) for j, part in enumerate(content))
+        refuse((i, "content"), f"must be a string or a list of 1 to {MAX_PARTS} parts")
+    return joined([_part(i, j, part, role) for j, part in enumerate(content)])
 
 
-def _part(i: int, j: int, part: Any) -> str:
+def _part(i: int, j: int, part: Any, role: str) -> str | dict[str, Any]:
     if not isinstance(part, dict):
         refuse((i, "content", j), "must be an object with a type and text")
     kind = part.get("type")
     if kind == "refusal" and isinstance(part.get("refusal"), str):
         return str(part["refusal"])
     if kind not in ("text", "input_text", "output_text"):
-        refuse(
-            (i, "content", j, "type"), "must be text; this server takes no images, audio or files"
-        )
+        picture = image_part((i, "content", j), part, place="messages")
+        if picture is None:
+            refuse(
+                (i, "content", j, "type"),
+                "must be text or image_url; this server takes no audio or files",
+            )
+        if role not in ("user", "tool"):
+            refuse((i, "content", j, "type"), f"is a picture, which no {role} message has")
+        return picture
     if not isinstance(part.get("text"), str):
         refuse((i, "content", j), "must hold a type and a text, which is a string")
     return str(part["text"])

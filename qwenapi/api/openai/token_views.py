@@ -22,8 +22,9 @@ from qwenapi.request_context.current_request import (
     current_profile,
     load_body,
 )
-from qwenapi.request_context.services import served_model
+from qwenapi.request_context.services import image_reader, served_model
 from qwenapi.text.tokenizer import Tokenizer
+from workers.wire.protocol import ModelCard
 
 # Paths of the machine that made the files; nobody else's business.
 _FILES = ("vocab_file", "merges_file", "tokenizer_file", "name_or_path")
@@ -39,7 +40,7 @@ def register(blueprint: Blueprint) -> None:
 @accepts(TokenizeSchema, before=choose_profile, load=load_body)
 def tokenize(ask: TokenizeRequest) -> Response:
     card, tokenizer = served_model(None)
-    ids = _encode(ask, tokenizer)
+    ids = _encode(ask, card, tokenizer)
     names = None
     if ask.return_token_strs:
         names = beside_others(len(ids), lambda: tokenizer.names(ids))
@@ -67,13 +68,14 @@ def tokenizer_info() -> Response:
     return json_response(config)
 
 
-def _encode(ask: TokenizeRequest, tokenizer: Tokenizer) -> list[int]:
+def _encode(ask: TokenizeRequest, card: ModelCard, tokenizer: Tokenizer) -> list[int]:
     if ask.chat is None:
         text = ask.prompt or ""
         return beside_others(len(text), lambda: tokenizer.encode(text, ask.add_special_tokens))
     profile = current_profile()
     options = ChatOptions.of(profile.settings)
-    ids = prepare_chat(tokenizer, chat_prompt(ask.chat, profile), options).ids
+    prompt = chat_prompt(ask.chat, profile)
+    ids = prepare_chat(tokenizer, prompt, options, image_reader(card)).ids
     return tokenizer.bounded(ids) if ask.add_special_tokens else ids
 
 

@@ -16,7 +16,7 @@ from qwenapi.api.openai.schemas import (
 )
 from qwenapi.api.openai.token_fields import Prompt
 from qwenapi.api.openai.writer import ChatWriter, Writer
-from qwenapi.errors import EngineUnavailable, ModelNotFound
+from qwenapi.errors import BadRequest, EngineUnavailable, ModelNotFound
 from qwenapi.generation.answer_format import grammar_for
 from qwenapi.generation.chat import ChatOptions, ChatPrompt, prepare_chat
 from qwenapi.generation.prompt import (
@@ -43,7 +43,7 @@ from qwenapi.request_context.current_request import (
     load_body,
 )
 from qwenapi.request_context.respond import respond
-from qwenapi.request_context.services import served_model, services
+from qwenapi.request_context.services import image_reader, served_model, services
 from qwenapi.settings.profile import Profile
 from qwenapi.text.tokenizer import Tokenizer
 from workers.wire.protocol import ModelCard
@@ -60,7 +60,10 @@ def chat_completions(ask: ChatRequest) -> Response:
     card, tokenizer = served_model()
     profile = current_profile()
     settings = profile.settings
-    chat = prepare_chat(tokenizer, chat_prompt(ask, profile), ChatOptions.of(settings))
+    options = ChatOptions.of(settings)
+    chat = prepare_chat(tokenizer, chat_prompt(ask, profile), options, image_reader(card))
+    if chat.images and ask.truncate_prompt_tokens is not None:
+        raise BadRequest("A prompt with pictures is not cut.", param="truncate_prompt_tokens")
     wanted, cut = generation_request(
         ask,
         [_cut(chat.ids, ask, card)],
@@ -69,6 +72,7 @@ def chat_completions(ask: ChatRequest) -> Response:
         grammar=chat.grammar,
         by_token=chat.thinking != "off",
         bad_words=bad_word_ids(tokenizer, ask.bad_words),
+        images=chat.images,
     )
 
     def write(stream: GenerationStream) -> Writer:
@@ -154,6 +158,8 @@ def _facts(name: str) -> dict[str, Any]:
     if card.task == "generate":
         defaults = defaults_of(profile.settings, profile.chat_max_tokens)
         facts["default_sampling_params"] = defaults_in_force(card, defaults)
+        sees = services().tokenizers.vision_of(card) is not None
+        facts["input_modalities"] = ["text", "image"] if sees else ["text"]
     return facts | ({"dimensions": card.output_size} if card.task == "embed" else {})
 
 

@@ -1,8 +1,8 @@
 """The field `input`: items, checked and as they are kept, and the messages that they make.
 
-An item is kept in one form, whichever its caller wrote it in: messages with text parts, calls,
-their outputs, thoughts. Those without an id are given one once the response has its own. Images and
-files are refused, and so are items of tools that this server does not run.
+An item is kept in one form, whichever its caller wrote it in: messages with texts and pictures,
+calls, their outputs, thoughts. Those without an id are given one once the response has its own.
+Files are refused, and so are items of tools that this server does not run.
 """
 
 import base64
@@ -13,6 +13,7 @@ from typing import Any
 from marshmallow import ValidationError
 
 from qwenapi.http.fields import Composite, Path, refuse
+from qwenapi.shared_fields.images import PART_KEYS, image_part, joined, kept_image
 
 MAX_ITEMS = 100_000
 
@@ -38,6 +39,8 @@ _PREFIXES = {
     "reasoning": "rs",
 }
 _TEXT = {"type": "string"}
+# What is kept of a picture.
+_KEPT = ("image_url", "detail", "min_pixels", "max_pixels")
 
 
 class Input(Composite):
@@ -72,7 +75,7 @@ class Input(Composite):
                 parts = item.get(key)
                 for j, part in enumerate(parts if isinstance(parts, list) else ()):
                     for name in part if isinstance(part, dict) else ():
-                        if name not in ("type", "text", "refusal") and part[name]:
+                        if name not in _known_keys(part) and part[name]:
                             yield i, key, j, name
 
     def _deserialize(self, value: Any, attr: str | None, data: Any, **_: Any) -> tuple[Item, ...]:
@@ -114,7 +117,7 @@ def messages_of(items: Iterable[Item]) -> list[Mapping[str, Any]]:
     for item in items:
         match item["type"]:
             case "message" if item["role"] != "assistant":
-                messages.append({"role": _role(item), "content": _text_of(item["content"])})
+                messages.append({"role": _role(item), "content": _content_of(item["content"])})
             case "message":
                 said = _assistant(messages, "content", "tool_calls")
                 said["content"] = _text_of(item["content"])
@@ -128,8 +131,8 @@ def messages_of(items: Iterable[Item]) -> list[Mapping[str, Any]]:
                 _assistant(messages).setdefault("tool_calls", []).append(call)
             case "function_call_output":
                 output = item["output"]
-                text = output if isinstance(output, str) else _text_of(output)
-                messages.append({"role": "tool", "tool_call_id": item["call_id"], "content": text})
+                told = output if isinstance(output, str) else _content_of(output)
+                messages.append({"role": "tool", "tool_call_id": item["call_id"], "content": told})
     return [{"content": "", **message} for message in messages]
 
 
@@ -147,6 +150,17 @@ def _role(item: Item) -> str:
 
 def _text_of(parts: Iterable[Mapping[str, Any]]) -> str:
     return "\n".join(part["refusal" if part["type"] == "refusal" else "text"] for part in parts)
+
+
+def _content_of(parts: Iterable[Mapping[str, Any]]) -> Any:
+    return joined(
+        [kept_image(part) if part["type"] == "input_image" else _text_of([part]) for part in parts]
+    )
+
+
+def _known_keys(part: Mapping[str, Any]) -> tuple[str, ...]:
+    is_picture = part.get("type") == "input_image"
+    return (*PART_KEYS, "file_id") if is_picture else ("type", "text", "refusal")
 
 
 def _thought(item: Item) -> str:
@@ -223,8 +237,13 @@ def _part(path: Path, part: Any, role: str) -> Item:
     kind = part.get("type") if isinstance(part, dict) else None
     if kind == "refusal":
         return {"type": "refusal", "refusal": _string(path, part, "refusal")}
+    if kind == "input_image":
+        if role not in ("user", "tool"):
+            refuse((*path, "type"), f"is a picture, which no {role} message has")
+        image_part(path, part, place="input")
+        return {"type": kind} | {key: part[key] for key in _KEPT if part.get(key) is not None}
     if kind not in ("input_text", "output_text", "text"):
-        refuse((*path, "type"), "must be input_text; this server takes no images, audio or files")
+        refuse((*path, "type"), "must be input_text or input_image; no audio or files are taken")
     text = _string(path, part, "text")
     if role == "assistant":
         return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}

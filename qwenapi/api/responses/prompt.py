@@ -13,6 +13,7 @@ from qwenapi.api.responses.schemas import ResponseRequest
 from qwenapi.conversations import fit
 from qwenapi.errors import BadRequest
 from qwenapi.generation.chat import ChatOptions, ChatPrompt, PreparedChat, prepare_chat
+from qwenapi.images.reader import ImageReader
 from qwenapi.settings.profile import Profile
 from qwenapi.text.tokenizer import Tokenizer
 
@@ -28,7 +29,14 @@ class MessageGroup:
 
     @property
     def num_chars(self) -> int:
-        return sum(len(message["content"]) for message in self.messages)
+        return sum(_num_chars(message["content"]) for message in self.messages)
+
+
+def _num_chars(content: Any) -> int:
+    """Return the characters of a content; a picture counts as none, since no guess would be one."""
+    if isinstance(content, str):
+        return len(content)
+    return sum(len(part.get("text", "")) for part in content)
 
 
 def prepare(
@@ -38,6 +46,7 @@ def prepare(
     profile: Profile,
     tokenizer: Tokenizer,
     context: int,
+    reader: ImageReader | None = None,
 ) -> PreparedChat:
     """Return the items, history before input, ready to be asked of a model with this context."""
     messages = messages_of(items)
@@ -46,7 +55,8 @@ def prepare(
     if calls := messages[-1].get("tool_calls"):
         message = f"No tool output found for function call {calls[0]['id']}."
         raise BadRequest(message, param="input")
-    chat = _prepared(ask, messages, profile, tokenizer)
+    reader = reader or ImageReader()
+    chat = _prepared(ask, messages, profile, tokenizer, reader)
     if len(chat.ids) < context or not ask.drops_oldest:
         return chat
     system = [message for message in messages if message["role"] == "system"]
@@ -57,7 +67,7 @@ def prepare(
 
     def cut(groups: Sequence[MessageGroup]) -> PreparedChat:
         rest = [message for group in (*groups, newest) for message in group.messages]
-        return _prepared(ask, [*system, *rest], profile, tokenizer)
+        return _prepared(ask, [*system, *rest], profile, tokenizer, reader)
 
     room = context - context // MIN_ANSWER_SHARE
     return cut(fit(older, lambda groups: len(cut(groups).ids), room))
@@ -77,6 +87,7 @@ def _prepared(
     messages: Sequence[Mapping[str, Any]],
     profile: Profile,
     tokenizer: Tokenizer,
+    reader: ImageReader,
 ) -> PreparedChat:
     told = [{"role": "system", "content": ask.instructions}] if ask.instructions else []
     thinking = profile.thinking if ask.enable_thinking is None else ask.enable_thinking
@@ -88,4 +99,4 @@ def _prepared(
         template_arguments={"enable_thinking": thinking},
         answer_format=ask.answer_format,
     )
-    return prepare_chat(tokenizer, prompt, ChatOptions.of(profile.settings))
+    return prepare_chat(tokenizer, prompt, ChatOptions.of(profile.settings), reader)

@@ -33,7 +33,7 @@ from qwenapi.request_context.current_request import (
     new_stream,
 )
 from qwenapi.request_context.respond import respond
-from qwenapi.request_context.services import conversations, served_model
+from qwenapi.request_context.services import conversations, image_reader, served_model
 from qwenapi.text.tokenizer import Tokenizer
 from workers.wire.protocol import ModelCard
 
@@ -73,6 +73,7 @@ def _answer(
         current_profile().chat_max_tokens,
         grammar=chat.grammar,
         by_token=chat.thinking != "off" or ask.logprobs is not None,
+        images=chat.images,
     )
     begun = _begun(id_, ask, wanted)
     new_writer = partial(
@@ -196,6 +197,7 @@ def _prepared(
         profile=current_profile(),
         tokenizer=tokenizer,
         context=card.max_model_len,
+        reader=image_reader(card),
     )
 
 

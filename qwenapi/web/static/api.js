@@ -14,6 +14,13 @@ export async function listModels(key) {
   return (await response.json()).data.map((model) => model.id);
 }
 
+/** Return whether a model takes pictures, `true` where the server does not say. */
+export async function takesPictures(model, key) {
+  const response = await fetch(new URL(`models/${encodeURIComponent(model)}`, API), { headers: headers(key) });
+  const modalities = response.ok ? (await response.json()).input_modalities : undefined;
+  return modalities?.includes("image") ?? true;
+}
+
 /** Yield `{delta, finishReason}` as the answer comes. Throws a Failure; `signal` ends it. */
 export async function* streamChat({ model, messages, key, signal }) {
   const response = await fetch(new URL("chat/completions", API), {

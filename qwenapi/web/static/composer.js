@@ -1,24 +1,31 @@
-// Where the reader writes: grows with its text, sends on Enter, and leaves Enter to an input method
-// that is still composing.
+// Where the reader writes and adds pictures: grows with its text, sends on Enter, and leaves Enter to
+// an input method that is still composing.
+
+import { Pictures } from "./pictures.js";
 
 const IME_KEY_CODE = 229; // Safari ends the composition before it reports the key
 
-/** The text box and its two buttons. `onSend(text)` is called with what there is to send. */
+/**
+ * The text box, its buttons and its pictures. `onSend(text, pictures)` is called with what there is
+ * to send, the pictures as data URLs.
+ */
 export class Composer {
   #input;
   #sendButton;
   #stopButton;
   #isBusy = false;
+  pictures;
 
-  constructor({ form, input, sendButton, stopButton }, { onSend, onStop }) {
+  constructor({ form, input, sendButton, stopButton, ofPictures }, { onSend, onStop }) {
     this.#input = input;
     this.#sendButton = sendButton;
     this.#stopButton = stopButton;
+    this.pictures = new Pictures({ form, input, ...ofPictures }, () => this.#refresh());
     const send = () => {
       const text = input.value.trim();
-      if (!text || this.#isBusy) return;
+      if (this.#isEmpty || this.#isBusy) return;
       this.fill("");
-      onSend(text);
+      onSend(text, this.pictures.take());
     };
     form.addEventListener("submit", (event) => {
       event.preventDefault();
@@ -51,8 +58,12 @@ export class Composer {
     if (hadFocus) this.#input.focus();
   }
 
+  get #isEmpty() {
+    return !this.#input.value.trim() && this.pictures.isEmpty;
+  }
+
   #refresh() {
-    this.#sendButton.disabled = this.#isBusy || !this.#input.value.trim();
+    this.#sendButton.disabled = this.#isBusy || this.#isEmpty;
     // An invisible copy of the text gives the box its height (style.css): nothing is measured, so
     // nothing on the page jumps while the reader writes.
     this.#input.parentElement.dataset.text = this.#input.value;

@@ -6,12 +6,21 @@ import { Answer } from "./answer.js";
 /** One question and what became of it. `state`: running, done, stopped or failed. */
 export class Turn {
   question;
+  pictures; // as data URLs
   answer = new Answer();
   state = "running";
   finishReason = null;
 
-  constructor(question) {
+  constructor(question, pictures) {
     this.question = question;
+    this.pictures = pictures;
+  }
+
+  /** What the reader says, as the server takes it. */
+  get content() {
+    if (this.pictures.length === 0) return this.question;
+    const shown = this.pictures.map((url) => ({ type: "image_url", image_url: { url } }));
+    return this.question ? [...shown, { type: "text", text: this.question }] : shown;
   }
 
   /** Forget what a failed attempt gave, before the next. */
@@ -32,8 +41,8 @@ export class Conversation {
   #turns = [];
 
   /** Add a turn for the question and return it. */
-  begin(question) {
-    const turn = new Turn(question);
+  begin(question, pictures = []) {
+    const turn = new Turn(question, pictures);
     this.#turns.push(turn);
     return turn;
   }
@@ -45,9 +54,9 @@ export class Conversation {
   messagesFor(turn) {
     const before = this.#turns.slice(0, this.#turns.indexOf(turn));
     const messages = before.filter((earlier) => earlier.isRemembered).flatMap((earlier) => [
-      { role: "user", content: earlier.question },
+      { role: "user", content: earlier.content },
       { role: "assistant", content: earlier.answer.words },
     ]);
-    return [...messages, { role: "user", content: turn.question }];
+    return [...messages, { role: "user", content: turn.content }];
   }
 }

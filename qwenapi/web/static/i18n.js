@@ -5,6 +5,7 @@ import { recall, remember } from "./memory.js";
 
 const TEXTS = {
   en: {
+    addPicture: "Add pictures",
     asksForTool: "The model asks for a tool, and this page runs none.",
     call: "Tool call",
     conversation: "Conversation",
@@ -26,6 +27,10 @@ const TEXTS = {
     message: "Your message",
     model: "Model",
     newChat: "New chat",
+    notAPicture: "That is no PNG, JPEG, WebP or GIF, and cannot be sent.",
+    picture: "Picture",
+    picturesRefused: "This model takes text only: choose one that sees to send pictures.",
+    removePicture: "Remove picture",
     status: "Status",
     otherLanguage: "中文",
     placeholder: "Ask anything",
@@ -46,6 +51,7 @@ const TEXTS = {
     itSaid: "Answer:",
   },
   zh: {
+    addPicture: "添加图片",
     asksForTool: "模型请求调用工具，但本页面不执行工具。",
     call: "工具调用",
     conversation: "对话",
@@ -67,6 +73,10 @@ const TEXTS = {
     message: "你的消息",
     model: "模型",
     newChat: "新建对话",
+    notAPicture: "这不是 PNG、JPEG、WebP 或 GIF，无法发送。",
+    picture: "图片",
+    picturesRefused: "该模型只接受文本：请选择能看图的模型再发送图片。",
+    removePicture: "移除图片",
     status: "运行状态",
     otherLanguage: "EN",
     placeholder: "问点什么",

@@ -1,6 +1,6 @@
 // The page: ties composer, conversation, server and view together, and runs one answer at a time.
 
-import { listModels, streamChat } from "./api.js";
+import { listModels, streamChat, takesPictures } from "./api.js";
 import { Composer } from "./composer.js";
 import { Conversation } from "./conversation.js";
 import { Failure } from "./failure.js";
@@ -25,19 +25,32 @@ class Page {
       input: byId("input"),
       sendButton: byId("send-btn"),
       stopButton: byId("abort-btn"),
+      ofPictures: {
+        button: byId("picture-btn"),
+        file: byId("picture-file"),
+        tray: byId("pictures"),
+        notice: byId("picture-notice"),
+      },
     },
-    { onSend: (text) => this.#send(text), onStop: () => this.stop() },
+    { onSend: (text, pictures) => this.#send(text, pictures), onStop: () => this.stop() },
   );
 
   /** Ask which models there are, until the server knows. */
   async loadModels() {
     try {
       const names = await listModels(byId("key").value);
+      await this.askWhatIsTaken(names[0]);
       byId("model").replaceChildren(...names.map((name) => new Option(name, name)));
     } catch (error) {
       if (Failure.of(error).kind === "key") this.#askForKey();
       else setTimeout(() => this.loadModels(), MODELS_RETRY);
     }
+  }
+
+  /** Learn whether a model sees; what is not known is left to the server to refuse. */
+  async askWhatIsTaken(model) {
+    const areTaken = await takesPictures(model, byId("key").value).catch(() => true);
+    this.#composer.pictures.areTaken = areTaken;
   }
 
   /** End the answer being written; what there is of it stays. */
@@ -58,10 +71,10 @@ class Page {
     this.#composer.fill(text);
   }
 
-  #send(text) {
+  #send(text, pictures) {
     this.#view.dropRetries();
-    this.#view.addUser(text);
-    this.#answer(this.#conversation.begin(text));
+    this.#view.addUser(text, pictures);
+    this.#answer(this.#conversation.begin(text, pictures));
   }
 
   async #answer(turn) {
@@ -132,6 +145,7 @@ byId("new-btn").addEventListener("click", () => page.restart());
 byId("language-btn").addEventListener("click", switchLanguage);
 byId("theme-btn").addEventListener("click", switchTheme);
 byId("key").addEventListener("change", () => page.loadModels());
+byId("model").addEventListener("change", (event) => page.askWhatIsTaken(event.target.value));
 for (const button of document.querySelectorAll(".suggestions button")) {
   button.addEventListener("click", () => page.suggest(button.textContent));
 }

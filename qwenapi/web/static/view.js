@@ -4,6 +4,7 @@ import { CallCard } from "./call_card.js";
 import { copyButton } from "./copy.js";
 import { element } from "./element.js";
 import { say } from "./i18n.js";
+import { pictureElement } from "./pictures.js";
 import { Markdown } from "./render.js";
 
 const NEAR_END = 40; // pixels
@@ -30,10 +31,16 @@ export class ChatView {
   }
 
   /** Show what the reader says. */
-  addUser(text) {
+  addUser(text, pictures = []) {
     this.#welcome.hidden = true;
     const { content } = this.#addMessage("user", "youSaid");
     content.textContent = text;
+    if (pictures.length) {
+      const shown = element("div", "pictures");
+      shown.append(...pictures.map(pictureElement));
+      content.before(shown);
+      content.hidden = !text;
+    }
     this.scrollToEnd();
   }
 

@@ -89,6 +89,27 @@ class PackedWeight:
             ) from error
 
 
+@dataclass(frozen=True)
+class TurnedTensor:
+    """A layer's experts in an open file, inputs before outputs, read the other way round."""
+
+    data: Any
+
+    def get_shape(self) -> list[int]:
+        experts, inputs, outputs = self.data.get_shape()
+        return [experts, outputs, inputs]
+
+    def get_dtype(self) -> str:
+        return str(self.data.get_dtype())
+
+    def __getitem__(self, index: Any) -> Tensor:
+        if type(index) is int:
+            one: Tensor = self.data[index]
+            return one.T.contiguous()
+        whole: Tensor = self.data[...].transpose(1, 2).contiguous()
+        return whole[index]
+
+
 @contextmanager
 def open_weights(
     checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device
@@ -114,7 +135,9 @@ def open_weights(
             if plan is not None:
                 parts = _shard_parts(plan, f"{module}.weight", packing, parts, shape)
             state[f"{module}.weight"] = PackedWeight(packing, parts, dtype, device)
-        state |= {name: tensor.data for name, tensor in found.items()}
+        for name, tensor in found.items():
+            is_turned = weights.tensors[name].shape != weights.shapes[name]
+            state[name] = TurnedTensor(tensor.data) if is_turned else tensor.data
         yield state if plan is None else _shard_plain(plan, state, weights)
 
 

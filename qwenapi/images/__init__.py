@@ -1,0 +1,1 @@
+"""Pictures that callers send: fetched, decoded within limits, and brought to the model's size."""
