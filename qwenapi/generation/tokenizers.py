@@ -21,15 +21,16 @@ class Tokenizers:
         self._own_folder = own_folder
         self.since = int(time.time())
         self._loaded: dict[tuple[str, str], Tokenizer] = {}
-        self._visions: dict[str, VisionConfig | None] = {}
+        self._visions: dict[tuple[str, str], VisionConfig | None] = {}
 
     def prepare(self, card: ModelCard) -> None:
         """Load what an engine's model needs; called in a thread, before requests can reach it."""
         key = (card.model_dir, card.tokenizer_sha256)
         if key not in self._loaded:
             self._loaded[key] = load_tokenizer(self._folder(card))
-        if card.image_side and card.model_dir not in self._visions:
-            self._visions[card.model_dir] = Checkpoint.at(self._folder(card)).vision_config
+        seen = (card.model_dir, card.model_hash)
+        if card.image_side and seen not in self._visions:
+            self._visions[seen] = Checkpoint.at(self._folder(card)).vision_config
 
     def of(self, card: ModelCard | None) -> Tokenizer:
         """Return the tokenizer of a connected engine; raise EngineUnavailable if there is none."""
@@ -39,7 +40,7 @@ class Tokenizers:
 
     def vision_of(self, card: ModelCard) -> VisionConfig | None:
         """Return what pictures a connected engine's model takes, if it takes any."""
-        return self._visions.get(card.model_dir) if card.image_side else None
+        return self._visions.get((card.model_dir, card.model_hash)) if card.image_side else None
 
     def _folder(self, card: ModelCard) -> Path:
         """Return the folder with the tokenizer of an engine, which may be of another machine."""

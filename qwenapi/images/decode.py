@@ -11,9 +11,11 @@ import warnings
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from qwenapi.errors import BadRequest
+from qwenapi.images.source import MAX_BYTES
 
-MAX_BYTES = 20 * 1024 * 1024
 MAX_SOURCE_PIXELS = 40_000_000
+# Pillow's decoder of WebP keeps the interpreter to itself: a quarter of a second for so many.
+MAX_WEBP_PIXELS = 4_000_000
 # As the models' own processors: beyond it one side would be next to nothing.
 MAX_RATIO = 200
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF")
@@ -34,7 +36,9 @@ def decode(data: bytes) -> Image.Image:
         warnings.simplefilter("ignore")  # a bomb is refused below, by our own limit
         try:
             image = Image.open(io.BytesIO(data), formats=FORMATS)
-            _check_size(*image.size)
+            _check_size(
+                *image.size, MAX_WEBP_PIXELS if image.format == "WEBP" else MAX_SOURCE_PIXELS
+            )
             image.load()
             turned = ImageOps.exif_transpose(image)
             return _to_rgb(image if turned is None else turned)
@@ -49,11 +53,10 @@ def decode(data: bytes) -> Image.Image:
             raise BadRequest(_UNREADABLE) from error
 
 
-def _check_size(width: int, height: int) -> None:
-    if width * height > MAX_SOURCE_PIXELS:
-        raise BadRequest(
-            f"The picture has {width}×{height} pixels; at most {MAX_SOURCE_PIXELS} are decoded."
-        )
+def _check_size(width: int, height: int, most: int) -> None:
+    if width * height > most:
+        what = "at most" if most == MAX_SOURCE_PIXELS else "of a WebP at most"
+        raise BadRequest(f"The picture has {width}×{height} pixels; {what} {most} are decoded.")
     if min(width, height) < 1 or max(width, height) > MAX_RATIO * min(width, height):
         raise BadRequest(
             f"The picture has {width}×{height} pixels: one side is more than {MAX_RATIO} times the"
@@ -62,9 +65,9 @@ def _check_size(width: int, height: int) -> None:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "RGB":
+    if image.mode == "RGB" and not image.has_transparency_data:
         return image
-    if image.has_transparency_data:
+    if image.has_transparency_data and not image.mode.startswith("I"):
         whole = image.convert("RGBA")
         white = Image.new("RGB", whole.size, "white")
         white.paste(whole, mask=whole)

@@ -16,14 +16,15 @@ from urllib.parse import SplitResult, urljoin, urlsplit
 import gevent
 
 from qwenapi.errors import BadRequest
-from qwenapi.images.decode import MAX_BYTES
-from qwenapi.images.source import check_media_type
+from qwenapi.images.source import MAX_BYTES, check_media_type
 
 MAX_REDIRECTS = 3
 _REDIRECTS = (301, 302, 303, 307, 308)
 _PIECE_BYTES = 64 * 1024
 # Addresses of IPv4 hosts inside IPv6 ones, by a translator of the network.
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
+# What has been given out of IPv6, and a part of it that is for examples.
+_GLOBAL, _DOCUMENTATION = ipaddress.ip_network("2000::/3"), ipaddress.ip_network("3fff::/20")
 _AGENT = "qwenapi"
 
 
@@ -40,6 +41,8 @@ def is_public(address: str) -> bool:
         if ip.ipv4_mapped is not None:
             return is_public(str(ip.ipv4_mapped))
         if ip.sixtofour is not None or ip.teredo is not None:
+            return False
+        if ip not in _GLOBAL or ip in _DOCUMENTATION:
             return False
     return ip.is_global and not ip.is_multicast
 

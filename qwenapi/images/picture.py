@@ -68,4 +68,10 @@ def smart_resize(height: int, width: int, side: int, least: int, most: int) -> t
         scale = math.sqrt(least / (height * width))
         rows = math.ceil(height * scale / side)
         columns = math.ceil(width * scale / side)
+        if rows * columns * side * side > most:  # bounds so close that no shape lies between
+            rows, columns = (
+                max(1, math.floor(height * scale / side)),
+                math.floor(width * scale / side),
+            )
+            columns = max(1, columns)
     return rows * side, columns * side

@@ -9,6 +9,8 @@ from qwenapi.images.source import ImageSource
 
 DETAILS = ("auto", "low", "high")
 MAX_URL_CHARACTERS = 8192
+# What a caller may have a smaller picture enlarged to: a dot is not to take minutes to look at.
+MOST_MIN_PIXELS = 1 << 20
 # Keys of an OpenAI part, and of an `image_url` that is an object.
 PART_KEYS = ("type", "image_url", "image", "detail", "min_pixels", "max_pixels")
 URL_KEYS = ("url", "detail", "min_pixels", "max_pixels")
@@ -51,7 +53,12 @@ def image_part(path: Path, part: Mapping[str, Any], *, place: str) -> dict[str, 
     url = inner.get("url")
     if not isinstance(url, str) or not url:
         refuse((*path, key), "must be a URL, or an object with a url, which is a string")
-    named = {name: value for source in (part, inner) for name, value in source.items()}
+    named = {
+        name: value
+        for source in (part, inner)
+        for name, value in source.items()
+        if value is not None
+    }
     return {"type": "image", "image": _source((*path, key), url, named, place)}
 
 
@@ -85,9 +92,10 @@ def unknown_keys(part: Mapping[str, Any]) -> Iterator[Path]:
     is_picture = part.get("type") in KINDS
     known = PART_KEYS if is_picture else ("type", "text")
     yield from ((key,) for key in part if key not in known and part[key] is not None)
-    inner = part.get("image_url") if is_picture else None
-    if isinstance(inner, dict):
-        yield from (("image_url", key) for key in inner if key not in URL_KEYS)
+    for name in ("image_url", "image") if is_picture else ():
+        inner = part.get(name)
+        if isinstance(inner, dict):
+            yield from ((name, key) for key in inner if key not in URL_KEYS)
 
 
 def joined(parts: Sequence[str | dict[str, Any]]) -> Any:
@@ -119,4 +127,9 @@ def _source(path: Path, url: str, said: Mapping[str, Any], place: str) -> ImageS
         value = bounds[name] = said.get(name)
         if value is not None and (type(value) is not int or value < 1):
             refuse((*path, name), "must be a positive integer")
+    least, most = bounds["min_pixels"], bounds["max_pixels"]
+    if least is not None and least > min(most or least, MOST_MIN_PIXELS):
+        if most is not None and least > most:
+            refuse((*path, "min_pixels"), "must not be more than max_pixels")
+        refuse((*path, "min_pixels"), f"must be at most {MOST_MIN_PIXELS}")
     return ImageSource(url, dotted((place, *path)), detail or "auto", **bounds)

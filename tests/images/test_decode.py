@@ -8,6 +8,7 @@ from PIL import Image
 
 from qwenapi.errors import BadRequest
 from qwenapi.images import decode as module
+from qwenapi.images import source
 from qwenapi.images.decode import decode
 from tests.images.pictures import bomb, file_of, noise
 
@@ -87,6 +88,26 @@ def test_too_many_bytes_are_refused_before_they_are_looked_at(monkeypatch):
     monkeypatch.setattr(module, "MAX_BYTES", 100)
     with pytest.raises(BadRequest, match="at most 100"):
         decode(bytes(101))
+
+
+def test_a_large_webp_is_refused_as_its_decoder_would_hold_everybody_up():
+    large = file_of(Image.new("RGB", (2001, 2000)), "WEBP")
+    with pytest.raises(BadRequest, match="of a WebP at most 4000000"):
+        decode(large)
+    assert decode(file_of(Image.new("RGB", (2000, 2000)), "WEBP")).size == (2000, 2000)
+
+
+def test_a_colour_that_stands_for_transparency_is_white():
+    stream = io.BytesIO()
+    Image.new("RGB", (4, 4)).save(stream, "PNG", transparency=(0, 0, 0))
+    assert decode(stream.getvalue()).getpixel((0, 0)) == (255, 255, 255)
+
+
+def test_a_text_too_long_for_a_picture_is_not_decoded(monkeypatch):
+    monkeypatch.setattr(source, "MAX_BYTES", 30)
+    assert source.decode_base64("QUJD\nQUJD\r\n " * 5) == b"ABCABC" * 5
+    with pytest.raises(BadRequest, match="more than 30 bytes"):
+        source.decode_base64("QUJD" * 15)
 
 
 def test_a_bomb_is_refused_before_it_is_decoded(monkeypatch):

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from workers.engine_core import StepOutput
-from workers.wire.protocol import Chunk, Finished, Generate, SamplingParams, Started
+from workers.wire.protocol import Chunk, Finished, Generate, Image, SamplingParams, Started
 from workers.worker.step_times import FACTOR, MIN_SECONDS, NUM_FEW, NUM_RECENT, StepTimes
 
 PATIENCE, BUDGET = 120.0, 512
@@ -30,6 +30,15 @@ class Loop:
         asked = {"wid": self.num_added, "request_id": "r", "prompt_ids": prompt, "params": params}
         self.times.add(key, Generate(**asked, choices=choices, resume=resume))
         return key
+
+    def add_picture(self, num_tokens):
+        """Add a prompt that is one picture."""
+        self.num_added += 1
+        image = Image(0, 1, num_tokens, b"", b"")
+        params = SamplingParams(max_tokens=1)
+        asked = {"wid": self.num_added, "request_id": "r", "prompt_ids": (7,) * num_tokens}
+        self.times.add((1, self.num_added), Generate(**asked, params=params, images=(image,)))
+        return 1, self.num_added
 
     def step(self, seconds, *, started=(), tokens=(), cached=0, choice=0, reason=None):
         self.times.note(
@@ -211,3 +220,18 @@ def test_a_prompt_that_is_pooled_tells_of_the_next_as_an_answers_does():
     loop.times.forget(key)
     loop.add(300)
     assert loop.limit == FACTOR * 2.0 < PATIENCE
+
+
+def test_what_a_picture_takes_no_text_tells_and_it_tells_of_no_text(loop):
+    for _ in range(NUM_FEW):
+        text = loop.add(1500)
+        loop.step(0.3, started=[text], tokens=[text], reason="stop")
+        loop.times.forget(text)
+    picture = loop.add_picture(1000)
+    assert loop.limit == 2 * PATIENCE
+    loop.step(40.0, started=[picture], tokens=[picture], reason="stop")
+    loop.times.forget(picture)
+    for _ in range(NUM_RECENT):
+        loop.step(0.1)
+    loop.add(1500)
+    assert loop.limit == MIN_SECONDS

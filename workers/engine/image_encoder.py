@@ -107,7 +107,8 @@ class ImageEncoder:
             # A copy: a part of what was computed together would hold all of it.
             self._kept[key] = features.clone()
             self._num_bytes += features.numel() * features.itemsize
-        while self._num_bytes > self._max_bytes and self._kept:
+        # What was just found stays for the next chunk of its prompt, however large it is.
+        while self._num_bytes > self._max_bytes and next(iter(self._kept)) not in found:
             _, oldest = self._kept.popitem(last=False)
             self._num_bytes -= oldest.numel() * oldest.itemsize
 

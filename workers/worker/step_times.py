@@ -19,17 +19,22 @@ MIN_SECONDS = 10.0
 NUM_RECENT = 32
 # Fewer steps than these tell nothing.
 NUM_FEW = 8
+# Of so many tokens of pictures each, one more patience.
+_PATIENCE_TOKENS = 1000
 
 
 @dataclass
 class _Prompt:
     """Tokens to compute before the first of an answer, and the choices that have none yet.
 
-    `slowest` is the slowest step since an engine began with it; None: it has not, or is not known.
+    `num_pictured` of them are of pictures, which something else than the layers looks at: how long
+    that takes no other prompt tells. `slowest` is the slowest step since an engine began with it;
+    None: it has not, or is not known.
     """
 
     num_tokens: float
     waiting: set[int]
+    num_pictured: int = 0
     slowest: float | None = None
 
 
@@ -55,13 +60,17 @@ class StepTimes:
             needed = self._num_tokens_needed()
             alike = [seconds for num, seconds in self._recent_prompts if num >= needed]
             is_known, slowest = bool(alike), max(slowest, *alike, 0.0)
+        num_pictured = sum(prompt.num_pictured for prompt in self._prompts.values())
+        if num_pictured:
+            return max(self._patience * (1 + num_pictured / _PATIENCE_TOKENS), FACTOR * slowest)
         return max(MIN_SECONDS if is_known else self._patience, FACTOR * slowest)
 
     def add(self, key: Key, request: Generate) -> None:
         """Note a request that an engine was given."""
         num_tokens = len(request.prompt_ids) + sum(map(len, request.resume))
         self._open[key] = set(request.choices)
-        self._prompts[key] = _Prompt(num_tokens, set(request.choices))
+        num_pictured = sum(image.num_tokens for image in request.images)
+        self._prompts[key] = _Prompt(num_tokens, set(request.choices), num_pictured)
 
     def forget(self, key: Key) -> None:
         """Note that a request is over, however it ended."""
@@ -106,7 +115,8 @@ class StepTimes:
     def _has_token(self, key: Key, choice: int) -> None:
         prompt = self._prompts[key]
         if prompt.slowest is not None:
-            self._recent_prompts.append((prompt.num_tokens, prompt.slowest))
+            if not prompt.num_pictured:
+                self._recent_prompts.append((prompt.num_tokens, prompt.slowest))
             prompt.slowest = None
         prompt.waiting.discard(choice)
         if not prompt.waiting:

@@ -87,6 +87,7 @@ static float weigh(const float *scores, int first, int last, float *largest, flo
     }
     float new = largest_of(most);
     if (new == -INFINITY) {
+        *total += sum(spoilt);
         memset(weights, 0, sizeof(number) * KEYS);
         return 1;
     }
