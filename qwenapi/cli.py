@@ -242,6 +242,11 @@ def _http_half(
 def _model_half(parsed: argparse.Namespace, settings: Settings, folder: Path) -> "ModelHalf":
     from qwenapi.serving.process_groups import ModelHalf
 
+    if settings.cluster and settings.standby:
+        raise ConfigError(
+            "--standby keeps a process on this machine, where a cluster's engines do not start:"
+            " leave it out"
+        )
     return ModelHalf(parsed, settings, folder, _progress())
 
 

@@ -20,7 +20,9 @@ Child = TypeVar("Child")
 
 PATIENCE_SECONDS = 60.0
 # What the supervisor itself holds, so that only a restart changes it.
-FIXED = ("host", "port", "uds", "run_dir", "drain_timeout", "cluster")
+FIXED = ("host", "port", "uds", "run_dir", "drain_timeout", "cluster", "standby")
+# What the launcher of a cluster holds besides.
+FIXED_IN_CLUSTER = ("tensor_parallel_size", "threads", "device", "model_name")
 
 
 class ConfigReload(Generic[Child]):
@@ -58,7 +60,7 @@ class ConfigReload(Generic[Child]):
             lines = words.decode(errors="replace").strip().splitlines()
             raise ConfigError((lines or ["the settings could not be read"])[-1])
         startup_config = StartupConfig.from_json(output)
-        for name in FIXED:
+        for name in (*FIXED, *(FIXED_IN_CLUSTER if self._now.cluster else ())):
             if getattr(startup_config.settings, name) != getattr(self._now, name):
                 raise ConfigError(f"{name} cannot change at a reload: restart")
         return self._build(startup_config)

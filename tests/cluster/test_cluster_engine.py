@@ -1,10 +1,12 @@
 """An engine of a cluster as its supervisor sees it, on a launcher of this test's."""
 
 import time
+from dataclasses import replace
 
 import msgspec
 import pytest
 
+from qwenapi import cli
 from qwenapi.cluster import cluster_engine, launcher
 from qwenapi.cluster.cluster_engine import LOST, ClusterEngine
 from qwenapi.cluster.job import restored
@@ -176,3 +178,9 @@ def test_a_cluster_that_is_not_there_ends_the_start_with_its_address(tmp_path, c
     assert server.process.wait(60) == ExitCode.CONFIG, server.log
     server.close()
     assert "no Ray cluster at 127.0.0.1:1" in server.log and "Traceback" not in server.log
+
+
+def test_a_standby_is_of_no_use_to_a_cluster_and_refused():
+    settings = replace(Settings(), cluster="auto", standby=True)
+    with pytest.raises(ConfigError, match="leave it out"):
+        cli._model_half(None, settings, None)

@@ -1,25 +1,39 @@
 """An engine's TCP socket: who gets in, who does not, and that streams are a Unix socket's."""
 
+import errno
 import logging
 import shutil
 import socket
 import threading
 import time
 from dataclasses import replace
+from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 
 from tests.running_server import wait_for
 from tests.wire.certificates import make_certificates
 from tests.wire.tcp_engine import SECRET, TcpEngine
+from tests.wire.test_protocol import CARD
 from workers.errors import ProtocolError
 from workers.wire import connection as connection_module
-from workers.wire.connection import ConnectionEnded, ConnectionSilent, connect
+from workers.wire.connection import Connection, ConnectionEnded, ConnectionSilent, connect
 from workers.wire.endpoint import Endpoint, endpoint_path
 from workers.wire.engine_stats import ENGINE_LAYOUT, Phase
 from workers.wire.framing import encode
 from workers.wire.handshake import EngineProof, prove
-from workers.wire.protocol import Attach, Finished, Generate, SamplingParams, SlotUpdate, StepUpdate
+from workers.wire.protocol import (
+    PROTOCOL_VERSION,
+    Attach,
+    Finished,
+    Generate,
+    Hello,
+    Pong,
+    SamplingParams,
+    SlotUpdate,
+    StepUpdate,
+)
 from workers.wire.shared_memory import SharedMemory
 from workers.wire.slot_mirror import SlotMirror
 from workers.worker import tcp_door
@@ -168,6 +182,61 @@ def test_a_crowd_at_the_door_keeps_nobody_out_who_knows_the_secret(plain):
     connection.close()
     for sock in crowd:
         sock.close()
+
+
+@needs_openssl
+def test_one_of_a_crowd_that_was_sent_away_may_have_spoken_meanwhile(tmp_path, monkeypatch):
+    monkeypatch.setattr(tcp_door, "MAX_VISITORS", 1)
+    engine = TcpEngine(tmp_path, make_certificates(tmp_path / "ca"))
+    door = engine.worker._door
+    first = engine.dial()
+    wait_for(lambda: door._visitors)
+    visitor = next(iter(door._visitors))
+    second = engine.dial()
+    wait_for(lambda: visitor not in door._visitors)
+    door._hear(visitor)  # its event was found together with the second's
+    connection, _ = engine.connect()
+    connection.close()
+    for sock in (first, second):
+        sock.close()
+    engine.stop()
+
+
+def test_a_door_without_descriptors_is_left_alone_until_the_next_tick(plain, monkeypatch):
+    door = plain.worker._door
+    without = SimpleNamespace(accept=Mock(side_effect=OSError(errno.EMFILE, "too many")))
+    with monkeypatch.context() as patched:
+        patched.setattr(door, "_selector", Mock())
+        patched.setattr(door, "_sock", without)
+        door._accept()
+        door._selector.unregister.assert_called_once_with(without)
+        door.tick(0.0)
+        door._selector.register.assert_called_once()
+
+
+def test_what_comes_at_once_behind_a_hello_is_received_next(tmp_path):
+    ours, theirs = socket.socketpair()
+    hello = Hello(PROTOCOL_VERSION, 1, 0, "", CARD)
+    theirs.sendall(encode(hello) + encode(Pong(7)))
+    connection = Connection(ours)
+    assert connection.receive_hello("here") == hello
+    assert connection.receive() == [Pong(7)]
+    connection.close()
+    theirs.close()
+
+
+def test_after_half_a_frame_nothing_more_is_read():
+    ours, theirs = socket.socketpair()
+    connection = Connection(ours)
+    theirs.sendall(encode(Pong(7)))
+    ours.settimeout(0.05)
+    with pytest.raises(ConnectionSilent):
+        params = SamplingParams(max_tokens=1)
+        connection.send(Generate(wid=1, request_id="r" * 9_000_000, prompt_ids=(1,), params=params))
+    with pytest.raises(ConnectionSilent):
+        connection.receive()
+    connection.close()
+    theirs.close()
 
 
 def test_refusals_are_counted_for_the_next_line(plain, caplog, monkeypatch):

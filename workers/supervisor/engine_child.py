@@ -117,7 +117,7 @@ class EngineChild:
         self._signal(signal.SIGTERM)
 
     def kill(self) -> None:
-        self._end_standby()
+        self._is_ending = True  # a hung one may be killed, and the next start in the standby
         self._signal(signal.SIGKILL)
 
     def dump(self) -> None:

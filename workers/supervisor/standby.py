@@ -5,6 +5,7 @@ process is kept for all engines of a half, and another is made some time after i
 the engine that took it is up.
 """
 
+import logging
 import multiprocessing.util
 import time
 from multiprocessing.connection import Connection
@@ -14,7 +15,9 @@ from workers.config import EngineConfig
 from workers.worker import standby
 from workers.worker.worker_spec import WorkerSpec
 
-# After one was taken: whoever took it needs the machine.
+log = logging.getLogger(__name__)
+
+# After one was taken: whoever took it needs the machine. After one was made: it may have died.
 PAUSE_SECONDS = 5.0
 
 
@@ -34,15 +37,26 @@ class Standby:
         is_there = self._process is not None and self._process.is_alive()
         if is_there and self._threads == threads or time.monotonic() < self._next_at:
             return
+        if self._process is not None and not is_there:
+            log.warning("the process in waiting has ended with %s", self._process.exitcode)
         self.close()
+        self._next_at = time.monotonic() + PAUSE_SECONDS
+        try:
+            self._make(threads)
+        except OSError as error:  # the engines have to do without
+            log.warning("no process in waiting: %s", error)
+            self.close()
+
+    def _make(self, threads: int) -> None:
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe(duplex=True)
         self._threads = threads
-        self._process = context.Process(
-            target=standby.main, args=(threads, theirs), name="engine-standby"
-        )
         try:
-            self._process.start()
+            process = context.Process(
+                target=standby.main, args=(threads, theirs), name="engine-standby"
+            )
+            process.start()
+            self._process = process
         finally:
             theirs.close()
 

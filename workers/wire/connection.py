@@ -30,6 +30,8 @@ HANDSHAKE_SECONDS = 5.0
 # is silent for so long is gone, or the way there is.
 SILENCE_SECONDS = 15.0
 AWAKE_SECONDS = 1.0
+# What is sent at once, and has to be taken before the peer is taken for gone.
+_PIECE = 256 * 1024
 
 _UCRED = struct.Struct("3i")
 
@@ -49,28 +51,49 @@ class Connection:
         self._sock = sock
         self._reader = FrameReader("http")
         self._lock = threading.Lock()
+        self._early: list[FromEngine] = []
+        self._broken_by: ConnectionEnded | None = None
 
     def send(self, message: Message) -> None:
-        frame = encode(message)
+        frame = memoryview(encode(message))
         with self._lock:
             try:
-                self._sock.sendall(frame)
+                for start in range(0, len(frame), _PIECE):
+                    self._sock.sendall(frame[start : start + _PIECE])
             except OSError as error:
+                is_silent = isinstance(error, TimeoutError)
+                ended = (ConnectionSilent if is_silent else ConnectionEnded)(str(error))
                 # Half a frame may be on its way: the reader is to see the end, too.
+                self._broken_by = ended
                 self._shut_down()
-                raise ConnectionEnded(str(error)) from error
+                raise ended from error
 
     def receive(self) -> list[FromEngine]:
         """Wait for bytes; return all messages they complete. Raise ConnectionEnded at the end."""
+        if self._early:
+            early, self._early = self._early, []
+            return early
         try:
-            data = self._recv()
+            data = b"" if self._broken_by else self._recv()
         except TimeoutError as error:
             raise ConnectionSilent(f"silent for {SILENCE_SECONDS:g} s") from error
-        except OSError as error:
+        except (OSError, ValueError) as error:  # ValueError: TLS was shut down meanwhile
             raise ConnectionEnded(str(error)) from error
+        if self._broken_by:  # what came since may not have been deciphered
+            raise self._broken_by
         if not data:
             raise ConnectionEnded("end of stream")
         return self._reader.feed(data)
+
+    def receive_hello(self, path: str) -> Hello:
+        """Wait for an engine's first message; raise ProtocolError if it is no Hello."""
+        messages: list[FromEngine] = []
+        while not messages:
+            messages = self.receive()
+        hello, *self._early = messages
+        if not isinstance(hello, Hello):
+            raise ProtocolError(f"expected hello from {path}, got {type(hello).__name__}")
+        return hello
 
     def _recv(self) -> bytes:
         try:
@@ -149,12 +172,7 @@ def _attach(
     try:
         connection = Connection(sock)
         connection.send(Attach(PROTOCOL_VERSION_MIN, PROTOCOL_VERSION, name, is_remote))
-        messages: list[FromEngine] = []
-        while not messages:
-            messages = connection.receive()
-        hello = messages.pop(0)
-        if not isinstance(hello, Hello) or messages:
-            raise ProtocolError(f"expected hello from {path}, got {type(hello).__name__}")
+        hello = connection.receive_hello(path)
         if not PROTOCOL_VERSION_MIN <= hello.version <= PROTOCOL_VERSION:
             raise ProtocolError(
                 f"{path} speaks protocol {hello.version}, this side {PROTOCOL_VERSION}"

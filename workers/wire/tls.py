@@ -86,7 +86,8 @@ class TlsSocket:
             return self._sock.pending() > 0
 
     def close(self) -> None:
-        self._sock.close()
+        with self._lock:
+            self._sock.close()
 
 
 WireSocket = socket.socket | TlsSocket

@@ -53,6 +53,7 @@ class TcpDoor:
         self._context = spec.tls.context(is_server=True) if spec.tls else None
         self._visitors: dict[_Visitor, None] = {}  # oldest first
         self._refused: dict[str, tuple[float, int]] = {}
+        self._is_listening = False
         try:
             family = socket.getaddrinfo(spec.host, 0, type=socket.SOCK_STREAM)[0][0]
             self._sock = socket.create_server((spec.host, 0), family=family, backlog=BACKLOG)
@@ -72,10 +73,16 @@ class TcpDoor:
     ) -> None:
         """Listen from now on; `admit` takes over a socket whose peer has proved itself."""
         self._selector, self._admit = selector, admit
-        selector.register(self._sock, selectors.EVENT_READ, self._accept)
+        self._listen()
+
+    def _listen(self) -> None:
+        if not self._is_listening:
+            self._selector.register(self._sock, selectors.EVENT_READ, self._accept)
+            self._is_listening = True
 
     def tick(self, now: float) -> None:
-        """Send those away who take too long."""
+        """Send those away who take too long; listen again after a lack of descriptors."""
+        self._listen()
         for visitor in list(self._visitors):
             if now >= visitor.give_up_at:
                 self._refuse(visitor, "it says nothing")
@@ -91,6 +98,9 @@ class TcpDoor:
             sock, address = self._sock.accept()
         except OSError as error:
             self._note_refusal("a caller", f"it could not be accepted: {error.strerror}")
+            # It would be found waiting again at once, and again.
+            self._selector.unregister(self._sock)
+            self._is_listening = False
             return
         if len(self._visitors) >= MAX_VISITORS:
             self._refuse(next(iter(self._visitors)), "too many are at the door")
@@ -116,6 +126,8 @@ class TcpDoor:
         )
 
     def _hear(self, visitor: _Visitor) -> None:
+        if visitor not in self._visitors:
+            return  # sent away by an event that the selector found together with this one
         try:
             if visitor.needs_tls:
                 self._shake_hands(visitor)
