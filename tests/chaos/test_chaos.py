@@ -13,7 +13,7 @@ from tests.chaos.callers import Crowd
 from tests.chaos.checks import check_answers
 from tests.chaos.faults import CUTTING
 
-SECONDS = float(os.environ.get("QWENAPI_TEST_CHAOS_SECONDS", "35"))
+SECONDS = float(os.environ.get("QWENAPI_TEST_CHAOS_SECONDS", "20"))
 IS_LONG = "QWENAPI_TEST_CHAOS_SECONDS" in os.environ
 SEED = os.environ.get("QWENAPI_TEST_CHAOS_SEED", "1")
 
@@ -34,7 +34,7 @@ def test_a_short_run_of_chaos_loses_and_doubles_nothing(tmp_path, model, convers
     done = subprocess.run(command, text=True, capture_output=True, timeout=SECONDS + 540)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-6000:]
     figures = json.loads(report.read_text())
-    assert figures["whole"] > SECONDS and len(figures["faults"]) >= min(12, SECONDS / 8)
+    assert figures["whole"] > SECONDS and len(figures["faults"]) >= min(12, SECONDS / 10)
 
 
 def test_an_answer_that_is_another_or_cut_without_a_cause_is_found():

@@ -12,6 +12,7 @@ TEXTS = ["hello", "你好，世界 🙂", "the sea " * 30]
 CLIENTS = Client("embeddings", "embeddings.py", "embeddings")
 
 
+@pytest.mark.slow
 def test_all_clients_read_the_same_vectors(tmp_path, pytestconfig):
     write_folder(tmp_path / "model", "embed")
     flags = ("--model", str(tmp_path / "model"), "--served-model-name", "embedder")

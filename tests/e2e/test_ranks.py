@@ -35,9 +35,9 @@ def ranks_of(server):
     ("rank", "number"),
     [
         pytest.param(0, signal.SIGKILL, id="first-killed"),
-        pytest.param(1, signal.SIGKILL, id="other-killed"),
+        pytest.param(1, signal.SIGKILL, id="other-killed", marks=pytest.mark.slow),
         pytest.param(0, signal.SIGSTOP, id="first-stopped", marks=pytest.mark.slow),
-        pytest.param(1, signal.SIGSTOP, id="other-stopped"),
+        pytest.param(1, signal.SIGSTOP, id="other-stopped", marks=pytest.mark.slow),
     ],
 )
 def test_no_stream_is_lost_to_a_rank_that_ends_or_hangs(server, rank, number):

@@ -196,7 +196,7 @@ def test_a_bad_model_directory_never_replaces_a_good_one(tmp_path, start_server)
     assert server.text("hello", max_tokens=2)
 
 
-@pytest.mark.parametrize("num_engines", [1, 2])
+@pytest.mark.parametrize("num_engines", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_engines_are_replaced_under_streams_that_go_on(start_server, num_engines):
     server = start_server(*SLOW, "--data-parallel-size", str(num_engines))
     names = [f"engine-{i}" for i in range(num_engines)]

@@ -80,7 +80,10 @@ def undisturbed(request):
     return tokens
 
 
-@pytest.mark.parametrize("num_poisons", [0, 1, 2])
+@pytest.mark.parametrize(
+    "num_poisons",
+    [pytest.param(0, marks=pytest.mark.slow), 1, pytest.param(2, marks=pytest.mark.slow)],
+)
 def test_the_innocent_get_their_own_tokens_and_the_guilty_are_found(
     tmp_path, monkeypatch, num_poisons
 ):

@@ -145,9 +145,9 @@ def test_splits_and_tiles_follow_from_the_bucket_and_not_from_the_step(
     world = make_world(is_batch_invariant=False, num_sequences=2, max_model_len=2048)
     planned, forward = [], world.decoder.forward
 
-    def watched(token_ids, positions, plan, rows, states):
+    def watched(token_ids, positions, plan, *rest):
         planned.append((plan.max_query, plan.num_splits, plan.is_batch_invariant))
-        return forward(token_ids, positions, plan, rows, states)
+        return forward(token_ids, positions, plan, *rest)
 
     world.prefill(250, 3)
     monkeypatch.setattr(world.decoder, "forward", watched)

@@ -83,5 +83,6 @@ def test_no_address_in_a_request_is_asked(client, kind, address):
     with heard() as events:
         refused = client.post(CHAT, json={"messages": [{"role": "user", "content": [part]}]})
         client.post(CHAT, json={"messages": [{"role": "user", "content": shown}]})
-    assert refused.status_code in (400, 404)
+    # 503: whether a model takes pictures its engine says, and there is none here.
+    assert refused.status_code in (400, 404, 503)
     assert not events
