@@ -60,6 +60,7 @@ def test_no_stream_is_lost_to_a_rank_that_ends_or_hangs(server, rank, number):
     assert "Traceback" not in server.log, server.log
 
 
+@pytest.mark.slow
 def test_a_follower_that_hangs_while_nobody_asks_is_found_out(server):
     before = ranks_of(server)
     os.kill(before[1].pid, signal.SIGSTOP)

@@ -103,6 +103,7 @@ def test_a_reload_under_load_fails_no_request_and_cuts_no_stream(start_server):
     assert child(server, "engine-0")["pid"] == engine
 
 
+@pytest.mark.slow
 def test_several_old_servers_may_drain_at_once(start_server):
     server = start_server(*SLOW, "--drain-timeout", "60")
     streams = []
