@@ -18,6 +18,7 @@ IS_LONG = "QWENAPI_TEST_CHAOS_SECONDS" in os.environ
 SEED = os.environ.get("QWENAPI_TEST_CHAOS_SEED", "1")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "conversations"),
     [("stub", "sqlite"), ("stub", "redis"), ("demo", "sqlite"), ("hybrid", "redis")],

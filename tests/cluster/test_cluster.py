@@ -76,6 +76,7 @@ def run(*words):
     return done.stdout
 
 
+@pytest.mark.slow
 def test_a_lost_node_costs_no_stream_and_its_engine_comes_back_with_it(ray_nodes, start_server):
     server = start_server(*STUB, "--cluster", ray_nodes.address, "--data-parallel-size", "2")
     assert nodes_of_ready(server) == {"a", "b"}
