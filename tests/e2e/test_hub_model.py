@@ -36,6 +36,7 @@ def test_a_model_of_a_hub_is_fetched_and_answers_by_its_hub_name(start_server, e
     assert again.text("你好", temperature=0, max_tokens=40).endswith("有什么可以帮你？")
 
 
+@pytest.mark.slow
 def test_a_model_half_of_a_hubs_name_is_reloaded_from_the_cache(start_server, environ):
     with HubServer(DEMO).running() as endpoint:
         here = environ | {"HF_ENDPOINT": endpoint}

@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 
 import psutil
+import pytest
 import requests
 
 from tests.running_server import sse_events, wait_for
@@ -30,6 +31,7 @@ def memory(server):
     return sum(process.memory_info().rss for process in server.tree())
 
 
+@pytest.mark.slow
 def test_a_thousand_aborted_requests_leave_descriptors_threads_and_memory_as_they_were(
     start_server,
 ):
