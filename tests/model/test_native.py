@@ -5,9 +5,11 @@ import os
 import platform
 import stat
 
+import psutil
 import pytest
 import torch
 
+from workers.model.attention.kv_cache import KVCache
 from workers.model.layers.means import add_rms_norm, silu_mul
 from workers.model.layers.qwen_layers import Rope
 from workers.model.layout.int4_weight import Int4Weight, num_words, pack_words
@@ -279,7 +281,7 @@ def plain_products(num_outputs, num_inputs):
     torch.manual_seed(num_outputs)
     weight = torch.randn(num_outputs, num_inputs).bfloat16()
     made = Native.load(torch.bfloat16)
-    if not made.takes_weight(weight):
+    if not made.takes_plain(num_inputs):
         pytest.skip("oneDNN multiplies on this CPU")
     tiles, bias = Bfloat16Tiles.of(weight), torch.randn(num_outputs)
     padded = tiles.pad_bias(bias)
@@ -479,3 +481,12 @@ def test_what_lies_between_products_depends_on_nothing_beside_it(native):
         assert torch.equal(
             native.add_rms_norm(None, own, torch.ones(128), 1e-6)[0][0], together[1][row]
         )
+
+
+def test_a_cache_takes_memory_only_where_something_is_written():
+    before = psutil.Process().memory_info().rss
+    cache = KVCache(8, 8192, 32, 128, torch.bfloat16, torch.device("cpu"))
+    written = torch.ones(1, 8, 128, dtype=torch.bfloat16)
+    cache.write(torch.tensor([40]), written, written)
+    assert psutil.Process().memory_info().rss - before < 32 << 20, "of a gibibyte"
+    assert torch.equal(cache.gather(slice(40, 41))[0][:, 0], written[0])

@@ -8,15 +8,11 @@ nothing reads what was written there.
 
 import math
 import mmap
-from contextlib import suppress
 
 import torch
 from torch import Tensor
 
 from workers.model.native.native import Native
-
-# Linux 5.14; Python has no name for it.
-_MADV_POPULATE_WRITE = 23
 
 
 class KVCache:
@@ -116,18 +112,11 @@ class KVCache:
 
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Return zeros; on a CPU in large pages that are there from the start.
-
-    A page that is found when a token is first written to it costs microseconds each, a tenth of a
-    prompt's time in all.
-    """
+    """Return zeros; on a CPU they take memory only where something is written."""
     if device.type != "cpu":
         return torch.zeros(shape, dtype=dtype, device=device)
     size = math.prod(shape) * dtype.itemsize
     memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    for advice in (mmap.MADV_HUGEPAGE, _MADV_POPULATE_WRITE):
-        with suppress(OSError):  # a kernel that does not know it
-            memory.madvise(advice)
     return torch.frombuffer(memory, dtype=dtype).view(shape)
 
 

@@ -144,21 +144,17 @@ def _product_by_kernel(
 
 def _tiles_of(weight: Weight) -> Bfloat16Tiles | None:
     """Return a weight as our own function takes it; None where that does not."""
-    if not isinstance(weight, Tensor) or weight.dtype != torch.bfloat16:
+    if not isinstance(weight, Tensor) or weight.device.type != "cpu":
         return None
-    native = Native.load(weight.dtype) if weight.device.type == "cpu" else None
-    return Bfloat16Tiles.of(weight) if native and native.takes_weight(weight) else None
+    native = Native.load(weight.dtype) if weight.dtype == torch.bfloat16 else None
+    takes = native is not None and native.takes_plain(weight.shape[1])
+    return Bfloat16Tiles.of(weight) if takes else None
 
 
 def _product_of_tiles(weight: Bfloat16Tiles, bias: Tensor | None) -> Product:
-    padded = None if bias is None else weight.pad_bias(bias)
-
-    def multiply(x: Tensor) -> Tensor:
-        native = Native.load(x.dtype)
-        assert native is not None, "tiles are made only where the functions are"
-        return native.multiply_bfloat16(x.contiguous(), weight, padded)
-
-    return multiply
+    native, padded = Native.load(weight.dtype), None if bias is None else weight.pad_bias(bias)
+    assert native is not None, "tiles are made only where the functions are"
+    return lambda x: native.multiply_bfloat16(x.contiguous(), weight, padded)
 
 
 def _product_by_native(weight: Int4Tiles, bias: Tensor | None) -> Product:

@@ -8,14 +8,13 @@ import torch
 from torch import Tensor
 
 from workers.model.native import library
-from workers.model.native.bfloat16_tiles import Bfloat16Tiles
+from workers.model.native.bfloat16_tiles import PANEL, Bfloat16Tiles
 from workers.model.native.int4_tiles import Int4Tiles
 
 # As attention.c has them.
 PART = 1024
 _MOST_DIMS, _MOST_GROUP = 256, 16
 _LANES = 16
-_PANEL = 32
 # Queries that a tile of a span has: their contexts stay in the second cache.
 _TILE_ROWS = 128
 _NO_WINDOW = 2**30
@@ -55,17 +54,16 @@ class Native:
 
     def takes_spans(self, head_dim: int) -> bool:
         """Whether spans of heads of this size are attended, which is for some CPUs only."""
-        return self._attend_span is not None and head_dim % _PANEL == 0 and head_dim <= _MOST_DIMS
+        return self._attend_span is not None and head_dim % PANEL == 0 and head_dim <= _MOST_DIMS
 
     @staticmethod
     def takes_width(width: int) -> bool:
         """Whether rows of so many numbers are computed."""
         return width % _LANES == 0
 
-    def takes_weight(self, weight: Tensor) -> bool:
-        """Whether products with a plain weight are computed, which is for some CPUs only."""
-        is_own = weight.device.type == "cpu" and weight.dtype == self._dtype
-        return is_own and self._multiply_bfloat16 is not None and weight.shape[1] % 2 == 0
+    def takes_plain(self, num_inputs: int) -> bool:
+        """Whether products with plain weights are computed, which is for some CPUs only."""
+        return self._multiply_bfloat16 is not None and num_inputs % 2 == 0
 
     def attend(
         self,
