@@ -164,12 +164,21 @@ class ClusterEngine:
         if what:
             self._on_progress(self.name, what, fraction)
         if event.get("endpoint") and self._feed is None and self._exit is None:
-            endpoint = msgspec.convert(event["endpoint"], Endpoint)
-            self._node = endpoint.node
+            self._meet(msgspec.convert(event["endpoint"], Endpoint))
+
+    def _meet(self, endpoint: Endpoint) -> None:
+        """Let the HTTP half find the engine, and read its figures; without that it is given up."""
+        self._node = endpoint.node
+        try:
             endpoint.write(self._path)
-            self._feed = SlotFeed(self._path, self._memory, self._engine, self._tls)
-            self._feed.start()
-            log.info("%s is on node %s", self.name, endpoint.node)
+            feed = SlotFeed(self._path, self._memory, self._engine, self._tls)
+            feed.start()
+        except (OSError, RuntimeError) as error:  # no room, or no more threads
+            self._exit, self.failure = LOST, f"{self.name} on {self._node}: {error}"
+            self._launcher.signal(self._engine, "kill")
+            return
+        self._feed = feed
+        log.info("%s is on node %s", self.name, endpoint.node)
 
     def _is_refused_for_long(self) -> bool:
         if self._feed is None or not self._feed.is_refused:

@@ -81,7 +81,7 @@ class ModelHalf:
         self._memory = SharedMemory.create(
             shared_memory_path(folder, ENGINE_LAYOUT), ENGINE_LAYOUT, count
         )
-        self._standby = Standby() if settings.standby and not settings.stub else None
+        self._standby = Standby() if settings.standby else None
         self._launcher = ClusterLauncher(settings) if settings.cluster else None
         self.children = self._new(settings)
 

@@ -13,7 +13,7 @@ import psutil
 from qwenapi.metrics.layout import metrics_layout
 from qwenapi.metrics.snapshot import take_snapshot
 from tests.chaos.callers import Crowd
-from tests.chaos.faults import CUTTING
+from tests.chaos.faults import BREAKING_TURNS, CUTTING
 from tests.chaos.world import World
 from tests.metrics.test_truth import PROFILES
 from tests.running_server import wait_for
@@ -78,9 +78,10 @@ def check_answers(crowd: Crowd, faults: list[tuple[float, float, str]]) -> list[
     """Return what is wrong with the answers; a cut one is excused by a fault that cuts."""
     wrong = list(crowd.record.wrong)
     for moment, name, words in crowd.record.cut:
+        causes = CUTTING | (BREAKING_TURNS if name == "turn" else {})
         # An answer that was long under way when its process went is excused as well.
         if not any(
-            kind in CUTTING and moment < end + CUTTING[kind] and start < moment + 120
+            kind in causes and moment < end + causes[kind] and start < moment + 120
             for start, end, kind in faults
         ):
             wrong.append(f"cut without a cause: {name} {words}")

@@ -1,6 +1,7 @@
 """Faults: what is done to a service while it answers; each is over when it returns.
 
 Those named in CUTTING may break connections: a HTTP process that is killed takes its streams along.
+Those in BREAKING_TURNS may break those of turns, for so many seconds after their end.
 """
 
 import os
@@ -20,6 +21,9 @@ from tests.chaos.world import World
 Fault = Callable[[World, Crowd, random.Random], None]
 # After which connections may be broken for so many seconds.
 CUTTING = {"kill a HTTP worker": 20.0, "kill the arbiter": 20.0, "stop a HTTP worker": 10.0}
+# A turn of a conversation that cannot be kept is broken off: its dialect is plain text, and has no
+# other word for it.
+BREAKING_TURNS = {"fill the disk": 5.0, "restart Redis": 5.0}
 HOUR = 3600
 
 

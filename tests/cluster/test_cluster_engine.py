@@ -1,7 +1,9 @@
 """An engine of a cluster as its supervisor sees it, on a launcher of this test's."""
 
+import errno
 import time
 from dataclasses import replace
+from unittest.mock import Mock
 
 import msgspec
 import pytest
@@ -14,7 +16,7 @@ from qwenapi.settings.table import Settings
 from tests.running_server import RunningServer, wait_for
 from tests.wire.tcp_engine import TcpEngine
 from workers.errors import ConfigError, ExitCode
-from workers.wire.endpoint import endpoint_path
+from workers.wire.endpoint import Endpoint, endpoint_path
 from workers.wire.engine_stats import ENGINE_LAYOUT
 from workers.wire.shared_memory import SharedMemory
 
@@ -88,6 +90,14 @@ def test_it_is_ready_when_its_figures_have_come(house, engine):
     assert house.child.pid == 77 and house.path.exists()
     assert house.memory.is_leased(3) and house.memory.read(3)["total_blocks"] == 77
     assert house.child.hang() is None and not house.child.has_served()
+
+
+def test_one_whose_address_cannot_be_written_is_given_up(house, engine, monkeypatch):
+    full = OSError(errno.ENOSPC, "No space left on device")
+    monkeypatch.setattr(Endpoint, "write", Mock(side_effect=full))
+    house.launcher.look(endpoint=msgspec.to_builtins(engine.endpoint))
+    assert house.child.poll() == LOST and "No space left" in house.child.failure
+    assert house.launcher.asked[-1] == ("kill", 3)
 
 
 def test_its_counters_go_on_where_the_last_life_was_lost(house, engine):

@@ -255,9 +255,13 @@ PROMISES: dict[str, Promise] = {
         ("request_context/test_audit.py::a_models_name_is_no_path",),
     ),
     "T29": Promise(
-        "No address in a request is asked.",
-        "请求中的任何地址都不会被访问。",
-        ("request_context/test_audit.py::no_address_in_a_request_is_asked",),
+        "No address in a request is asked but a picture's on a host that a setting allows.",
+        "除设置所允许的主机上的图片外，请求中的任何地址都不会被访问。",
+        (
+            "request_context/test_audit.py::no_address_in_a_request_is_asked",
+            "images/test_fetch.py::only_hosts_that_are_named_are_asked",
+            "images/test_fetch.py::a_redirect_is_checked_as_the_first_address_is",
+        ),
     ),
     "T30": Promise(
         "Only the public routes answer without a key, whatever the spelling, host or method.",

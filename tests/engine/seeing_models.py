@@ -22,6 +22,7 @@ from transformers import (
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from tests.engine.conftest import DIMENSIONS, EOS, HYBRID, MIXTURE, disturb_norms, enlarge_weights
+from tests.engine.test_parity import Comparison
 from workers.wire.protocol import Image
 
 START, PAD, END, VIDEO = 300, 301, 302, 303
@@ -161,37 +162,12 @@ class Prompt:
         return inputs
 
 
-class SeeingComparison:
-    """As Comparison in test_parity.py, of prompts with pictures."""
+class SeeingComparison(Comparison):
+    """Of prompts with pictures."""
 
-    def __init__(self, model, near_tie) -> None:
-        self.model, self.near_tie = model, near_tie
-        self.steps = self.near_ties = 0
+    def ids(self, prompt: Prompt) -> list[int]:
+        return prompt.ids
 
-    @torch.no_grad()
-    def check(self, prompt: Prompt, tokens: list[int]) -> None:
-        length = len(prompt.ids)
+    def inputs(self, prompt: Prompt, ids: list[int]) -> dict[str, torch.Tensor]:
         self.model.model.rope_deltas = None
-        expected = self.model.generate(
-            **prompt.inputs(self.model, prompt.ids),
-            max_new_tokens=len(tokens),
-            do_sample=False,
-            eos_token_id=None,
-            pad_token_id=0,
-        )
-        self.steps += len(tokens)
-        if tokens == expected[0, length:].tolist():
-            return
-        self.model.model.rope_deltas = None
-        inputs = prompt.inputs(self.model, prompt.ids + tokens)
-        logits = self.model(**inputs).logits[0, length - 1 : -1]
-        best = logits.max(-1).values
-        for index, token in enumerate(tokens):
-            gap = float(best[index] - logits[index, token])
-            assert gap < self.near_tie, f"token {index} is {token}, {gap} below the best"
-            self.near_ties += gap > 0
-
-    def report(self) -> None:
-        print(f"near-ties: {self.near_ties} of {self.steps}")
-        assert self.steps > 0
-        assert self.near_ties <= 0.01 * self.steps
+        return prompt.inputs(self.model, ids)

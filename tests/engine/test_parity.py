@@ -17,26 +17,33 @@ class Comparison:
         self.near_ties = 0
 
     @torch.no_grad()
-    def check(self, prompt: list[int], tokens: list[int]) -> None:
+    def check(self, prompt, tokens: list[int]) -> None:
         """Check tokens against generate(), or after a near-tie against the text's own logits."""
+        ids = self.ids(prompt)
         expected = self.model.generate(
-            torch.tensor([prompt]),
-            attention_mask=torch.ones(1, len(prompt), dtype=torch.int64),
+            **self.inputs(prompt, ids),
             max_new_tokens=len(tokens),
             do_sample=False,
             eos_token_id=None,
             pad_token_id=0,
         )
-        expected = expected[0, len(prompt) :].tolist()
         self.steps += len(tokens)
-        if tokens == expected:
+        if tokens == expected[0, len(ids) :].tolist():
             return
-        logits = self.model(torch.tensor([prompt + tokens])).logits[0, len(prompt) - 1 : -1]
+        logits = self.model(**self.inputs(prompt, ids + tokens)).logits[0, len(ids) - 1 : -1]
         best = logits.max(-1).values
         for index, token in enumerate(tokens):
             gap = float(best[index] - logits[index, token])
             assert gap < self.near_tie, f"token {index} is {token}, {gap} below the best"
             self.near_ties += gap > 0
+
+    def ids(self, prompt) -> list[int]:
+        return prompt
+
+    def inputs(self, prompt, ids: list[int]) -> dict[str, torch.Tensor]:
+        """Return what the model computes of a prompt, given its tokens and what goes on behind."""
+        ids = torch.tensor([ids])
+        return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
     def report(self) -> None:
         print(f"near-ties: {self.near_ties} of {self.steps}")

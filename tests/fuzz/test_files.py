@@ -86,28 +86,27 @@ def test_a_config_of_a_model_is_read_or_refused(folder, config):
         pass
 
 
-@fuzzing
-@given(near(TOKENIZER_CONFIG))
-def test_a_config_of_a_tokenizer_is_read_or_refused(folder, config):
-    written(folder / "tokenizer_config.json", as_json(config))
+def render_with(folder, name, data):
+    """Render a conversation with one file replaced, or be refused; put the file back."""
+    written(folder / name, data)
     try:
         Tokenizer(folder).encode_chat(MESSAGES)
     except (TokenizerError, TemplateError):
         pass
     finally:
-        shutil.copy(DEMO / "tokenizer_config.json", folder)
+        shutil.copy(DEMO / name, folder)
+
+
+@fuzzing
+@given(near(TOKENIZER_CONFIG))
+def test_a_config_of_a_tokenizer_is_read_or_refused(folder, config):
+    render_with(folder, "tokenizer_config.json", as_json(config))
 
 
 @fuzzing
 @given(spoilt([template.encode() for template in TEMPLATES]))
 def test_a_template_is_rendered_or_refused(folder, template):
-    written(folder / "chat_template.jinja", template)
-    try:
-        Tokenizer(folder).encode_chat(MESSAGES)
-    except (TokenizerError, TemplateError):
-        pass
-    finally:
-        shutil.copy(DEMO / "tokenizer_config.json", folder)
+    render_with(folder, "chat_template.jinja", template)
 
 
 @fuzzing
