@@ -242,6 +242,8 @@ def _http_half(
 def _model_half(parsed: argparse.Namespace, settings: Settings, folder: Path) -> "ModelHalf":
     from qwenapi.serving.process_groups import ModelHalf
 
+    if settings.allow_cross_node_tp and not settings.cluster:
+        raise ConfigError("--allow-cross-node-tp is for nodes of a cluster: set --cluster as well")
     if settings.cluster and settings.standby:
         raise ConfigError(
             "--standby keeps a process on this machine, where a cluster's engines do not start:"

@@ -36,7 +36,7 @@ ROOMS: dict[str, str] = {
     "workers.model.layout": "",
     "workers.model.kernels": "workers.model.layout",
     "workers.model.native": "workers.model.layout",
-    "workers.model.parallel": "workers.checkpoint workers.model.native",
+    "workers.model.parallel": "workers.errors workers.checkpoint workers.model.native",
     "workers.model.quantization": """
         workers.errors workers.checkpoint workers.model.layout workers.model.kernels
         workers.model.native workers.model.parallel""",
@@ -100,7 +100,7 @@ ROOMS: dict[str, str] = {
         qwenapi.settings qwenapi.hub qwenapi.text qwenapi.observability qwenapi.metrics
         qwenapi.generation workers.errors workers.checkpoint workers.wire""",
     "qwenapi.cluster": """
-        qwenapi.settings qwenapi.hub qwenapi.doctor workers.errors workers.logs
+        qwenapi.settings qwenapi.hub qwenapi.doctor workers.errors workers.config workers.logs
         workers.parent_death workers.wire workers.worker workers.supervisor""",
     "qwenapi.serving": """
         qwenapi.settings qwenapi.hub qwenapi.cluster qwenapi.greenlets qwenapi.observability

@@ -20,8 +20,10 @@ class EngineConfig:
     `step_timeout` is in seconds. `rope_scaling`, `hf_overrides` and `speculative_config` are JSON
     objects as text; `task` is auto or a Task; `generation_config` is auto, vllm or a directory.
     `replica` is which of several engines this is, each on the next GPU; -1 is the only one.
-    An engine is `tensor_parallel_size` processes, of which this is number `rank`; they find each
-    other by the file `rendezvous`.
+    An engine is `tensor_parallel_size` processes, of which this is number `rank`, and number
+    `local_rank` of the `num_local_ranks` on its machine. They find each other at the URL
+    `rendezvous`: a file, or a TCP address at which the first one listens with `rendezvous_fd`.
+    Where they are on several machines, the network interface they meet through is `interface`.
     """
 
     model: str
@@ -59,5 +61,9 @@ class EngineConfig:
     tensor_parallel_size: int = 1
     enable_expert_parallel: bool = False
     rank: int = 0
+    local_rank: int = 0
+    num_local_ranks: int = 1
     rendezvous: str = ""
+    rendezvous_fd: int = -1
+    interface: str = ""
     language_model_only: bool = False

@@ -3,6 +3,7 @@
 WorkerError
 ├── ConfigError      the operator must change something   exit 78
 │   └── ModelError   the model directory cannot be served exit 78
+├── RankLost         another process of an engine is gone
 ├── ProtocolError    the peer broke the wire contract     closes one connection
 └── SharedMemoryError a file of shared memory cannot be used
 """
@@ -38,6 +39,10 @@ class ConfigError(WorkerError):
 
 class ModelError(ConfigError):
     """A model directory that cannot be served; the message names the file and the remedy."""
+
+
+class RankLost(WorkerError):
+    """Another rank of an engine has ended or is out of reach; who must end too, with it."""
 
 
 class ProtocolError(WorkerError):

@@ -1,14 +1,17 @@
 """EngineHost: keeps one engine process on a node of a cluster; Ray makes an actor of it there.
 
 The engine is a process of its own, started, watched and spoken to as on the supervisor's machine;
-it ends with this one. Knows nothing of Ray. Its calls return at once, but for the start, which may
-have to fetch the model.
+it ends with this one. Of an engine whose ranks are on several nodes it is the first rank's: the
+others have a RankHost each. Knows nothing of Ray. Its calls return at once, but for the start,
+which may have to fetch the model.
 """
 
 import fcntl
+import ipaddress
 import os
 import secrets
 import shutil
+import socket
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, replace
@@ -16,13 +19,16 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import psutil
 
 from qwenapi.cluster.job import restored
 from qwenapi.cluster.wire_tls import wire_tls
 from qwenapi.doctor.report import check_model, refuse_unfit
 from qwenapi.hub.fetch import with_local_model
 from qwenapi.settings.run_dir import make_run_dir, user_folder
+from qwenapi.settings.table import Settings
 from workers import logs
+from workers.config import EngineConfig
 from workers.errors import ConfigError, WorkerError
 from workers.supervisor.engine_child import EngineChild
 from workers.supervisor.supervisor import lock_run_dir
@@ -38,8 +44,7 @@ class EngineHost:
     """One engine of a cluster, from `start` to its exit."""
 
     def __init__(self) -> None:
-        # An engine is spawned, which would run this process's script again first: Ray's.
-        vars(sys.modules["__main__"]).pop("__file__", None)
+        be_no_script()
         self._child: EngineChild | None = None
         self._endpoint: Endpoint | None = None
         self._exit: int | None = None
@@ -66,6 +71,7 @@ class EngineHost:
             "is_ready": child.is_ready(),
             "hang": child.hang(),
             "progress": self._progress,
+            "rendezvous": child.rendezvous,
             "endpoint": self.endpoint(),
         }
 
@@ -87,11 +93,8 @@ class EngineHost:
             getattr(self._child, name)()
 
     def _start(self, job: Mapping[str, Any]) -> None:
-        settings = restored(job)
-        logs.configure(f"host of engine-{job['engine']}", settings.log_level, settings.log_format)
+        settings = prepared(job)
         tls = wire_tls(settings)
-        settings = with_local_model(settings, lambda line: print(line, file=sys.stderr))
-        refuse_unfit(settings)
         folder, engine = _own_folder(), int(job["engine"])
         memory = SharedMemory.create(
             shared_memory_path(folder, ENGINE_LAYOUT), ENGINE_LAYOUT, engine + 1
@@ -100,7 +103,7 @@ class EngineHost:
         memory.lease(engine).write(job["slot"])
         memory.release(engine)
         door = DoorSpec(job["host"], bytes.fromhex(job["secret"]), tls)
-        config = replace(settings.engine_config(), threads=settings.threads or 1)
+        config = config_of(settings, job)
         self._endpoint = Endpoint(
             host=job["host"],
             port=0,
@@ -117,9 +120,50 @@ class EngineHost:
         self._progress = (what, fraction)
 
 
+def be_no_script() -> None:
+    """Let processes be spawned by one of Ray's, whose script they would run again first."""
+    vars(sys.modules["__main__"]).pop("__file__", None)
+
+
+def prepared(job: Mapping[str, Any]) -> Settings:
+    """Return the settings of an engine once its model is on this node; raise ConfigError."""
+    settings = restored(job)
+    logs.configure(f"host of engine-{job['engine']}", settings.log_level, settings.log_format)
+    settings = with_local_model(settings, lambda line: print(line, file=sys.stderr))
+    refuse_unfit(settings, num_local_ranks=job["num_local_ranks"])
+    return settings
+
+
+def config_of(settings: Settings, job: Mapping[str, Any]) -> EngineConfig:
+    """Return what the first of its ranks on this node is to be started with."""
+    num_local_ranks = job["num_local_ranks"]
+    config = replace(
+        settings.engine_config(), threads=settings.threads or 1, num_local_ranks=num_local_ranks
+    )
+    if num_local_ranks == settings.tensor_parallel_size:
+        return config
+    return replace(config, interface=_interface_of(job["host"]))
+
+
 def check_node(job: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return what the doctor says of the model on this node."""
-    return [asdict(check) for check in check_model(restored(job))]
+    """Return what the doctor says of the model on this node, and of so many ranks."""
+    checks = check_model(restored(job), num_local_ranks=job["num_local_ranks"])
+    return [asdict(check) for check in checks]
+
+
+def _interface_of(host: str) -> str:
+    """Return the network interface that has an address."""
+    address = ipaddress.ip_address(socket.gethostbyname(host) if ":" not in host else host)
+    for name, found in psutil.net_if_addrs().items():
+        for one in found:
+            if one.family in (socket.AF_INET, socket.AF_INET6):
+                own = ipaddress.ip_interface(one.address.partition("%")[0])
+                if own.ip == address or (address.is_loopback and own.ip.is_loopback):
+                    return str(name)
+    raise ConfigError(
+        f"{host}: no network interface here has this address of the node, which ranks on others"
+        " are to find; start this node with one: ray start --node-ip-address"
+    )
 
 
 def _own_folder() -> Path:

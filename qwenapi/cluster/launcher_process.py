@@ -20,7 +20,16 @@ from typing import Any
 
 import msgspec
 
-from qwenapi.cluster.ray_cluster import HostLost, RayCluster, resources_of
+from qwenapi.cluster.ray_cluster import (
+    CrossNodeSeats,
+    HostLost,
+    RayCluster,
+    Seat,
+    SharedSeats,
+    resources_of,
+)
+from qwenapi.doctor.cluster import in_words
+from qwenapi.doctor.placement import Placement
 from workers import logs, parent_death
 from workers.errors import WorkerError
 from workers.wire.endpoint import Endpoint, endpoint_path
@@ -33,7 +42,10 @@ WAITING_SECONDS = 3.0
 
 
 class PlacedEngine:
-    """One life of an engine: waits for a place, starts it there, looks at it until it ends."""
+    """One life of an engine: waits for a place, starts it there, looks at it until it ends.
+
+    On each of its nodes a host keeps its ranks; the first's also says where the others find it.
+    """
 
     def __init__(self, launcher: "EnginePlacer", command: Mapping[str, Any]) -> None:
         self.engine = int(command["engine"])
@@ -41,58 +53,91 @@ class PlacedEngine:
         self._launcher = launcher
         self._life = command["life"]
         self._job = command["job"]
-        self._host: Any = None
-        self._answer: Any = None
-        self._told: dict[str, Any] = {}
+        self._seats: tuple[Seat, ...] = ()
+        self._hosts: list[Any] = []
+        self._answers: list[Any] = []  # of those hosts that have been started
+        self._told: dict[str, Any] = {"exit": None, "failure": None}
         self._complain_at = time.monotonic() + WAITING_SECONDS
 
     def tick(self) -> None:
-        if self._host is None:
+        if not self._hosts:
             self._find_place()
-        elif self._launcher.cluster.has_come(self._answer):
+            return
+        cluster = self._launcher.cluster
+        for number, answer in enumerate(self._answers):
+            if not cluster.has_come(answer):
+                continue
             try:
-                self._tell(**self._launcher.cluster.result(self._answer))
+                look = cluster.result(answer)
             except HostLost as error:
-                self.end(f"its node or its place there is lost: {error}")
+                node = self._seats[number].node.name
+                self.end(f"node {node} or its place there is lost: {error}")
                 return
-            self._answer = self._host.look.remote()
+            if number == 0:
+                self._on_first(**look)
+            elif look["exit"] is not None:
+                self._tell(**self._told | look)
+            if self.is_over:
+                return
+            self._answers[number] = self._hosts[number].look.remote()
 
     def signal(self, name: str) -> None:
-        if self._host is None:
+        if not self._hosts:
             if name != "dump":
                 self.end("it was stopped before it had a place")
         elif name == "kill":
             self.end("it was killed")
         else:
-            self._host.signal.remote(name)
+            self._hosts[0].signal.remote(name)
 
     def end(self, why: str) -> None:
         """Be done with this life, whatever is left of it."""
         self.is_over = True
-        if self._host is not None:
-            self._launcher.cluster.end(self._host)
+        for host in self._hosts:
+            self._launcher.cluster.end(host)
+        self._launcher.seats.release(self.engine)
         self._launcher.say(event="gone", engine=self.engine, life=self._life, why=why)
 
     def _find_place(self) -> None:
         launcher = self._launcher
-        node = launcher.cluster.node_of(self.engine)
-        if node is None:
+        self._seats = launcher.seats.find(self.engine)
+        if not self._seats:
             if time.monotonic() >= self._complain_at:
                 self._complain_at = float("inf")
-                wanted = ", ".join(f"{n:g} {what}" for what, n in launcher.resources.items())
-                log.warning(
-                    "engine-%d waits for a node with %s free; see qwenapi doctor --cluster",
-                    self.engine, wanted,
-                )  # fmt: skip
+                launcher.complain(self.engine)
             return
-        log.info("engine-%d has a place on node %s", self.engine, node.name)
-        self._host = launcher.cluster.host(self.engine, launcher.name, launcher.resources)
-        self._answer = self._host.start.remote({**self._job, "engine": self.engine})
+        nodes = ", ".join(seat.node.name for seat in self._seats)
+        if len(self._seats) > 1:
+            log.info(
+                "engine-%d has its ranks on several nodes, %s, as none has %s free",
+                self.engine, nodes, launcher.wanted,
+            )  # fmt: skip
+        else:
+            log.info("engine-%d has a place on node %s", self.engine, nodes)
+        name = f"{launcher.name}:{self.engine}"
+        self._hosts = [
+            launcher.cluster.host(seat, name, launcher.takes, is_first=number == 0)
+            for number, seat in enumerate(self._seats)
+        ]
+        self._start(0)
+
+    def _start(self, number: int, **facts: Any) -> None:
+        job = {**self._job, "engine": self.engine, "num_local_ranks": self._seats[number].num_ranks}
+        self._answers.append(self._hosts[number].start.remote({**job, **facts}))
+
+    def _on_first(self, *, rendezvous: str | None = None, **look: Any) -> None:
+        if rendezvous and len(self._answers) == 1:
+            first_rank = 0
+            for number, seat in enumerate(self._seats):
+                if number:
+                    self._start(number, rendezvous=rendezvous, first_rank=first_rank)
+                first_rank += seat.num_ranks
+        if look != self._told:
+            self._tell(**look)
 
     def _tell(self, **look: Any) -> None:
-        if look != self._told:
-            self._told = look
-            self._launcher.say(event="look", engine=self.engine, life=self._life, **look)
+        self._told = look
+        self._launcher.say(event="look", engine=self.engine, life=self._life, **look)
         if look["exit"] is not None:
             self.end("it has ended")
 
@@ -103,12 +148,25 @@ class EnginePlacer:
     def __init__(self, cluster: RayCluster, facts: Mapping[str, Any], events_fd: int) -> None:
         self.cluster = cluster
         self.name = facts["name"]
-        self.resources = resources_of(
-            cluster.nodes(), facts["device"], facts["num_ranks"], facts["threads"]
-        )
+        self.takes = resources_of(cluster.nodes(), facts["device"], facts["threads"])
+        num_ranks, num_engines = facts["num_ranks"], facts["num_engines"]
+        self.wanted = in_words(self.takes, num_ranks)
+        self.seats: SharedSeats | CrossNodeSeats
+        if facts["may_cross"]:
+            self.seats = CrossNodeSeats(cluster, self.takes, num_ranks)
+        else:
+            self.seats = SharedSeats(cluster, self.takes, num_ranks, num_engines)
+        self._may_be_helped = num_ranks > 1 and not facts["may_cross"]
         self._events_fd = events_fd
         self._engines: dict[int, PlacedEngine] = {}
-        cluster.reserve(facts["num_engines"], self.resources)
+
+    def complain(self, engine: int) -> None:
+        """Say that an engine waits for a place."""
+        hint = ", or let its ranks be on several by --allow-cross-node-tp"
+        log.warning(
+            "engine-%d waits for a node with %s free; see qwenapi doctor --cluster%s",
+            engine, self.wanted, hint if self._may_be_helped else "",
+        )  # fmt: skip
 
     def run(self) -> None:
         """Serve until the parent has gone."""
@@ -165,15 +223,24 @@ def watch(cluster: RayCluster, name: str, run_dir: Path) -> None:
 
 
 def survey(cluster: RayCluster, facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what an engine takes, what each node has, and what was found there."""
+    """Return what a rank takes, what each node has, and what was found there: with all ranks of an
+    engine, or as many as there is room for where they may be on several nodes.
+    """
     nodes = cluster.nodes()
-    taken = resources_of(nodes, facts["device"], facts["num_ranks"], facts["threads"])
+    takes = resources_of(nodes, facts["device"], facts["threads"])
+    rooms = Placement(takes, {node.id: node.free for node in nodes}).rooms
+    jobs = {}
+    for node in nodes:
+        num_ranks = facts["num_ranks"]
+        if facts["may_cross"]:
+            num_ranks = max(1, min(num_ranks, rooms[node.id]))
+        if any(node.total.get(what) for what in takes):
+            jobs[node.id] = {**facts["job"], "num_local_ranks": num_ranks}
     checked = [
         {"name": node.name, "host": node.host, "free": dict(node.free), "found": found}
-        for node, found in cluster.check_nodes(facts["job"])
-        if any(node.total.get(what) for what in taken)
+        for node, found in cluster.check_nodes(jobs)
     ]
-    return {"takes": taken, "nodes": checked}
+    return {"takes": takes, "nodes": checked}
 
 
 def write_event(events_fd: int, event: Mapping[str, Any]) -> None:

@@ -8,25 +8,36 @@ import logging
 import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
 from ray._private.state import available_resources_per_node
 from ray.exceptions import GetTimeoutError, RayError
 from ray.util import list_named_actors
-from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table
+from ray.util.placement_group import (
+    PlacementGroup,
+    placement_group,
+    placement_group_table,
+    remove_placement_group,
+)
 from ray.util.scheduling_strategies import (
     NodeAffinitySchedulingStrategy,
     PlacementGroupSchedulingStrategy,
 )
 
 from qwenapi.cluster.engine_host import EngineHost, check_node
+from qwenapi.cluster.rank_host import RankHost
+from qwenapi.doctor.placement import Placement, Resources, Share
 from workers.errors import ConfigError
 
 NAMESPACE = "qwenapi"
 CHECK_SECONDS = 60.0
 KNOCK_SECONDS = 5.0
+NODE_LABEL = "ray.io/node-id"
+# An engine waits so long for a node of its own, as what another has left is told bit by bit.
+ALONE_SECONDS = 1.0
+ASKING_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -40,15 +51,30 @@ class Node:
     free: Mapping[str, float]
 
 
-class PlacedHost(EngineHost):
+class PlacedEngineHost(EngineHost):
     """An EngineHost that knows where it is: Ray may place it anew before it is there."""
 
     def start(self, job: Mapping[str, Any]) -> dict[str, Any]:
         """Start the engine at this node's address."""
-        own = ray.get_runtime_context().get_node_id()
-        node = next(node for node in ray.nodes() if node["NodeID"] == own)
-        place = {"host": node["NodeManagerAddress"], "node": node["NodeName"]}
-        return super().start({**job, **place})
+        return super().start({**job, **_place_here()})
+
+
+class PlacedRankHost(RankHost):
+    """A RankHost that knows where it is."""
+
+    def start(self, job: Mapping[str, Any]) -> dict[str, Any]:
+        """Start the ranks at this node's address."""
+        return super().start({**job, **_place_here()})
+
+
+@dataclass(frozen=True)
+class Seat:
+    """A bundle of a placement group, on a living node, for so many ranks of an engine."""
+
+    group: PlacementGroup
+    bundle: int
+    node: Node
+    num_ranks: int
 
 
 class RayCluster:
@@ -64,7 +90,6 @@ class RayCluster:
                 f"no Ray cluster at {address}: {reason}; start one with ray start --head, and let"
                 " this machine join it with ray start --address"
             ) from error
-        self._group: PlacementGroup | None = None
 
     def nodes(self) -> list[Node]:
         """Return the nodes that are alive, by name."""
@@ -82,34 +107,20 @@ class RayCluster:
         )
         return sorted(found, key=lambda node: (node.name, node.id))
 
-    def reserve(self, num_engines: int, resources: Mapping[str, float]) -> None:
-        """Ask for a place for each engine: all of one on one node, engines on different ones as far
-        as there are. Ray finds a new place for those whose node is lost, when there is one.
+    def host(self, seat: Seat, name: str, takes: Resources, *, is_first: bool) -> Any:
+        """Return a new actor in a seat: the EngineHost of an engine's first rank, or a RankHost.
+
+        `name` is for those who look for engines.
         """
-        bundles = [dict(resources) for _ in range(num_engines)]
-        self._group = placement_group(bundles, strategy="SPREAD")
-
-    def node_of(self, engine: int) -> Node | None:
-        """Return the living node that has an engine's place, or None while none has."""
-        assert self._group is not None
-        table = placement_group_table(self._group)
-        if table["state"] not in ("CREATED", "RESCHEDULING"):  # the others' places stay theirs
-            return None
-        node_id = table["bundles_to_node_id"].get(engine)
-        return next((node for node in self.nodes() if node.id == node_id), None)
-
-    def host(self, engine: int, name: str, resources: Mapping[str, float]) -> Any:
-        """Return a new EngineHost, an actor, in the engine's place."""
-        assert self._group is not None
-        strategy = PlacementGroupSchedulingStrategy(self._group, engine)
         options: dict[str, Any] = {
-            "name": f"{name}:{engine}:{time.time_ns()}",
-            "num_cpus": resources.get("CPU", 0),
-            "num_gpus": resources.get("GPU", 0),
-            "scheduling_strategy": strategy,
+            "name": f"{name}:{time.time_ns()}" if is_first else None,
+            "num_cpus": seat.num_ranks * takes.get("CPU", 0),
+            "num_gpus": seat.num_ranks * takes.get("GPU", 0),
+            "scheduling_strategy": PlacementGroupSchedulingStrategy(seat.group, seat.bundle),
             "max_restarts": 0,
         }
-        return ray.remote(PlacedHost).options(**options).remote()
+        kind = PlacedEngineHost if is_first else PlacedRankHost
+        return ray.remote(kind).options(**options).remote()
 
     def newest_hosts(self, name: str) -> dict[int, tuple[str, Any]]:
         """Return the hosts of a model's engines by number: their names, and the actors."""
@@ -141,8 +152,12 @@ class RayCluster:
         """End an actor, and with it its engine."""
         ray.kill(host)
 
-    def check_nodes(self, settings: Mapping[str, Any]) -> Iterator[tuple[Node, list[Any] | str]]:
-        """Yield for each node what the doctor found there, or why it could not look."""
+    def check_nodes(
+        self, jobs: Mapping[str, Mapping[str, Any]]
+    ) -> Iterator[tuple[Node, list[Any] | str]]:
+        """Yield what the doctor found on each node, or why it could not look; `jobs` are by the
+        nodes' ids.
+        """
         task = ray.remote(check_node)
         asked = [
             (
@@ -151,9 +166,10 @@ class RayCluster:
                     num_cpus=0,
                     max_retries=0,
                     scheduling_strategy=NodeAffinitySchedulingStrategy(node.id, soft=False),
-                ).remote(settings),
+                ).remote(jobs[node.id]),
             )
             for node in self.nodes()
+            if node.id in jobs
         ]
         for node, answer in asked:
             try:
@@ -175,13 +191,109 @@ class HostLost(Exception):
     """An actor has ended, or its node has."""
 
 
-def resources_of(
-    nodes: Sequence[Node], device: str, num_ranks: int, threads: int
-) -> dict[str, float]:
-    """Return what one engine takes of its node: a GPU for each rank where there are any, and a CPU
+def resources_of(nodes: Sequence[Node], device: str, threads: int) -> dict[str, float]:
+    """Return what each rank of an engine takes of its node: a GPU where there are any, and a CPU
     for each of its threads.
     """
     has_gpus = any(node.total.get("GPU") for node in nodes)
     if device == "cuda" or (device == "auto" and has_gpus):
-        return {"GPU": num_ranks, "CPU": num_ranks}
-    return {"CPU": num_ranks * max(1, threads)}
+        return {"GPU": 1, "CPU": 1}
+    return {"CPU": max(1, threads)}
+
+
+def _place_here() -> dict[str, str]:
+    own = ray.get_runtime_context().get_node_id()
+    node = next(node for node in ray.nodes() if node["NodeID"] == own)
+    return {"host": node["NodeManagerAddress"], "node": node["NodeName"]}
+
+
+def _times(takes: Resources, num_ranks: int) -> dict[str, float]:
+    return {what: num_ranks * amount for what, amount in takes.items()}
+
+
+class SharedSeats:
+    """Seats of engines that have a node each, all in one placement group: spread as far as there
+    are nodes. Ray finds a new one for an engine whose node is lost, when there is one.
+    """
+
+    def __init__(
+        self, cluster: RayCluster, takes: Resources, num_ranks: int, num_engines: int
+    ) -> None:
+        self._cluster, self._num_ranks = cluster, num_ranks
+        bundles = [_times(takes, num_ranks) for _ in range(num_engines)]
+        self._group = placement_group(bundles, strategy="SPREAD")
+
+    def find(self, engine: int) -> tuple[Seat, ...]:
+        """Return an engine's seat; empty while it has none."""
+        table = placement_group_table(self._group)
+        if table["state"] not in ("CREATED", "RESCHEDULING"):  # the others' places stay theirs
+            return ()
+        node_id = table["bundles_to_node_id"].get(engine)
+        return tuple(
+            Seat(self._group, engine, node, self._num_ranks)
+            for node in self._cluster.nodes()
+            if node.id == node_id
+        )
+
+    def release(self, engine: int) -> None:
+        """Do nothing: its next life is to have the same."""
+
+
+@dataclass(frozen=True)
+class _Asked:
+    group: PlacementGroup
+    shares: tuple[Share, ...]
+    is_given: bool
+    give_up_at: float
+
+
+class CrossNodeSeats:
+    """Seats of engines whose ranks may be on several nodes: a placement group for each life of one.
+
+    What is free becomes known late, so that a group may ask for what is taken; it is given up then.
+    """
+
+    def __init__(self, cluster: RayCluster, takes: Resources, num_ranks: int) -> None:
+        self._cluster, self._takes, self._num_ranks = cluster, takes, num_ranks
+        self._asked: dict[int, _Asked] = {}
+        self._waits_since: dict[int, float] = {}
+
+    def find(self, engine: int) -> tuple[Seat, ...]:
+        """Return an engine's seats, the first rank's first; empty while it has none."""
+        asked = self._asked.get(engine)
+        if asked is None:
+            self._ask(engine)
+            return ()
+        if placement_group_table(asked.group)["state"] == "CREATED":
+            self._asked[engine] = replace(asked, is_given=True)
+            nodes = {node.id: node for node in self._cluster.nodes()}
+            if all(share.node in nodes for share in asked.shares):
+                return tuple(
+                    Seat(asked.group, bundle, nodes[share.node], share.num_ranks)
+                    for bundle, share in enumerate(asked.shares)
+                )
+        if time.monotonic() >= asked.give_up_at:
+            self.release(engine)
+        return ()
+
+    def release(self, engine: int) -> None:
+        """Give the seats of an engine back, or the wish for any."""
+        self._waits_since.pop(engine, None)
+        if asked := self._asked.pop(engine, None):
+            remove_placement_group(asked.group)
+
+    def _ask(self, engine: int) -> None:
+        now = time.monotonic()
+        waits_since = self._waits_since.setdefault(engine, now)
+        may_cross = now - waits_since >= ALONE_SECONDS
+        placement = Placement(self._takes, {node.id: node.free for node in self._cluster.nodes()})
+        for other in self._asked.values():
+            placement.take(other.shares, is_taken=other.is_given)
+        shares = placement.place(self._num_ranks, may_cross=may_cross)
+        if shares:
+            group = placement_group(
+                [_times(self._takes, share.num_ranks) for share in shares],
+                strategy="PACK",
+                bundle_label_selector=[{NODE_LABEL: share.node} for share in shares],
+            )
+            self._asked[engine] = _Asked(group, shares, False, now + ASKING_SECONDS)

@@ -82,14 +82,14 @@ class MemoryPlan:
         return round((blocks * self.block_bytes + self.state_bytes) / GIB + 0.005, 2)
 
 
-def find_room(settings: Settings, num_bytes: int) -> Room:
+def find_room(settings: Settings, num_bytes: int, num_ranks: int | None = None) -> Room:
     """Return where engines would run, as `device` says; the machine's memory if there is no GPU.
 
-    Several engines and their ranks take turns on the GPUs, so of these the one that has least for
-    each decides.
+    Several engines and their ranks, of each `num_ranks` or all, take turns on the GPUs, so of these
+    the one that has least for each decides.
     """
     gpus = [] if settings.device == "cpu" or settings.stub else visible_gpus()
-    num_engines = settings.data_parallel_size * settings.tensor_parallel_size
+    num_engines = settings.data_parallel_size * (num_ranks or settings.tensor_parallel_size)
     if not gpus:
         return replace(machine_room(), num_engines=num_engines)
     if num_engines > 1:
@@ -107,15 +107,18 @@ def find_room(settings: Settings, num_bytes: int) -> Room:
     return Room(f"{count} × {smallest.name}", True, smallest.total * count, smallest.free * count)
 
 
-def check_memory(settings: Settings, weights: Weights, of: ModelConfig) -> Iterator[Check]:
+def check_memory(
+    settings: Settings, weights: Weights, of: ModelConfig, num_local_ranks: int | None = None
+) -> Iterator[Check]:
     """Say what fits where; the first failure is the last check."""
-    room = find_room(settings, _weight_bytes(settings, weights, 2, "kernels"))
+    ranks = num_local_ranks or settings.tensor_parallel_size
+    room = find_room(settings, _weight_bytes(settings, weights, 2, "kernels"), ranks)
     if settings.device == "cuda" and not room.is_gpu:
         yield failure(
             "memory", "device = 'cuda'", "no GPU is visible", "use --device cpu, or mend the driver"
         )
         return
-    num_gpus, ranks = len(visible_gpus()) if room.is_gpu else 0, settings.tensor_parallel_size
+    num_gpus = len(visible_gpus()) if room.is_gpu else 0
     if room.is_gpu and ranks > num_gpus:
         said = f"tensor_parallel_size = {ranks}"
         yield failure("memory", said, f"{num_gpus} GPUs are visible", "lower it, or show it more")
@@ -123,8 +126,8 @@ def check_memory(settings: Settings, weights: Weights, of: ModelConfig) -> Itera
     plan = make_plan(settings, weights, of, room)
     count = room.num_engines
     needed = count * plan.weights
-    kind = "engines" if ranks == 1 else "ranks"
-    whose = f" for each of {count} {kind}" if count > 1 else " for each rank" * (ranks > 1)
+    kind = "engines" if settings.tensor_parallel_size == 1 else "ranks"
+    whose = f" for each of {count} {kind}" if count > 1 else " for each rank" * (kind == "ranks")
     sizes = f"{gib(plan.weights)} of weights{whose}"
     if needed > room.free:
         yield failure(

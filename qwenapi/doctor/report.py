@@ -43,17 +43,20 @@ def _check_cluster(
     settings: Settings, survey: Callable[[Settings], dict[str, Any]]
 ) -> Iterator[Check]:
     try:
-        yield from check_cluster(survey(settings), settings.data_parallel_size)
+        yield from check_cluster(survey(settings), settings)
     except ConfigError as error:
         yield refused("cluster", error)
 
 
-def refuse_unfit(settings: Settings, *, is_running: bool = False) -> None:
+def refuse_unfit(
+    settings: Settings, *, is_running: bool = False, num_local_ranks: int | None = None
+) -> None:
     """Raise ConfigError with the words of the first check of the model that fails.
 
     `is_running`: the engines to be replaced hold the memory that their successors will have.
     """
-    for check in check_model(settings, with_memory=_is_cpu(settings) and not is_running):
+    with_memory = _is_cpu(settings) and not is_running
+    for check in check_model(settings, with_memory=with_memory, num_local_ranks=num_local_ranks):
         if check.outcome is Outcome.FAILURE:
             raise ConfigError(check.sentence)
 
@@ -65,8 +68,13 @@ def _is_cpu(settings: Settings) -> bool:
     return settings.device != "cuda" and not find_room(settings, 0).is_gpu
 
 
-def check_model(settings: Settings, *, with_memory: bool = True) -> Iterator[Check]:
-    """Look at the model's files, then whether they fit; the first failure is the last check."""
+def check_model(
+    settings: Settings, *, with_memory: bool = True, num_local_ranks: int | None = None
+) -> Iterator[Check]:
+    """Look at the model's files, then whether they fit; the first failure is the last check.
+
+    `num_local_ranks` of an engine are to be on this machine; None: all.
+    """
     try:
         local = with_cached_model(settings)
         if local is None:
@@ -88,7 +96,8 @@ def check_model(settings: Settings, *, with_memory: bool = True) -> Iterator[Che
         yield failure("model", str(error.filename), str(error.strerror), remedy)
         return
     if with_memory and not settings.stub:
-        yield from check_memory(settings, checkpoint.weights, checkpoint.config)
+        weights, of = checkpoint.weights, checkpoint.config
+        yield from check_memory(settings, weights, of, num_local_ranks)
 
 
 def _lines(check: Check) -> str:

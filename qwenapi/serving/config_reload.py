@@ -22,7 +22,9 @@ PATIENCE_SECONDS = 60.0
 # What the supervisor itself holds, so that only a restart changes it.
 FIXED = ("host", "port", "uds", "run_dir", "drain_timeout", "cluster", "standby")
 # What the launcher of a cluster holds besides.
-FIXED_IN_CLUSTER = ("tensor_parallel_size", "threads", "device", "model_name")
+FIXED_IN_CLUSTER = (
+    "tensor_parallel_size", "allow_cross_node_tp", "threads", "device", "model_name",
+)  # fmt: skip
 
 
 class ConfigReload(Generic[Child]):

@@ -25,6 +25,7 @@ _WITHOUT: dict[str, tuple[str, ...]] = {
         "data_parallel_size",
         "tensor_parallel_size",
         "enable_expert_parallel",
+        "allow_cross_node_tp",
         "step_timeout",
         "stub",
         "stub_step_seconds",

@@ -183,6 +183,9 @@ class Settings(ImageSettings):
     enable_expert_parallel: bool = _row(
         False, "each rank has some experts whole, not a part of all", scope="model"
     )
+    allow_cross_node_tp: bool = _row(
+        False, "in a cluster, an engine's ranks may be on several nodes", scope="model"
+    )
     data_parallel_size: int = _row(
         1, "engines, each with its copy of the model", scope="model", minimum=1, maximum=999
     )

@@ -10,6 +10,7 @@ from tests.engine.conftest import Driver
 from workers.config import EngineConfig
 from workers.engine.engine import Engine
 from workers.worker.followers import Followers
+from workers.worker.rendezvous import by_file
 
 Drive = Callable[..., "RankedDriver"]
 
@@ -29,11 +30,13 @@ def ranked(model: Path, size: int, folder: Path, **settings: object) -> Iterator
     config = EngineConfig(
         str(model), device="cpu", tensor_parallel_size=size, **(defaults | settings)
     )
-    followers = Followers(config, "engine", folder)
+    if size > 1:
+        config = by_file(config, folder / "engine.rendezvous")
+    followers = Followers(config, "engine")
     ends: list[str] = []
     followers.start(lambda why, code: ends.append(why))
     try:
-        yield RankedDriver(Engine(followers.config, lambda stage, fraction: None), followers.pids)
+        yield RankedDriver(Engine(config, lambda stage, fraction: None), followers.pids)
         assert not ends, ends
     finally:
         followers.stop()

@@ -281,7 +281,8 @@ def test_defaults_are_values_their_own_rows_allow():
 
 
 def test_an_engine_gets_every_field_it_has():
-    derived = {"max_waiting", "replica", "rank", "rendezvous"}
+    derived = {"max_waiting", "replica", "rank", "local_rank", "num_local_ranks", "interface"}
+    derived |= {"rendezvous", "rendezvous_fd"}
     assert {field.name for field in fields(EngineConfig)} - derived <= set(table())
     settings = load("--model", "./some/dir", "--max-num-seqs", "3", "--max-waiting", "9", "--stub")
     engine = settings.engine_config()

@@ -3,6 +3,7 @@
 import os
 import queue
 import signal
+from dataclasses import replace
 
 import psutil
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from workers.config import EngineConfig
 from workers.errors import ExitCode
 from workers.worker.followers import Followers
+from workers.worker.rendezvous import by_file
 
 
 @pytest.fixture
@@ -22,10 +24,11 @@ def start(tmp_path, ends):
     """Start the followers of an engine whose model is not there."""
     started = []
 
-    def start(size=2):
+    def start(size=2, first=0):
         model = str(tmp_path / "nothing")
         config = EngineConfig(model, device="cpu", tensor_parallel_size=size)
-        followers = Followers(config, "engine-0", tmp_path)
+        config = replace(by_file(config, tmp_path / "rendezvous"), rank=first)
+        followers = Followers(config, "engine-0")
         started.append(followers)
         followers.start(lambda why, code: ends.put((why, code)))
         return followers
@@ -43,7 +46,7 @@ def test_what_a_follower_cannot_do_is_told_in_its_own_words(start, ends):
 
 def test_a_follower_that_is_killed_is_told_by_its_name(start, ends):
     os.kill(start(size=3).pids[1], signal.SIGKILL)
-    assert ends.get(timeout=60) == ("engine-0.2 ended (signal SIGKILL)", -signal.SIGKILL)
+    assert ends.get(timeout=60) == ("engine-0.2 ended (signal SIGKILL)", ExitCode.INTERNAL)
 
 
 def test_of_those_that_are_stopped_nobody_is_told(start, ends):
@@ -52,6 +55,10 @@ def test_of_those_that_are_stopped_nobody_is_told(start, ends):
     followers.stop()
     assert len(pids) == 2 and not any(psutil.pid_exists(pid) for pid in pids)
     assert ends.empty()
+
+
+def test_where_the_first_rank_is_elsewhere_all_here_are_followers(start):
+    assert len(start(size=2, first=2).pids) == 2
 
 
 def test_one_rank_has_no_followers(start):

@@ -6,7 +6,6 @@ left. Refuses to know requests.
 
 import ctypes
 import logging
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -71,7 +70,8 @@ def start(config: EngineConfig, progress: Progress) -> tuple[ModelCard, ModelRun
             f"tensor_parallel_size = {num_ranks}, but the engine is started in this one process;"
             " leave it out here"
         )
-    device = choose_device(config.device, config.replica, config.rank, num_ranks)
+    local_rank = config.local_rank if num_ranks > 1 else -1
+    device = choose_device(config.device, config.replica, local_rank, config.num_local_ranks)
     if num_ranks > 1 and device.type == "cuda":
         torch.cuda.set_device(device)  # else every rank would hold a context on the first GPU
     dtype = choose_dtype(config.dtype, device)
@@ -90,7 +90,7 @@ def start(config: EngineConfig, progress: Progress) -> tuple[ModelCard, ModelRun
     native = Native.load(dtype) if _is_compiled(config, device) else None
     _check_rounding(rounding, device, has_native=native is not None)
     shape = CacheShape.of(model_config, dtype, for_kernels=for_kernels, native=native)
-    torch.set_num_threads(config.threads or max(1, physical_cores() // num_ranks))
+    torch.set_num_threads(config.threads or max(1, physical_cores() // config.num_local_ranks))
     _keep_freed_memory()
     if rounding == "fp8":
         fp8.check(device, dtype)
@@ -136,9 +136,11 @@ def _join(config: EngineConfig, device: torch.device, progress: Progress) -> Gro
     return Group(
         config.rank,
         config.tensor_parallel_size,
-        Path(config.rendezvous),
+        config.rendezvous,
         device,
         is_exact=config.deterministic,
+        listen_fd=config.rendezvous_fd,
+        interface=config.interface,
     )
 
 
@@ -237,8 +239,9 @@ def _allocate(
     free_bytes = min(
         available_bytes(d, config.gpu_memory_utilization) // layers.count(d) for d in set(layers)
     ) * len(layers)
-    if group is not None:  # all have as many blocks; ranks of CPUs share one memory
-        free_bytes = group.least(free_bytes) // (group.size if device.type == "cpu" else 1)
+    if group is not None:  # all have as many blocks; ranks of CPUs share their machine's memory
+        free_bytes //= config.num_local_ranks if device.type == "cpu" else 1
+        free_bytes = group.least(free_bytes)
     if checkpoint.vision is not None:
         free_bytes = max(0, free_bytes - MAX_KEPT_BYTES)
     slot_bytes, longest = decoder.slot_bytes, checkpoint.config.context_length

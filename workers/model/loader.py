@@ -27,9 +27,11 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 _logger = logging.getLogger(__name__)
 
 
-def choose_device(name: str, replica: int = -1, rank: int = 0, num_ranks: int = 1) -> torch.device:
+def choose_device(
+    name: str, replica: int = -1, local_rank: int = -1, num_local_ranks: int = 1
+) -> torch.device:
     """Return the device a setting names; `auto` is CUDA where there is one. Replicas take turns, as
-    do the ranks of each.
+    do the ranks of each on this machine; -1 is the only one there is.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -38,13 +40,14 @@ def choose_device(name: str, replica: int = -1, rank: int = 0, num_ranks: int = 
         raise ModelError(f"device = {name!r}, but torch sees no CUDA device; use device = 'cpu'")
     if device.type != "cuda":
         return device
-    if num_ranks > (count := torch.cuda.device_count()):
+    if num_local_ranks > (count := torch.cuda.device_count()):
         raise ConfigError(
-            f"tensor_parallel_size = {num_ranks}, but torch sees {count} GPUs; lower it, or make"
-            " more visible"
+            f"{num_local_ranks} ranks are on this machine, but torch sees {count} GPUs; lower"
+            " tensor_parallel_size, or make more visible"
         )
-    if device.index is None and (replica >= 0 or num_ranks > 1):
-        return torch.device("cuda", (max(0, replica) * num_ranks + rank) % count)
+    if device.index is None and (replica >= 0 or local_rank >= 0):
+        number = max(0, replica) * num_local_ranks + max(0, local_rank)
+        return torch.device("cuda", number % count)
     return device
 
 

@@ -34,6 +34,7 @@ class EngineChild:
         self.name = spec.name
         self.failure: str | None = None
         self.port = 0  # of TCP, when it is ready and has one
+        self.rendezvous: str | None = None  # once it waits there for ranks on other machines
         self._config = config
         self._spec = spec
         self._memory = memory
@@ -146,5 +147,7 @@ class EngineChild:
                 self._on_progress(self.name, event["what"], event["fraction"])
             case "ready":
                 self._is_ready, self.port = True, event["port"]
+            case "rendezvous":
+                self.rendezvous = event["url"]
             case "fatal":
                 self.failure = event["message"]

@@ -10,11 +10,12 @@ from collections.abc import Callable
 from workers import logs
 from workers.config import EngineConfig
 from workers.engine_core import EngineCore
-from workers.errors import ExitCode
+from workers.errors import ExitCode, RankLost
 from workers.wire.engine_stats import ENGINE_GAUGES, ENGINE_LAYOUT, Phase
 from workers.wire.shared_memory import SharedMemory
 from workers.worker.followers import Followers
 from workers.worker.openmp import prepare_openmp
+from workers.worker.rendezvous import by_file, by_tcp
 from workers.worker.supervisor_pipe import SupervisorPipe
 from workers.worker.worker import Worker
 from workers.worker.worker_spec import WorkerSpec
@@ -29,9 +30,15 @@ def main(config: EngineConfig, spec: WorkerSpec, pipe: SupervisorPipe) -> None:
     # Also on SIGABRT, the supervisor's way of asking a hung engine where it hangs.
     faulthandler.enable()
     logs.configure(spec.name, config.log_level, config.log_format)
-    followers = Followers(config, spec.name, spec.run_dir)
+    with pipe.fatal_errors("before the model is loaded"):
+        config = _with_rendezvous(config, spec, pipe)
+    followers = Followers(config, spec.name)
     try:
-        _serve(followers, spec, pipe)
+        _serve(config, followers, spec, pipe)
+    except RankLost as error:
+        followers.let_watcher_end_us()
+        pipe.fatal(str(error))
+        sys.exit(error.exit_code)
     except Exception:
         followers.let_watcher_end_us()  # else what failed is this rank
         raise
@@ -44,9 +51,22 @@ def import_engine() -> None:
     import workers.engine.engine  # noqa: F401
 
 
-def _serve(followers: Followers, spec: WorkerSpec, pipe: SupervisorPipe) -> None:
-    with pipe.fatal_errors(f"while loading {followers.config.model}"):
-        worker = _start(followers, spec, pipe)
+def _with_rendezvous(config: EngineConfig, spec: WorkerSpec, pipe: SupervisorPipe) -> EngineConfig:
+    """Prepare the place where all ranks meet, and tell it where some are on other machines."""
+    if config.interface:
+        assert spec.door is not None
+        config = by_tcp(config, spec.door.host)
+        pipe.rendezvous(config.rendezvous)
+    elif config.tensor_parallel_size > 1:
+        config = by_file(config, spec.run_dir / f"{spec.name}.rendezvous")
+    return config
+
+
+def _serve(
+    config: EngineConfig, followers: Followers, spec: WorkerSpec, pipe: SupervisorPipe
+) -> None:
+    with pipe.fatal_errors(f"while loading {config.model}"):
+        worker = _start(config, followers, spec, pipe)
     signal.signal(signal.SIGTERM, lambda *_: worker.drain())
     worker.start()
     pipe.ready(worker.port)
@@ -54,8 +74,9 @@ def _serve(followers: Followers, spec: WorkerSpec, pipe: SupervisorPipe) -> None
     sys.exit(ExitCode.OK)
 
 
-def _start(followers: Followers, spec: WorkerSpec, pipe: SupervisorPipe) -> Worker:
-    config = followers.config
+def _start(
+    config: EngineConfig, followers: Followers, spec: WorkerSpec, pipe: SupervisorPipe
+) -> Worker:
     prepare_openmp(config.threads)
     row = SharedMemory.open(spec.shared_memory_path, ENGINE_LAYOUT).lease(spec.index)
     row.update(
@@ -74,8 +95,7 @@ def _start(followers: Followers, spec: WorkerSpec, pipe: SupervisorPipe) -> Work
 
     def on_end(why: str, code: int) -> None:
         pipe.fatal(why)
-        known = code in (ExitCode.CONFIG, ExitCode.OUT_OF_MEMORY)
-        os._exit(code if known else ExitCode.INTERNAL)
+        os._exit(code)
 
     if not config.stub:
         followers.start(on_end)

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from workers import parent_death
-from workers.errors import ExitCode, WorkerError
+from workers.errors import ExitCode, RankLost, WorkerError
 
 
 class SupervisorPipe:
@@ -31,16 +31,22 @@ class SupervisorPipe:
         """`port` is the one for other machines, 0: none."""
         self._send(event="ready", port=port)
 
+    def rendezvous(self, url: str) -> None:
+        """`url` is where the engine's ranks on other machines find the first."""
+        self._send(event="rendezvous", url=url)
+
     def fatal(self, message: str) -> None:
         self._send(event="fatal", message=message)
 
     @contextmanager
     def fatal_errors(self, when: str) -> Iterator[None]:
         """At an error that has words for the operator, tell them and end the process with its code;
-        `when` follows "out of memory".
+        `when` follows "out of memory". RankLost has its cause elsewhere, which is to be told first.
         """
         try:
             yield
+        except RankLost:
+            raise
         except WorkerError as error:
             self.fatal(str(error))
             sys.exit(error.exit_code)

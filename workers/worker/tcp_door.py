@@ -54,14 +54,7 @@ class TcpDoor:
         self._visitors: dict[_Visitor, None] = {}  # oldest first
         self._refused: dict[str, tuple[float, int]] = {}
         self._is_listening = False
-        try:
-            family = socket.getaddrinfo(spec.host, 0, type=socket.SOCK_STREAM)[0][0]
-            self._sock = socket.create_server((spec.host, 0), family=family, backlog=BACKLOG)
-        except OSError as error:
-            raise ConfigError(
-                f"cannot listen at {spec.host}: {error.strerror}; start this node with an address"
-                " of its own: ray start --node-ip-address"
-            ) from error
+        self._sock = listen(spec.host)
         self._sock.setblocking(False)
 
     @property
@@ -186,3 +179,17 @@ class TcpDoor:
         since = f", and {num_unsaid} more since this was said last" if num_unsaid else ""
         log.warning("refused a connection from %s: %s%s", address, reason, since)
         self._refused[reason] = (now + LOG_SECONDS, 0)
+
+
+def listen(host: str) -> socket.socket:
+    """Return a socket that listens at any port of an address; raise ConfigError of one that is not
+    this machine's.
+    """
+    try:
+        family = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)[0][0]
+        return socket.create_server((host, 0), family=family, backlog=BACKLOG)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot listen at {host}: {error.strerror}; start this node with an address of its"
+            " own: ray start --node-ip-address"
+        ) from error
