@@ -156,16 +156,18 @@ class EnginePlacer:
             self.seats = CrossNodeSeats(cluster, self.takes, num_ranks)
         else:
             self.seats = SharedSeats(cluster, self.takes, num_ranks, num_engines)
-        self._may_be_helped = num_ranks > 1 and not facts["may_cross"]
+        self._where = "nodes that together have" if facts["may_cross"] else "a node with"
+        self._hint = ""
+        if num_ranks > 1 and not facts["may_cross"]:
+            self._hint = ", or let its ranks be on several by --allow-cross-node-tp"
         self._events_fd = events_fd
         self._engines: dict[int, PlacedEngine] = {}
 
     def complain(self, engine: int) -> None:
         """Say that an engine waits for a place."""
-        hint = ", or let its ranks be on several by --allow-cross-node-tp"
         log.warning(
-            "engine-%d waits for a node with %s free; see qwenapi doctor --cluster%s",
-            engine, self.wanted, hint if self._may_be_helped else "",
+            "engine-%d waits for %s %s free; see qwenapi doctor --cluster%s",
+            engine, self._where, self.wanted, self._hint,
         )  # fmt: skip
 
     def run(self) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import torch.distributed as dist
@@ -10,7 +11,7 @@ from tests.engine.conftest import Driver
 from workers.config import EngineConfig
 from workers.engine.engine import Engine
 from workers.worker.followers import Followers
-from workers.worker.rendezvous import by_file
+from workers.worker.rendezvous import by_file, by_tcp
 
 Drive = Callable[..., "RankedDriver"]
 
@@ -24,13 +25,19 @@ class RankedDriver(Driver):
 
 
 @contextmanager
-def ranked(model: Path, size: int, folder: Path, **settings: object) -> Iterator[RankedDriver]:
-    """Give a new float32 engine of so many ranks, each with one thread."""
+def ranked(
+    model: Path, size: int, folder: Path, *, host: str = "", **settings: object
+) -> Iterator[RankedDriver]:
+    """Give a new float32 engine of so many ranks, each with one thread; they meet by a file, or at
+    a port of `host` as if they were on several machines.
+    """
     defaults = {"num_blocks": 400, "block_size": 8, "threads": 1, "dtype": "float32"}
     config = EngineConfig(
         str(model), device="cpu", tensor_parallel_size=size, **(defaults | settings)
     )
-    if size > 1:
+    if host:
+        config = by_tcp(replace(config, interface="lo", num_local_ranks=size), host)
+    elif size > 1:
         config = by_file(config, folder / "engine.rendezvous")
     followers = Followers(config, "engine")
     ends: list[str] = []

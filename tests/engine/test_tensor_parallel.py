@@ -47,6 +47,10 @@ def test_two_ranks_answer_as_one_in_mixed_batches_and_behind_cached_prefixes(com
     assert compare(name, max_num_batched_tokens=100, max_num_seqs=16).preemptions == 0
 
 
+def test_two_ranks_that_meet_at_an_address_answer_as_one(compare):
+    compare("qwen3", host="127.0.0.77")
+
+
 @pytest.mark.parametrize("name", ["qwen3", "qwen3_5"])
 def test_two_ranks_go_on_after_preemption_and_with_drafts(compare, name):
     settings = {"num_blocks": 60, "num_speculative_tokens": 3}

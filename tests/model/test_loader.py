@@ -155,3 +155,7 @@ def test_engines_beside_each_other_take_turns_on_the_gpus(monkeypatch):
     assert [str(choose_device("auto", i)) for i in range(3)] == ["cuda:0", "cuda:1", "cuda:0"]
     assert str(choose_device("cuda")) == "cuda", "alone, it may spread over all"
     assert str(choose_device("cpu", 1)) == "cpu"
+    assert [str(choose_device("cuda", -1, i, 2)) for i in range(2)] == ["cuda:0", "cuda:1"]
+    assert str(choose_device("cuda", -1, 0, 1)) == "cuda:0", "a rank that is alone on its machine"
+    with pytest.raises(ConfigError, match="4 ranks are on this machine, but torch sees 2 GPUs"):
+        choose_device("cuda", -1, 0, 4)
