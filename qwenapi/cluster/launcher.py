@@ -45,6 +45,7 @@ class ClusterLauncher:
         self.num_starts = 0  # of the process
         self._process: subprocess.Popen[bytes] | None = None
         self._events_fd = -1
+        self._unsent = bytearray()
         self._heard = b""
         self._events: dict[int, deque[dict[str, Any]]] = defaultdict(deque)
         self._num_lives = 0
@@ -66,6 +67,7 @@ class ClusterLauncher:
         self.close()
         self.failure, self.is_connected, self._heard = None, False, b""
         self._events.clear()
+        self._unsent.clear()
         self._events_fd, theirs = os.pipe()
         os.set_blocking(self._events_fd, False)
         try:
@@ -79,6 +81,8 @@ class ClusterLauncher:
         finally:
             os.close(theirs)
         self.num_starts += 1
+        assert self._process.stdin is not None
+        os.set_blocking(self._process.stdin.fileno(), False)
         self._send(self._facts)
 
     def start(self, engine: int, job: Mapping[str, Any]) -> int:
@@ -120,16 +124,24 @@ class ClusterLauncher:
 
     def _send(self, line: Mapping[str, Any]) -> None:
         if self._process is not None:
-            assert self._process.stdin is not None
-            try:
-                self._process.stdin.write(json.dumps(line).encode() + b"\n")
-                self._process.stdin.flush()
-            except BrokenPipeError:
-                pass  # it has ended, as exit_code tells
+            self._unsent += json.dumps(line).encode() + b"\n"
+            self._flush(self._process)
+
+    def _flush(self, process: subprocess.Popen[bytes]) -> None:
+        """Write as much as is taken at once: it may be waiting for Ray, and the rest for a look."""
+        assert process.stdin is not None
+        try:
+            while self._unsent:
+                del self._unsent[: os.write(process.stdin.fileno(), self._unsent)]
+        except BlockingIOError:
+            pass
+        except BrokenPipeError:
+            self._unsent.clear()  # it has ended, as exit_code tells
 
     def _hear(self) -> None:
         if self._process is None:
             return
+        self._flush(self._process)
         try:
             while piece := os.read(self._events_fd, 1 << 16):
                 self._heard += piece
