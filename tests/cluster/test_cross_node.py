@@ -78,7 +78,7 @@ def test_what_ends_a_rank_elsewhere_ends_all_and_costs_no_stream(ray_nodes, star
 
     with ThreadPoolExecutor(NUM_STREAMS) as pool:
         whole = list(pool.map(lambda ask: ask(server), asks))
-    assert under_streams(lose_node) == whole
+    assert under_streams(lose_node) == whole, server.log
     assert under_streams(lambda: os.kill(rank_on(nodes[other]).pid, signal.SIGKILL)) == whole
     assert "engine-0.1 ended (signal SIGKILL)" in server.log, server.log
     assert under_streams(lambda: os.kill(rank_on(nodes[other]).pid, signal.SIGSTOP)) == whole

@@ -1,12 +1,20 @@
 """Ranks that share a model give the tokens of one that has it whole, however they get to them."""
 
 import os
+import queue
+from dataclasses import replace
 
 import pytest
+import torch.distributed as dist
 
 from tests.engine.conftest import HYBRIDS, MODELS, write_model
 from tests.engine.ranks import ranked
 from tests.engine.test_parity import NEW_TOKENS, Comparison
+from workers.config import EngineConfig
+from workers.engine.engine import Engine
+from workers.errors import ConfigError, ExitCode
+from workers.worker.followers import Followers
+from workers.worker.rendezvous import by_tcp
 
 # Four ranks want four heads of each kind; of keys and values there may be fewer.
 FOR_FOUR = {"linear_num_key_heads": 4, "linear_num_value_heads": 8}
@@ -49,6 +57,23 @@ def test_two_ranks_answer_as_one_in_mixed_batches_and_behind_cached_prefixes(com
 
 def test_two_ranks_that_meet_at_an_address_answer_as_one(compare):
     compare("qwen3", host="127.0.0.77")
+
+
+def test_ranks_that_would_compute_with_different_types_are_refused(tmp_path, model_of):
+    path, _ = model_of("qwen3")
+    config = EngineConfig(str(path), device="cpu", dtype="float32", tensor_parallel_size=2)
+    config = by_tcp(replace(config, interface="lo", num_local_ranks=2, threads=1), "127.0.0.77")
+    ends = queue.Queue()
+    followers = Followers(replace(config, dtype="bfloat16"), "engine")
+    followers.start(lambda why, code: ends.put((why, code)))
+    try:
+        with pytest.raises(ConfigError, match="set --dtype"):
+            Engine(config, lambda stage, fraction: None)
+        why, code = ends.get(timeout=60)
+        assert "set --dtype" in why and code == ExitCode.CONFIG
+    finally:
+        followers.stop()
+        dist.destroy_process_group()
 
 
 @pytest.mark.parametrize("name", ["qwen3", "qwen3_5"])

@@ -99,6 +99,11 @@ def start(config: EngineConfig, progress: Progress) -> tuple[ModelCard, ModelRun
         checkpoint, model_config, dtype, device, progress, kept_by=kept_by, rounding=rounding
     )
     group = _join(config, device, progress)
+    if group is not None and not group.agree(f"{checkpoint.model_hash} {dtype}"):
+        raise ConfigError(
+            f"the ranks' machines differ in the files of {config.model}, or in the best dtype; have"
+            " the same files on all, and set --dtype"
+        )
     decoder = _build(config, checkpoint, model, shape, progress, group)
     tower = load_tower(checkpoint, dtype, decoder.device, one_by_one=config.deterministic)
     if checkpoint.why_blind:

@@ -6,6 +6,7 @@ collectives in the same order; who does not, or dies, ends all (see workers/work
 nothing here ever gives up waiting, and RankLost is raised where the channel says that one has gone.
 """
 
+import hashlib
 import os
 import re
 from collections.abc import Iterator
@@ -93,6 +94,12 @@ class Group:
         with _others():
             dist.all_reduce(least, dist.ReduceOp.MIN, group=self._hosts)
         return int(least)
+
+    def agree(self, words: str) -> bool:
+        """Return whether every rank says the same."""
+        number = int.from_bytes(hashlib.sha256(words.encode()).digest()[:7])
+        least, most = self.least(number), -self.least(-number)
+        return least == most
 
     def meet(self) -> None:
         """Wait until every rank has come here."""
