@@ -194,3 +194,9 @@ def test_a_standby_is_of_no_use_to_a_cluster_and_refused():
     settings = replace(Settings(), cluster="auto", standby=True)
     with pytest.raises(ConfigError, match="leave it out"):
         cli._model_half(None, settings, None)
+
+
+def test_ranks_on_several_nodes_want_a_cluster():
+    settings = replace(Settings(), allow_cross_node_tp=True, tensor_parallel_size=2)
+    with pytest.raises(ConfigError, match="set --cluster as well"):
+        cli._model_half(None, settings, None)
