@@ -72,7 +72,7 @@ def test_a_turn_ends_with_its_prompts(budget):
 
 @pytest.mark.parametrize(
     ("num_decodes", "num_new", "num_left"),
-    [(4, 1, []), (24, 2, []), (8, 0, [2401, 2401, 2401]), (8, 1, [2401])],
+    [(4, 1, []), (40, 2, []), (8, 0, [2401, 2401, 2401]), (8, 1, [2401])],
     ids=["one", "few beside those who decode", "long ones", "one beside a long one"],
 )
 def test_what_is_no_crowd_gets_no_turn(budget, num_decodes, num_new, num_left):

@@ -16,7 +16,7 @@ from typing import NamedTuple
 LEAST = 64
 # Prompts are a crowd where so many wait, and so many for each that decodes.
 _CROWD = 2
-_CROWD_SHARE = 1 / 8
+_CROWD_SHARE = 1 / 16
 # How long a crowd's turn may be, as a multiple of the target.
 _TURN = 16
 # The part of a new step in what is known: a machine that becomes slower shows within some ten.
