@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-_SOURCES = ("attention.c", "bfloat16.c", "int4.c", "layers.c", "spans.c")
+_SOURCES = ("attention.c", "bfloat16.c", "int4.c", "int8.c", "layers.c", "spans.c")
 _HEADERS = ("panels.h", "vectors.h")
 _FLAGS = ("-O3", "-march=native", "-fopenmp", "-fPIC", "-std=gnu11", "-Wno-psabi")
 _TYPES = {torch.bfloat16: (), torch.float32: ("-DFLOAT32",)}
