@@ -3,9 +3,9 @@
     y = (q_x q_Wᵀ) * scale_x * scale_W + b      q from -127 to 127, scales float32
 
 x is rounded row by row, with one scale a row. Our own function multiplies, or oneDNN on a CPU it is
-not for; the numbers of x are moved by 128 to be unsigned. Sums of integers have no order, so a row is the same bits whatever is
-beside it. Without VNNI oneDNN adds pairs in 16 bits, where large ones are cut off: `is_exact` tries
-it, and where it is not, weights are unpacked.
+not for; the numbers of x are moved by 128 to be unsigned. Sums of integers have no order, so a row
+is the same bits whatever is beside it. Without VNNI oneDNN adds pairs in 16 bits, where large ones
+are cut off: `is_exact` tries it, and where it is not, weights are unpacked.
 """
 
 import logging
@@ -30,8 +30,8 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, eq=False)
 class Int8Weight:
-    """A weight [out, in] on a CPU: `values` int8 of that shape, `scales` float32 `[out]`; `dtype` is
-    that of what it is multiplied by.
+    """A weight [out, in] on a CPU: `values` int8 of that shape, `scales` float32 `[out]`; what it is
+    multiplied by is of `dtype`.
     """
 
     values: Tensor
