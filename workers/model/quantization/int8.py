@@ -30,8 +30,8 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, eq=False)
 class Int8Weight:
-    """A weight [out, in] on a CPU: `values` int8 of that shape, `scales` float32 `[out]`; what it is
-    multiplied by is of `dtype`.
+    """A weight [out, in] on a CPU: `values` int8 of that shape, `scales` float32 `[out]`. What it
+    is multiplied by is of `dtype`.
     """
 
     values: Tensor
