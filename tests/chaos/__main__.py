@@ -68,13 +68,18 @@ def run(folder: Path, parsed: argparse.Namespace) -> dict[str, Any]:
         wrong += checks.check_conversations(here, crowd)
         wrong += wait_until_idle(here)
         memory.stop()
-        wrong += checks.check_counters(here, before, crowd) + checks.check_rest(here, memory)
+        accounts = checks.accounts(here, before, crowd)
+        for profile, account in accounts.items():
+            wrong += [f"{profile}: {no} does not add up: {account.figures}" for no in account.check()]
+        wrong += checks.check_rest(here, memory)
         wrong += checks.check_descriptors(here, open_before)
         starts = sum(here.server.row(index)["starts"] for index in range(2))
         wrong += checks.check_end(here)
         if wrong:
             (Path(tempfile.gettempdir()) / "chaos.log").write_text(here.server.log, "utf-8")
-        return figures(parsed, crowd, done, memory, wrong) | {"engine starts": starts}
+        sums = {name: account.figures for name, account in accounts.items() if account.told}
+        found = figures(parsed, crowd, done, memory, wrong)
+        return found | {"accounts": sums, "engine starts": starts}
 
 
 def disturb(

@@ -11,11 +11,12 @@ from typing import Any
 import psutil
 
 from qwenapi.metrics.layout import metrics_layout
-from qwenapi.metrics.snapshot import take_snapshot
+from qwenapi.metrics.snapshot import Counts, take_snapshot
+from tests.chaos.accounts import Account
 from tests.chaos.callers import Crowd
 from tests.chaos.faults import BREAKING_TURNS, CUTTING
 from tests.chaos.world import World
-from tests.metrics.test_truth import PROFILES
+from tests.metrics.test_truth import PROFILES, difference
 from tests.running_server import wait_for
 from workers.wire.engine_stats import ENGINE_LAYOUT
 from workers.wire.shared_memory import SharedMemory
@@ -106,7 +107,7 @@ def check_conversations(world: World, crowd: Crowd) -> list[str]:
     return wrong
 
 
-def counts(world: World) -> dict[str, Any]:
+def counts(world: World) -> dict[str, Counts]:
     """Return what the metrics store says of each profile."""
     layout = metrics_layout(PROFILES)
     memory = SharedMemory.open(shared_memory_path(world.server.run_dir, layout), layout)
@@ -116,20 +117,15 @@ def counts(world: World) -> dict[str, Any]:
         memory.close()
 
 
-def check_counters(world: World, before: dict[str, Any], crowd: Crowd) -> list[str]:
-    """Return which counters do not add up; `before` is what they were when chaos began."""
-    wrong = []
-    for profile, after in counts(world).items():
-        if after["accepted"] != after.ended:
-            wrong.append(f"{profile}: accepted {after['accepted']}, ended {after.ended}: {after}")
-    now = sum(count["successful"] for count in counts(world).values())
-    successful = now - sum(count["successful"] for count in before.values())
-    record = crowd.record
-    # What was whole for its caller was counted; what was counted and not whole was cut or left.
-    most = record.whole.total() + record.left.total() + len(record.cut) + len(record.wrong)
-    if not record.whole.total() <= successful <= most:
-        wrong.append(f"successful {successful}, but whole {record.whole.total()}, at most {most}")
-    return wrong
+def accounts(world: World, before: dict[str, Counts], crowd: Crowd) -> dict[str, Account]:
+    """Return both sides of every profile's account; `before` is what was counted before chaos."""
+    told = crowd.record.told
+    return {
+        profile: Account(
+            [one for one in told if one.profile == profile], difference(before[profile], now)
+        )
+        for profile, now in counts(world).items()
+    }
 
 
 def check_rest(world: World, memory: Memory) -> list[str]:

@@ -5,9 +5,14 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 
 import pytest
 
+from qwenapi.metrics.layout import OFFSETS
+from qwenapi.metrics.snapshot import Counts, take_snapshot
+from qwenapi.metrics.store import MetricsStore
+from tests.chaos.accounts import Account, Range, Told
 from tests.chaos.asks import CHAT, Ask, read_chat
 from tests.chaos.callers import Crowd
 from tests.chaos.checks import check_answers
@@ -51,3 +56,43 @@ def test_an_answer_that_is_another_or_cut_without_a_cause_is_found():
     assert not check_answers(crowd, [(95.0, 96.0, next(iter(CUTTING)))])
     crowd.record.wrong.append("other tokens")
     assert check_answers(crowd, [(95.0, 96.0, next(iter(CUTTING)))]) == ["other tokens"]
+
+
+WHOLE = Told("a", True, Range.exactly(10), Range.exactly(5))
+LEFT = Told("a", False, Range(0, 10), Range(0, 20))
+
+
+def account(*told):
+    """Return an account that agrees; who left had two tokens."""
+    store = MetricsStore.lease("", ["a"])
+    for one in told:
+        metrics = store.begin("a", time.monotonic())
+        metrics.accept(10)
+        metrics.start()
+        metrics.tokens(0, 5 if one.is_whole else 2, time.monotonic())
+        metrics.succeed("length", 0) if one.is_whole else metrics.cancel()
+    return Account(told, take_snapshot(store.memory, ["a"]).profiles["a"])
+
+
+@pytest.mark.parametrize(
+    ("told", "field", "change", "claims"),
+    [
+        ((WHOLE, LEFT), "accepted", 1, {"accepted", "accepted = ended", "accepted = started"}),
+        ((WHOLE, LEFT), "successful", -1, {"accepted = ended", "successful"}),
+        ((WHOLE, LEFT), "cancelled", 1, {"accepted = ended", "cancelled"}),
+        ((WHOLE, LEFT), "failed", 1, {"accepted = ended", "failed = its reasons"}),
+        ((WHOLE, LEFT), "completion_tokens", -3, {"completion_tokens"}),
+        ((WHOLE, LEFT), "completion_tokens", 19, {"completion_tokens"}),
+        ((WHOLE, LEFT), "prompt_tokens", 1, {"prompt_tokens"}),
+        ((WHOLE, LEFT), "completion.sum", -1, {"tokens of successful"}),
+        ((WHOLE, WHOLE), "completion_tokens", 1, {"completion_tokens"}),
+        ((WHOLE, WHOLE), "completion_tokens", -1, {"completion_tokens"}),
+        ((WHOLE, WHOLE), "prompt_tokens", -1, {"prompt_tokens"}),
+    ],
+)
+def test_a_count_that_is_not_what_callers_were_told_is_found(told, field, change, claims):
+    right = account(*told)
+    assert right.check() == []
+    values = list(right.counts.values)
+    values[OFFSETS[field]] += change
+    assert set(Account(told, Counts(tuple(values))).check()) == claims

@@ -20,6 +20,7 @@ from tests.running_server import RunningServer, wait_for
 
 DEMO = etc_dir() / "models" / "demo"
 DISK_BYTES = 24 * 1024 * 1024
+TURN_TOKENS = 24  # at most, of what names no number
 MODELS = ("stub", "demo", "hybrid")
 
 
