@@ -1,8 +1,8 @@
 """Accounts: what callers were told of tokens, against what the metrics store has counted.
 
-A whole answer says its tokens, and they are counted exactly. Of one that broke off, by its caller or
-by a fault, at most what was asked for is counted: so a profile whose answers were all whole agrees
-to the token, and one that callers leave within these bounds.
+A whole answer says its tokens, and they are counted exactly. Of one that broke off, by its caller
+or by a fault, at most what was asked for is counted: so a profile whose answers were all whole
+agrees to the token, and one that callers leave within these bounds.
 """
 
 from collections.abc import Iterable, Sequence
@@ -82,7 +82,10 @@ class Account:
             "whole": sum(one.is_whole for one in self.told),
             **{name: counts[name] for name in names},
             "failures": counts.failures,
-            PROMPT: {"counted": counts[PROMPT], "told": self._told(one.prompt for one in self.told)},
+            PROMPT: {
+                "counted": counts[PROMPT],
+                "told": self._told(one.prompt for one in self.told),
+            },
             COMPLETION: {
                 "counted": counts[COMPLETION],
                 "told": self._told(one.completion for one in self.told),

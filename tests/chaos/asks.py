@@ -1,7 +1,7 @@
 """What chaos asks for: requests of every dialect, and what their whole answers are.
 
-An answer is its texts and its counts of tokens, undisturbed. Where a caller may give no seed the stub
-begins its text at any token of the prompt's: then it must be a part of a longer one.
+An answer is its texts and its counts of tokens, undisturbed. Where a caller may give no seed the
+stub begins its text at any token of the prompt's: then it must be a part of a longer one.
 """
 
 import json

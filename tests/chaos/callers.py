@@ -36,6 +36,7 @@ class Record:
     slowest_turn: float = 0.0
     health: list[float] = field(default_factory=list)
     told: list[Told] = field(default_factory=list)
+    taken: list[int] = field(default_factory=list)  # bytes, under pressure
 
     @property
     def num_requests(self) -> int:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import shutil
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from tests.chaos.asks import CHAT, Ask, read_chat
 from tests.chaos.callers import Crowd
 from tests.chaos.checks import check_answers
 from tests.chaos.faults import CUTTING
+from tests.chaos.memory import MAX_BYTES_PER_HOUR, MAX_GROWTH_BYTES, check_growths, growth, limits
 
 SECONDS = float(os.environ.get("QWENAPI_TEST_CHAOS_SECONDS", "20"))
 IS_LONG = "QWENAPI_TEST_CHAOS_SECONDS" in os.environ
@@ -96,3 +98,48 @@ def test_a_count_that_is_not_what_callers_were_told_is_found(told, field, change
     values = list(right.counts.values)
     values[OFFSETS[field]] += change
     assert set(Account(told, Counts(tuple(values))).check()) == claims
+
+
+def samples(*, seconds, warm_up=0.0, per_hour=0.0):
+    """Return those of a process that takes bytes while it warms up, and then so many an hour."""
+    dice = random.Random(seconds)
+    return [
+        (at, int(1e8 + warm_up * min(1, at / 50) + per_hour * at / 3600 + dice.uniform(-1e5, 1e5)))
+        for at in range(seconds)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("life", "is_wrong"),
+    [
+        ({"seconds": 7200}, False),
+        ({"seconds": 7200, "warm_up": 5e8}, False),
+        ({"seconds": 7200, "warm_up": 5e8, "per_hour": 2 * MAX_BYTES_PER_HOUR}, True),
+        ({"seconds": 7200, "per_hour": MAX_BYTES_PER_HOUR / 2}, False),
+        ({"seconds": 300, "warm_up": 5e8}, False),
+        ({"seconds": 300, "per_hour": 30 * MAX_GROWTH_BYTES}, True),
+    ],
+)
+def test_a_process_that_grows_after_its_warm_up_is_found(life, is_wrong):
+    grown = growth(samples(**life))
+    assert grown and bool(check_growths([grown])) == is_wrong, grown
+
+
+def test_of_a_short_life_nothing_is_said():
+    assert growth(samples(seconds=15, per_hour=1e12)) is None
+
+
+def test_limits_of_control_groups_of_both_kinds_are_read(tmp_path):
+    def group(folder, **values):
+        folder.mkdir(parents=True)
+        for name, value in values.items():
+            (folder / f"memory.{name}").write_text(value)
+
+    of_files = "anon 5\ninactive_file 100\n"
+    group(tmp_path / "a/b", max="9000", current="1100", stat=of_files)
+    group(tmp_path / "a/b/c", max="max", current="1100", stat=of_files)
+    older = {"limit_in_bytes": "8000", "usage_in_bytes": "600", "stat": "total_inactive_file 50"}
+    group(tmp_path / "memory/x", **older)
+    file = tmp_path / "cgroup"
+    file.write_text("4:memory:/x\n3:cpu:/x\n0::/a/b/c\n")
+    assert list(limits(file, tmp_path)) == [(8000, 550), (9000, 1000)]
