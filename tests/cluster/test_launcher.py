@@ -2,7 +2,7 @@
 
 import json
 import sys
-from concurrent.futures import ThreadPoolExecutor
+from threading import Thread
 
 import pytest
 
@@ -55,17 +55,15 @@ def test_a_process_that_does_not_read_holds_up_nobody_and_gets_everything(start,
     launcher = start(DEAF.format(go=str(tmp_path / "go")))
     job = json.loads(json.dumps(job_settings(SETTINGS)))
 
-    def ask():
-        return [launcher.start(engine, job) for engine in range(64)], launcher.exit_code
-
-    with ThreadPoolExecutor(1) as pool:
-        asked = pool.submit(ask)
-        try:
-            lives, exit_code = asked.result(20)
-        finally:
-            if not asked.done():
-                launcher.kill()  # or its thread would wait for ever
-    assert exit_code is None and len(json.dumps(job)) * 64 > 2 * 65_536
+    lives = []
+    asking = Thread(
+        target=lambda: lives.extend(launcher.start(engine, job) for engine in range(64)),
+        daemon=True,
+    )
+    asking.start()
+    asking.join(20)
+    assert not asking.is_alive(), "it waits for the process to read"
+    assert launcher.exit_code is None and len(json.dumps(job)) * 64 > 2 * 65_536
     launcher.signal(5, "kill")
 
     (tmp_path / "go").touch()
