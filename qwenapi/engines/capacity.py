@@ -36,11 +36,11 @@ class QueueClock:
         self._seen: tuple[float, int] | None = None
         self._seconds = self._tokens = 0.0
 
-    def look(self, figures: Mapping[str, int], now: float) -> float | None:
+    def look(self, figures: Mapping[str, int], now: float, *, has_queue: bool) -> float | None:
         """Return the mean of lately; None where it is not known."""
         computed = figures["prompt_tokens"] - figures["cached_tokens"] + figures["generated_tokens"]
         seen, self._seen = self._seen, (now, computed)
-        if not figures["waiting"]:
+        if not has_queue:
             self._seen = None
         elif seen is not None and computed >= seen[1]:
             self._seconds = self._seconds * _MEMORY + now - seen[0]
@@ -64,7 +64,10 @@ class MeasuredEngine(Protocol):
 def measure(engines: Collection[MeasuredEngine], now: float) -> None:
     """Set each engine's capacity by what all of them publish now."""
     published = [(engine, figures) for engine in engines if (figures := engine.figures())]
-    clocks = [engine.queue_clock.look(figures, now) for engine, figures in published]
+    clocks = [
+        engine.queue_clock.look(figures, now, has_queue=_has_queue(engine, figures))
+        for engine, figures in published
+    ]
     known = [seconds for seconds in clocks if seconds is not None]
     usual = median_low(known) if known else 1.0
     for (engine, figures), seconds in zip(published, clocks, strict=True):
@@ -73,13 +76,25 @@ def measure(engines: Collection[MeasuredEngine], now: float) -> None:
         engine.capacity = Capacity(_num_tokens(engine, figures), bounded)
 
 
+def _has_queue(engine: MeasuredEngine, figures: Mapping[str, int]) -> bool:
+    """Return whether somebody waits for want of a place or of blocks, and not for a limited group.
+
+    Blocks lack where fewer are free than a sequence holds in the mean.
+    """
+    running, free_blocks = figures["running"], figures["free_blocks"]
+    lacks_blocks = free_blocks * running < figures["total_blocks"] - free_blocks
+    lacks_places = running >= engine.hello.card.max_num_seqs
+    return figures["waiting"] > 0 and (lacks_blocks or lacks_places)
+
+
 def _num_tokens(engine: MeasuredEngine, figures: Mapping[str, int]) -> float:
     """Return what it runs of what is in flight from here, and what it would run besides."""
     card, running, waiting = engine.hello.card, figures["running"], figures["waiting"]
     in_flight = engine.num_tokens_in_flight
     if not in_flight or not running:
         return math.inf
-    if waiting:
-        return in_flight * running / (running + waiting)
+    each = in_flight / (running + waiting)
+    if _has_queue(engine, figures):
+        return running * each
     free_tokens = figures["free_blocks"] * card.block_size
-    return in_flight + min(free_tokens, in_flight / running * (card.max_num_seqs - running))
+    return in_flight + min(free_tokens, each * (card.max_num_seqs - running))

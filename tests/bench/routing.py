@@ -109,6 +109,7 @@ class SimulatedEngine:
             "running": self.num_running,
             "waiting": len(self.waiting),
             "free_blocks": max(0, self.room - self.tokens_running),
+            "total_blocks": self.room,
             "prompt_tokens": 0,
             "cached_tokens": 0,
             "generated_tokens": int(self.computed),

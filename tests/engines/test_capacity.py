@@ -19,7 +19,8 @@ class Engine:
         self.num_tokens_in_flight = in_flight
         self.rate = rate
         self.row = {
-            "running": running, "waiting": waiting, "free_blocks": free_blocks,
+            "running": running, "waiting": waiting,
+            "free_blocks": free_blocks, "total_blocks": 2000,
             "prompt_tokens": 0, "cached_tokens": 0, "generated_tokens": 0,
         }  # fmt: skip
 
@@ -106,6 +107,10 @@ def test_of_what_is_not_known_nothing_is_thought():
     ("published", "tokens"),
     [
         ({"running": 4, "waiting": 4}, 4000),
+        ({"running": 4, "waiting": 4, "free_blocks": 300}, 4000),
+        ({"running": 16, "waiting": 4, "free_blocks": 1900}, 6400),
+        # Of a limited group, as there is room for others.
+        ({"running": 4, "waiting": 4, "free_blocks": 1900}, 8000 + 12 * 1000),
         ({"running": 4, "waiting": 0, "free_blocks": 1000}, 8000 + 12 * 2000),
         ({"running": 4, "waiting": 0, "free_blocks": 100}, 8000 + 3200),
         ({"running": 4, "waiting": 0, "free_blocks": 0}, 8000),

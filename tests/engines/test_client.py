@@ -89,7 +89,7 @@ def test_engines_are_measured_once_a_second_by_what_they_publish(client, tmp_pat
         link = EngineLink(Wire(), hello, client._replays)
         link.num_tokens_in_flight = 6000
         client._links[Path(f"engine-{i}.sock")] = link
-        row.update(running=2, waiting=1)
+        row.update(running=2, waiting=1, total_blocks=100)
     seconds = []
 
     def a_second_passes(length):
