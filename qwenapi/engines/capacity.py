@@ -1,4 +1,4 @@
-"""Capacity: how many tokens in flight an engine runs at once, and how slowly those beyond it move.
+"""Capacity: how many tokens in flight an engine runs at once, how slowly those beyond it move.
 
 By what engines publish, looked at once a second. What changes from one request to the next, the
 tokens in flight, is the router's and always up to date: so nobody is sent where there was room a
