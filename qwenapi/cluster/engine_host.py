@@ -19,9 +19,11 @@ import msgspec
 
 from qwenapi.cluster.job import restored
 from qwenapi.cluster.wire_tls import wire_tls
+from qwenapi.doctor.memory import visible_gpus
 from qwenapi.doctor.report import check_model, refuse_unfit
 from qwenapi.hub.fetch import with_local_model
 from qwenapi.settings.run_dir import make_run_dir, user_folder
+from qwenapi.settings.table import Settings
 from workers import logs
 from workers.errors import ConfigError, WorkerError
 from workers.supervisor.engine_child import EngineChild
@@ -91,6 +93,7 @@ class EngineHost:
         logs.configure(f"host of engine-{job['engine']}", settings.log_level, settings.log_format)
         tls = wire_tls(settings)
         settings = with_local_model(settings, lambda line: print(line, file=sys.stderr))
+        settings = with_device(settings, job["num_gpus"], job["node"])
         refuse_unfit(settings)
         folder, engine = _own_folder(), int(job["engine"])
         memory = SharedMemory.create(
@@ -115,6 +118,22 @@ class EngineHost:
 
     def _on_progress(self, name: str, what: str, fraction: float) -> None:
         self._progress = (what, fraction)
+
+
+def with_device(settings: Settings, num_gpus: float, node: str) -> Settings:
+    """Return them for a place with so many GPUs: `auto` is what is there, and no other.
+
+    Raises ConfigError where the place has GPUs that this machine has not: an engine would compute
+    on its CPUs and keep them. One beside its place would share others'.
+    """
+    if settings.device != "auto" or settings.stub:
+        return settings
+    if num_gpus and not visible_gpus():
+        raise ConfigError(
+            f"Ray gives the engine {num_gpus:g} GPU of node {node}, whose driver shows none: mend"
+            " it, let Ray start there with --num-gpus=0, or set --device cpu"
+        )
+    return replace(settings, device="cuda" if num_gpus else "cpu")
 
 
 def check_node(job: Mapping[str, Any]) -> list[dict[str, Any]]:

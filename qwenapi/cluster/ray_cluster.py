@@ -47,7 +47,11 @@ class PlacedHost(EngineHost):
         """Start the engine at this node's address."""
         own = ray.get_runtime_context().get_node_id()
         node = next(node for node in ray.nodes() if node["NodeID"] == own)
-        place = {"host": node["NodeManagerAddress"], "node": node["NodeName"]}
+        place = {
+            "host": node["NodeManagerAddress"],
+            "node": node["NodeName"],
+            "num_gpus": ray.get_runtime_context().get_assigned_resources().get("GPU", 0),
+        }
         return super().start({**job, **place})
 
 
