@@ -93,7 +93,7 @@ def reload(half: str) -> Fault:
         named = ["--run-dir", str(world.server.run_dir)]
         command = [sys.executable, "-m", "qwenapi", "reload", *([half] if half else []), *named]
         # Refused where another fault is not over yet: that is an answer too.
-        subprocess.run(command, capture_output=True, timeout=180, check=False)
+        subprocess.run(command, capture_output=True, timeout=900, check=False)
 
     return fault
 
