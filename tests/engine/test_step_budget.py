@@ -96,8 +96,8 @@ def steps_with(driver, keys):
 def busy(drive, prompts):
     """Return a way to make an engine at which one decodes, and whose target leaves little."""
 
-    def make(**settings):
-        driver = drive(**settings)
+    def make(name="qwen3", **settings):
+        driver = drive(name, **settings)
         driver.add(0, prompts(1)[0], max_tokens=60)
         for _ in range(3):
             driver.step()
@@ -108,23 +108,33 @@ def busy(drive, prompts):
     return make
 
 
-def test_a_crowd_begins_together_while_others_wait_once(busy, prompts):
-    driver = busy(target_step_ms=1000, max_num_batched_tokens=64)
-    for key in range(1, 7):
-        driver.add(key, [5 + (key * 31 + number) % 300 for number in range(64)], max_tokens=4)
+@pytest.mark.parametrize("name", ["qwen3", "qwen3_5"])
+def test_a_crowd_begins_together_while_others_wait_once(busy, name):
+    driver, unbounded = (
+        busy(name, target_step_ms=target, max_num_batched_tokens=64) for target in (1000, 0)
+    )
+    unbounded.engine._budget._target = 0
+    for each in (driver, unbounded):
+        for key in range(1, 7):
+            each.add(key, [5 + (key * 31 + number) % 300 for number in range(64)], max_tokens=4)
     assert steps_with(driver, range(1, 7)) == (6, 0)
+    assert steps_with(unbounded, range(1, 7))[1] > 0
     driver.run()
-    assert all(len(driver.tokens(key)) == 4 for key in range(1, 7))
+    unbounded.run()
+    assert all(driver.tokens(key) == unbounded.tokens(key) for key in range(7))
 
 
-def test_where_a_crowd_finds_no_room_those_who_decode_go_on(busy):
-    driver = busy(target_step_ms=1000, max_num_batched_tokens=64, num_blocks=8, block_size=16)
+def test_where_a_crowd_finds_no_room_those_who_decode_go_on(busy, prompts):
+    """Two want four rows each, of which two are free: every step is of the one who decodes."""
+    driver = busy(target_step_ms=1000, max_num_batched_tokens=64, max_num_seqs=3)
     for key in (1, 2):
-        driver.add(key, [5 + (key * 31 + number) % 300 for number in range(64)], max_tokens=4)
-    num_steps, num_given = steps_with(driver, [1, 2])
-    assert num_steps - 6 <= num_given > 20
+        driver.add(key, prompts(3)[key], max_tokens=4, choices=(0, 1, 2, 3))
+    for _ in range(12):
+        num_chunks = len(driver.chunks[0])
+        driver.step()
+        assert len(driver.chunks[0]) == num_chunks + 1
     driver.run()
-    assert [len(driver.tokens(key)) for key in range(3)] == [60, 4, 4]
+    assert len(driver.tokens(0)) == 60 and len(driver.chunks[1]) == len(driver.chunks[2]) == 16
 
 
 def test_a_long_prompt_lets_others_go_on(drive, prompts):

@@ -4,10 +4,9 @@ from dataclasses import dataclass
 from typing import Self
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from workers.model.native.bfloat16_tiles import PANEL
+from workers.model.native.panels import fill_up, panels_of
 
 _OFFSET = 128
 
@@ -26,12 +25,5 @@ class Int8Tiles:
     @classmethod
     def of(cls, values: Tensor, scales: Tensor) -> Self:
         """Return int8 `values` [out, in], whose inputs are a multiple of 4, in panels."""
-        missing = -len(values) % PANEL
-        filled = F.pad(values, (0, 0, 0, missing))
-        panels = filled.view(-1, PANEL, values.shape[1] // 4, 4).transpose(1, 2).contiguous()
-        offsets = -_OFFSET * filled.sum(1, dtype=torch.int32)
-        return cls(panels, F.pad(scales, (0, missing)), offsets, values.shape)
-
-    def pad_bias(self, bias: Tensor) -> Tensor:
-        """Return a bias `[out]` in float32, filled up with zeros to whole panels."""
-        return F.pad(bias.float(), (0, -len(bias) % PANEL))
+        offsets = -_OFFSET * values.sum(1, dtype=torch.int32)
+        return cls(panels_of(values, 4), fill_up(scales), fill_up(offsets), values.shape)

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from workers.model.native import library
-from workers.model.native.bfloat16_tiles import PANEL, Bfloat16Tiles
+from workers.model.native.bfloat16_tiles import Bfloat16Tiles
 from workers.model.native.int4_tiles import Int4Tiles
 from workers.model.native.int8_tiles import Int8Tiles
+from workers.model.native.panels import PANEL
 
 # As attention.c has them.
 PART = 1024
@@ -223,8 +224,8 @@ class Native:
         return y
 
     def multiply_bfloat16(self, x: Tensor, weight: Bfloat16Tiles, bias: Tensor | None) -> Tensor:
-        """Return x Wᵀ + b for x `[rows, in]` and a bias that the weight has padded; every row as if
-        it were alone.
+        """Return x Wᵀ + b for x `[rows, in]` and a float32 bias filled up to whole panels; every
+        row as if it were alone.
         """
         num_outputs, num_inputs = weight.shape
         assert self._multiply_bfloat16 is not None, "such weights are made only where it is"
@@ -237,8 +238,8 @@ class Native:
         return y
 
     def multiply_int8(self, x: Tensor, weight: Int8Tiles, bias: Tensor | None) -> Tensor:
-        """Return x Wᵀ + b for x `[rows, in]`, rounded to 8 bits, and a bias that the weight has
-        padded; every row as if it were alone.
+        """Return x Wᵀ + b for x `[rows, in]`, rounded to 8 bits, and a float32 bias filled up to
+        whole panels; every row as if it were alone.
         """
         num_rows, (num_outputs, num_inputs) = len(x), weight.shape
         assert self._multiply_int8 is not None, "such weights are made only where it is"

@@ -25,8 +25,8 @@ static inline void fetch(const void *line) { __builtin_prefetch(line, 0, 2); }
 /* Fewer products than this are not worth waking other threads for. */
 #define SMALL_PRODUCT 65536
 
-/* The panels that threads share: each begins with its own, and takes what is left of another's. One
-   that a neighbour holds up is not waited for.
+/* The panels that threads share: each begins with its own, and takes what is left of another's, as
+   of one that a neighbour holds up. OpenMP waits for that one all the same, but its share is done.
 */
 typedef struct {
     int panels, threads;

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from workers.model.native.int8_tiles import Int8Tiles
 from workers.model.native.native import Native
+from workers.model.native.panels import fill_up
 
 LARGEST = 127
 _OFFSET = 128
@@ -58,7 +59,7 @@ class Int8Weight:
         native = Native.load(self.dtype)
         if native is not None and native.takes_int8(self.shape[1]):
             tiles = Int8Tiles.of(self.values, self.scales)
-            padded = None if bias is None else tiles.pad_bias(bias)
+            padded = None if bias is None else fill_up(bias.float())
             return lambda x: native.multiply_int8(x.contiguous(), tiles, padded)
         return self._product_of_onednn(bias)
 
