@@ -23,6 +23,7 @@ import psutil
 
 from qwenapi.cluster.job import restored
 from qwenapi.cluster.wire_tls import wire_tls
+from qwenapi.doctor.memory import visible_gpus
 from qwenapi.doctor.report import check_model, refuse_unfit
 from qwenapi.hub.fetch import with_local_model
 from qwenapi.settings.run_dir import make_run_dir, user_folder
@@ -130,8 +131,25 @@ def prepared(job: Mapping[str, Any]) -> Settings:
     settings = restored(job)
     logs.configure(f"host of engine-{job['engine']}", settings.log_level, settings.log_format)
     settings = with_local_model(settings, lambda line: print(line, file=sys.stderr))
+    settings = with_device(settings, job["num_gpus"], job["node"])
     refuse_unfit(settings, num_local_ranks=job["num_local_ranks"])
     return settings
+
+
+def with_device(settings: Settings, num_gpus: float, node: str) -> Settings:
+    """Return them for a place with so many GPUs: `auto` is what is there, and no other.
+
+    Raises ConfigError where the place has GPUs that this machine has not: an engine would compute
+    on its CPUs and keep them. One beside its place would share others'.
+    """
+    if settings.device != "auto" or settings.stub:
+        return settings
+    if num_gpus and not visible_gpus():
+        raise ConfigError(
+            f"Ray gives the engine {num_gpus:g} GPU of node {node}, whose driver shows none: mend"
+            " it, let Ray start there with --num-gpus=0, or set --device cpu"
+        )
+    return replace(settings, device="cuda" if num_gpus else "cpu")
 
 
 def config_of(settings: Settings, job: Mapping[str, Any]) -> EngineConfig:

@@ -9,6 +9,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections import defaultdict, deque
 from collections.abc import Mapping
 from typing import Any
@@ -34,7 +35,6 @@ class ClusterLauncher:
             "device": settings.device,
             "num_engines": settings.data_parallel_size,
             "num_ranks": settings.tensor_parallel_size,
-            "may_cross": settings.allow_cross_node_tp,
             "threads": settings.threads,
             "log_level": settings.log_level,
             "log_format": settings.log_format,
@@ -45,8 +45,7 @@ class ClusterLauncher:
         self.num_starts = 0  # of the process
         self._process: subprocess.Popen[bytes] | None = None
         self._events_fd = -1
-        self._unsent = bytearray()
-        self._heard = b""
+        self._heard, self._unsent = b"", b""
         self._events: dict[int, deque[dict[str, Any]]] = defaultdict(deque)
         self._num_lives = 0
 
@@ -65,9 +64,9 @@ class ClusterLauncher:
         if self._process is not None and self._process.poll() is None:
             return
         self.close()
-        self.failure, self.is_connected, self._heard = None, False, b""
+        self.failure, self.is_connected = None, False
+        self._heard, self._unsent = b"", b""
         self._events.clear()
-        self._unsent.clear()
         self._events_fd, theirs = os.pipe()
         os.set_blocking(self._events_fd, False)
         try:
@@ -80,9 +79,9 @@ class ClusterLauncher:
             )
         finally:
             os.close(theirs)
-        self.num_starts += 1
         assert self._process.stdin is not None
         os.set_blocking(self._process.stdin.fileno(), False)
+        self.num_starts += 1
         self._send(self._facts)
 
     def start(self, engine: int, job: Mapping[str, Any]) -> int:
@@ -104,9 +103,12 @@ class ClusterLauncher:
         return heard
 
     def wait(self, seconds: float) -> None:
-        """Wait for the end of the process; raise TimeoutExpired."""
-        assert self._process is not None
-        self._process.wait(seconds)
+        """Wait for the end of the process, and hear it meanwhile; raise TimeoutError."""
+        deadline = time.monotonic() + seconds
+        while self.exit_code is None:
+            if time.monotonic() > deadline:
+                raise TimeoutError
+            time.sleep(0.05)
 
     def kill(self) -> None:
         if self._process is not None:
@@ -128,15 +130,16 @@ class ClusterLauncher:
             self._flush(self._process)
 
     def _flush(self, process: subprocess.Popen[bytes]) -> None:
-        """Write as much as is taken at once: it may be waiting for Ray, and the rest for a look."""
+        """Write what the pipe takes now; the rest follows with the next look at the process."""
         assert process.stdin is not None
         try:
             while self._unsent:
-                del self._unsent[: os.write(process.stdin.fileno(), self._unsent)]
+                written = os.write(process.stdin.fileno(), self._unsent)
+                self._unsent = self._unsent[written:]
         except BlockingIOError:
-            pass
+            pass  # it connects, or is busy
         except BrokenPipeError:
-            self._unsent.clear()  # it has ended, as exit_code tells
+            self._unsent = b""  # it has ended, as exit_code tells
 
     def _hear(self) -> None:
         if self._process is None:
@@ -177,7 +180,7 @@ def survey(settings: Settings) -> dict[str, Any]:
         if not found:
             raise ConfigError(launcher.failure or "the cluster was not looked at: see above")
         return found[0]
-    except subprocess.TimeoutExpired:
+    except TimeoutError:
         raise ConfigError(f"{settings.cluster}: no answer within {SURVEY_SECONDS:g} s") from None
     finally:
         launcher.close()

@@ -201,10 +201,15 @@ def resources_of(nodes: Sequence[Node], device: str, threads: int) -> dict[str, 
     return {"CPU": max(1, threads)}
 
 
-def _place_here() -> dict[str, str]:
-    own = ray.get_runtime_context().get_node_id()
-    node = next(node for node in ray.nodes() if node["NodeID"] == own)
-    return {"host": node["NodeManagerAddress"], "node": node["NodeName"]}
+def _place_here() -> dict[str, Any]:
+    """Return what Ray has given this process, and where."""
+    context = ray.get_runtime_context()
+    node = next(node for node in ray.nodes() if node["NodeID"] == context.get_node_id())
+    return {
+        "host": node["NodeManagerAddress"],
+        "node": node["NodeName"],
+        "num_gpus": context.get_assigned_resources().get("GPU", 0),
+    }
 
 
 def _times(takes: Resources, num_ranks: int) -> dict[str, float]:

@@ -17,6 +17,7 @@ import gevent
 import msgspec
 from gevent.event import Event
 
+from qwenapi.engines.capacity import measure
 from qwenapi.engines.engine_stats_reader import EngineStatsReader
 from qwenapi.engines.generation import Beat, Generation
 from qwenapi.engines.link import PING_SECONDS, DeviceMemory, EngineLink
@@ -330,10 +331,13 @@ class EngineClient:
             self._complaints[path] = str(error)
 
     def _keep_time(self) -> None:
-        """Ping engines, and let callers who have got nothing for a while have a sign of life."""
+        """Ping and measure engines, and let callers who have got nothing for a while have a sign of
+        life.
+        """
         for tick in itertools.count():
             gevent.sleep(1)
             now = time.monotonic()
+            measure(self._links.values(), now)
             for link in list(self._links.values()):
                 if tick % PING_SECONDS == 0:
                     gevent.spawn(link.ping, tick)  # an engine that does not read holds up nobody

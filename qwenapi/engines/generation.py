@@ -109,10 +109,7 @@ class Generation:
     @property
     def weight(self) -> int:
         """Return the tokens this request may occupy."""
-        return (
-            len(self.request.prompt_ids)
-            + len(self.request.choices) * self.request.params.max_tokens
-        )
+        return self.request.weight
 
     @property
     def is_accepted(self) -> bool:

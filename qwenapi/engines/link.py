@@ -5,11 +5,12 @@ generations whose engine is lost, or refuses to go on with them: that a ReplayHa
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 import gevent
 
+from qwenapi.engines.capacity import Capacity, QueueClock
 from qwenapi.engines.engine_stats_reader import open_shared_memory
 from qwenapi.engines.generation import Generation
 from workers.errors import ProtocolError
@@ -67,6 +68,7 @@ class EngineLink:
     ) -> None:
         self.hello = hello
         self.num_tokens_in_flight = 0
+        self.capacity, self.queue_clock = Capacity(), QueueClock()
         self.last_pong = time.monotonic()
         self._connection = connection
         self._replay_handler = replay_handler
@@ -151,6 +153,10 @@ class EngineLink:
             return not self._generations
         row = self._memory.read(self.hello.engine_index)
         return not self._generations and row["running"] == row["waiting"] == 0
+
+    def figures(self) -> Mapping[str, int] | None:
+        """Return what the engine publishes, or None where nothing can be read."""
+        return None if self._memory is None else self._memory.read(self.hello.engine_index)
 
     def device_memory(self) -> DeviceMemory | None:
         if self._memory is None:

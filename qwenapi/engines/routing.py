@@ -2,7 +2,9 @@
 
 A prompt that goes on with one of lately goes where that went: a conversation's next turn. Of others
 the first tokens have a favourite, by rendezvous hashing, which every process finds alike. Either is
-left for the least loaded engine where it has too much more to do. Refuses to know engines' caches.
+left for the least loaded engine where it has too much more to do. Load is what an engine has in
+flight from here, and those tokens again that are beyond its capacity, the slower the heavier.
+Refuses to know what is in engines' caches.
 """
 
 import hashlib
@@ -14,7 +16,7 @@ from functools import cache
 from qwenapi.engines.link import EngineLink
 from workers.wire.protocol import Generate
 
-# An engine is left when it has this many more tokens in flight than the least loaded one.
+# An engine is left when its load is so many tokens above that of the least loaded one.
 AFFINITY_SLACK_TOKENS = 8192
 AFFINITY_PREFIX_TOKENS = 256
 # Prompts are told apart every so many tokens, so often; and so many of them are remembered.
@@ -40,11 +42,12 @@ class Router:
             return list(links)
         if request.max_running:
             return [max(links, key=lambda link: _rank(request.group, link))]
-        by_load = sorted(links, key=lambda link: link.num_tokens_in_flight)
-        keys = _keys(request)
+        weight = request.weight
+        by_load = sorted(links, key=lambda link: _load(link, weight))
+        least, keys = by_load[0], _keys(request)
         favourite = self._last_place(keys, links) or _favourite(links, request)
-        if favourite.num_tokens_in_flight - by_load[0].num_tokens_in_flight > AFFINITY_SLACK_TOKENS:
-            favourite = by_load[0]
+        if _load(favourite, weight) - _load(least, weight) > AFFINITY_SLACK_TOKENS:
+            favourite = least
         if keys:
             self._remember(keys[-1], favourite.hello.engine_index)
         return [favourite, *(link for link in by_load if link is not favourite)]
@@ -60,6 +63,13 @@ class Router:
         self._places.move_to_end(key)
         if len(self._places) > _MOST_REMEMBERED:
             self._places.popitem(last=False)
+
+
+def _load(link: EngineLink, weight: int) -> float:
+    """Return an engine's load with a request of this weight, in tokens."""
+    num_tokens = link.num_tokens_in_flight + weight
+    capacity, slowness = link.capacity
+    return num_tokens + max(0.0, num_tokens - capacity) * slowness
 
 
 def _keys(request: Generate) -> list[bytes]:

@@ -93,7 +93,7 @@ class Settings(ImageSettings):
     target_step_ms: int = _row(
         0,
         "milliseconds in which a step with prompts is to end where others wait for their next"
-        " token; 0: 150 on CPU, no such bound on CUDA",
+        " token (many prompts at once: 16 times that, in turns); 0: 150 on CPU, none on CUDA",
         scope="model",
         minimum=0,
     )

@@ -18,7 +18,8 @@ from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.utils import Namespace
 
-from qwenapi.text.bounded_environment import BoundedEnvironment, TooMuchError, bounded, joined
+from qwenapi.text.amplifiers import TooMuchError
+from qwenapi.text.bounded_environment import BoundedEnvironment, bounded, guarded, joined
 from qwenapi.text.errors import TemplateError, TokenizerError
 
 log = logging.getLogger(__name__)
@@ -37,6 +38,10 @@ class ChatTemplate:
         except jinja2.TemplateSyntaxError as error:
             raise TokenizerError(
                 f"the model's chat template does not compile: line {error.lineno}: {error.message}"
+            ) from error
+        except Exception as error:  # nested too deeply for Jinja, or for Python
+            raise TokenizerError(
+                f"the model's chat template does not compile: {type(error).__name__}"
             ) from error
 
     def render(self, messages: Sequence[Mapping[str, Any]], **arguments: Any) -> str:
@@ -106,7 +111,7 @@ def _environment() -> BoundedEnvironment:
     environment = BoundedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationTag, loopcontrols]
     )
-    environment.filters["tojson"] = _to_json
+    environment.filters["tojson"] = guarded("tojson", _to_json)
     environment.globals.update(
         raise_exception=_raise_exception,
         strftime_now=_strftime_now,

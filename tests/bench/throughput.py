@@ -28,7 +28,7 @@ VOCABULARY = 8192
 GOALS = {8: 4.0, 32: 5.0}
 
 
-def make_model(directory: Path) -> None:
+def make_model(directory: Path, num_layers: int = 28) -> None:
     """Write a random model of Qwen3-0.6B's dimensions, with the demo's tokenizer."""
     import torch
     from transformers import Qwen3Config, Qwen3ForCausalLM
@@ -37,7 +37,7 @@ def make_model(directory: Path) -> None:
         vocab_size=VOCABULARY,
         hidden_size=1024,
         intermediate_size=3072,
-        num_hidden_layers=28,
+        num_hidden_layers=num_layers,
         num_attention_heads=16,
         num_key_value_heads=8,
         head_dim=128,
@@ -45,6 +45,7 @@ def make_model(directory: Path) -> None:
         tie_word_embeddings=True,
         dtype="bfloat16",
     )
+    directory.mkdir(exist_ok=True)
     shutil.copy(DEMO / "tokenizer_config.json", directory)
     tokenizer = json.loads((DEMO / "tokenizer.json").read_bytes())
     vocabulary = tokenizer["model"]["vocab"]

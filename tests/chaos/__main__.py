@@ -20,7 +20,8 @@ from typing import Any
 from tests.chaos import checks
 from tests.chaos.asks import every_ask
 from tests.chaos.callers import Crowd
-from tests.chaos.faults import faults_of
+from tests.chaos.faults import faults_of, left_out
+from tests.chaos.memory import Memory, check_growths
 from tests.chaos.world import MODELS, World, world
 from tests.running_server import wait_for
 
@@ -56,7 +57,7 @@ def run(folder: Path, parsed: argparse.Namespace) -> dict[str, Any]:
             list(pool.map(lambda ask: ask.learn(here), asks))
         wait_until_idle(here)
         before, open_before = checks.counts(here), checks.descriptors(here)
-        crowd, memory = Crowd(here, asks, parsed.seed), checks.Memory(here)
+        crowd, memory = Crowd(here, asks, parsed.seed), Memory(here)
         crowd.start()
         try:
             done = disturb(here, crowd, parsed)
@@ -68,13 +69,20 @@ def run(folder: Path, parsed: argparse.Namespace) -> dict[str, Any]:
         wrong += checks.check_conversations(here, crowd)
         wrong += wait_until_idle(here)
         memory.stop()
-        wrong += checks.check_counters(here, before, crowd) + checks.check_rest(here, memory)
+        accounts = checks.accounts(here, before, crowd)
+        for profile, account in accounts.items():
+            wrong += [
+                f"{profile}: {no} does not add up: {account.figures}" for no in account.check()
+            ]
+        wrong += checks.check_rest(here) + check_growths(memory.growths())
         wrong += checks.check_descriptors(here, open_before)
         starts = sum(here.server.row(index)["starts"] for index in range(2))
         wrong += checks.check_end(here)
         if wrong:
-            (Path(tempfile.gettempdir()) / "chaos.log").write_text(here.server.log, "utf-8")
-        return figures(parsed, crowd, done, memory, wrong) | {"engine starts": starts}
+            (Path(tempfile.gettempdir()) / "chaos.log").write_text(here.log, "utf-8")
+        sums = {name: account.figures for name, account in accounts.items() if account.told}
+        found = figures(here, parsed, crowd, done, memory, wrong)
+        return found | {"accounts": sums, "engine starts": starts}
 
 
 def disturb(
@@ -97,7 +105,7 @@ def disturb(
 
 def settle(here: World) -> None:
     """Wait until all is up again, and some time more."""
-    wait_for(lambda: is_ready(here), 120, lambda: here.server.log[-3000:])
+    wait_for(lambda: is_ready(here), 120, lambda: here.log[-3000:])
     time.sleep(QUIET_SECONDS)
 
 
@@ -125,11 +133,16 @@ def is_idle(here: World, index: int) -> bool:
 
 
 def figures(
-    parsed: argparse.Namespace, crowd: Crowd, done: Any, memory: Any, wrong: list[str]
+    here: World,
+    parsed: argparse.Namespace,
+    crowd: Crowd,
+    done: Any,
+    memory: Memory,
+    wrong: list[str],
 ) -> dict[str, Any]:
     record = crowd.record
     health = [round(1000 * checks.percentile(record.health, part), 1) for part in (0.5, 0.99, 1)]
-    slopes = memory.slopes()
+    growths = memory.growths()
     options = f"--seconds {parsed.seconds:g} --seed {parsed.seed} --model {parsed.model}"
     return {
         "repeat": f"python -m tests.chaos {options} --conversations {parsed.conversations}",
@@ -141,12 +154,14 @@ def figures(
         "cut by a fault that cuts": len(record.cut),
         "conversations": len(crowd.conversations),
         "faults": dict(Counter(name for _, _, name in done)),
+        "faults left out": left_out(here),
+        "memory taken, GB": [round(taken / 1e9, 1) for taken in record.taken],
         "health ms p50, p99, most": health,
         "slowest turn of a conversation, s": round(record.slowest_turn, 1),
         "memory: most growth of a process, MB": round(
-            max((one["growth_bytes"] for one in slopes), default=0) / 1e6, 1
+            max((one["growth_bytes"] for one in growths), default=0) / 1e6, 1
         ),
-        "memory by process": slopes,
+        "memory by process": growths,
         "wrong": wrong[:20],
     }
 

@@ -1,16 +1,18 @@
 """What chaos asks for: requests of every dialect, and what their whole answers are.
 
-An answer is its texts, undisturbed. Where a caller may give no seed the stub begins its text at any
-token of the prompt's: then it must be a part of a longer one.
+An answer is its texts and its counts of tokens, undisturbed. Where a caller may give no seed the
+stub begins its text at any token of the prompt's: then it must be a part of a longer one.
 """
 
 import json
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import requests
 
+from tests.chaos.accounts import COMPLETION, PROMPT, Range, Told
 from tests.chaos.world import World, error_of
 
 CHAT = "/v1/chat/completions"
@@ -21,6 +23,10 @@ TOOL = {
         "parameters": {"type": "object", "properties": {"city": {"type": "string"}}},
     },
 }
+SLOWLY = "slowly"
+STREAM = {"stream": True, "stream_options": {"include_usage": True}}
+# Who leaves asks under this name: the accounts of the other profiles stay exact.
+BROWSER = {"model": "MyCoder", "ignore_eos": True, "temperature": 0} | STREAM
 SCHEMA = {"type": "object", "properties": {"a": {"enum": ["x", "y"]}}, "required": ["a"],
           "additionalProperties": False}  # fmt: skip
 
@@ -31,21 +37,36 @@ class NotWhole(Exception):
 
 @dataclass
 class Ask:
-    """A request, and how its answer's texts are read; `expected` is what they are, undisturbed."""
+    """A request, and how its answer is read; `expected` is what it says, undisturbed."""
 
     name: str
     path: str
     body: dict[str, Any]
     read: Callable[[requests.Response], Iterator[tuple[str, str]]]
     is_seeded: bool = True
+    profile: str = "openai"
     expected: dict[str, str] = field(default_factory=dict)
 
     @property
     def is_stream(self) -> bool:
         return bool(self.body.get("stream"))
 
+    @property
+    def max_tokens(self) -> int:
+        """Return how many tokens all choices have at most."""
+        body = self.body
+        return int(body.get("max_output_tokens") or body["max_tokens"]) * int(body.get("n", 1))
+
+    def told(self, texts: dict[str, str] | None) -> Told:
+        """Return what a caller knows of the tokens, of a whole answer or of one that broke off."""
+        if texts is not None:
+            counts = (Range.exactly(int(texts[name])) for name in (PROMPT, COMPLETION))
+            return Told(self.profile, True, *counts)
+        prompt = int(self.expected[PROMPT])
+        return Told(self.profile, False, Range(0, prompt), Range(0, self.max_tokens))
+
     def answer(self, world: World, **options: Any) -> dict[str, str]:
-        """Return the texts of a whole answer, by choice."""
+        """Return the texts of a whole answer, by choice, and its counts of tokens."""
         tenant = options.pop("tenant", "a")
         with world.post(self.path, self.body, tenant, stream=True, **options) as response:
             if response.status_code != 200:
@@ -59,9 +80,10 @@ class Ask:
         """Return whether these are the answer's texts: none lost, doubled or another's."""
         if self.is_seeded or not is_stub:
             return texts == self.expected
-        said = texts.pop("0", "").strip("\ufffd")  # half a character, where it begins or ends
+        rest = {key: text for key, text in texts.items() if key not in ("0", COMPLETION)}
+        said = texts.get("0", "").strip("\ufffd")  # half a character, where it begins or ends
         kept = self.expected["0"]
-        return len(said) > 10 and said in kept and all(self.expected[k] == texts[k] for k in texts)
+        return len(said) > 10 and said in kept and all(self.expected[k] == rest[k] for k in rest)
 
     def learn(self, world: World) -> None:
         """Ask while nothing disturbs; what a seed does not settle for so long that all is in it."""
@@ -103,6 +125,21 @@ def read_chat(response: requests.Response) -> Iterator[tuple[str, str]]:
                 )
             if choice.get("finish_reason"):
                 yield f"{index} end", choice["finish_reason"]
+        if usage := event.get("usage"):
+            yield from counts_of(usage)
+
+
+def read_slowly(response: requests.Response) -> Iterator[tuple[str, str]]:
+    for piece in read_chat(response):
+        time.sleep(0.02)
+        yield piece
+
+
+def counts_of(usage: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield the counts of tokens, whatever a dialect calls them."""
+    prompt = usage.get("prompt_tokens", usage.get("input_tokens"))
+    yield PROMPT, f"{prompt + usage.get('cache_read_input_tokens', 0)}"
+    yield COMPLETION, f"{usage.get('completion_tokens', usage.get('output_tokens'))}"
 
 
 def read_messages(response: requests.Response) -> Iterator[tuple[str, str]]:
@@ -110,6 +147,7 @@ def read_messages(response: requests.Response) -> Iterator[tuple[str, str]]:
         body = response.json()
         yield from ((f"{i}", block.get("text", "")) for i, block in enumerate(body["content"]))
         yield "end", body["stop_reason"]
+        yield from counts_of(body["usage"])
         return
     kind = ""
     for line in response.iter_lines():
@@ -123,6 +161,7 @@ def read_messages(response: requests.Response) -> Iterator[tuple[str, str]]:
             yield f"{event['index']}", event["delta"].get("text", "")
         if kind == "message_delta":
             yield "end", event["delta"]["stop_reason"]
+            yield from counts_of(event["usage"])
     if kind != "message_stop":
         raise ConnectionError("the stream ended without message_stop")
 
@@ -134,6 +173,7 @@ def read_response(response: requests.Response) -> Iterator[tuple[str, str]]:
             raise NotWhole(f"{body['status']} {(body.get('error') or {}).get('code')}")
         for item in body["output"]:
             yield from (("0", part.get("text", "")) for part in item.get("content") or [])
+        yield from counts_of(body["usage"])
         return
     kind = ""
     for line in response.iter_lines():
@@ -145,6 +185,8 @@ def read_response(response: requests.Response) -> Iterator[tuple[str, str]]:
             if kind in ("error", "response.failed"):
                 error = event.get("error") or event.get("response", {}).get("error") or event
                 raise NotWhole(f"{kind} {error.get('code')}")
+            if kind in ("response.completed", "response.incomplete"):
+                yield from counts_of(event["response"]["usage"])
     if kind not in ("response.completed", "response.incomplete"):
         raise ConnectionError("the stream ended in its middle")
 
@@ -155,24 +197,26 @@ def every_ask(model: str) -> list[Ask]:
     said = [{"role": "user", "content": "chaos 数据 🙂 one two three"}]
     asks = []
     for seed in range(3):
-        for stream in (True, False):
-            body = named | {"messages": said, "seed": seed, "stream": stream, "ignore_eos": True}
+        for streamed in (STREAM, {"stream": False}):
+            body = named | {"messages": said, "seed": seed, "ignore_eos": True} | streamed
             asks.append(Ask("chat", CHAT, body | {"max_tokens": 60 + 50 * seed}, read_chat))
             choices = {"n": 2, "max_tokens": 50, "logprobs": True}
             asks.append(Ask("chat n=2", CHAT, body | choices, read_chat))
-        raw = named | {"prompt": "one two 三", "seed": seed, "stream": True, "max_tokens": 70}
+        raw = named | {"prompt": "one two 三", "seed": seed, "max_tokens": 70} | STREAM
         asks.append(Ask("completion", "/v1/completions", raw, read_chat))
     tools = named | {"messages": said, "seed": 5, "max_tokens": 40, "tools": [TOOL]}
-    asks.append(Ask("tools", CHAT, tools | {"stream": True}, read_chat))
+    asks.append(Ask("tools", CHAT, tools | STREAM, read_chat))
     shape = {"type": "json_schema", "json_schema": {"name": "x", "schema": SCHEMA}}
     schema = named | {"messages": said, "seed": 6, "max_tokens": 30, "response_format": shape}
     asks.append(Ask("schema", CHAT, schema, read_chat))
     for stream in (True, False):
         message = named | {"messages": said, "max_tokens": 40, "stream": stream}
-        asks.append(Ask("message", "/v1/messages", message, read_messages, False))
+        asks.append(Ask("message", "/v1/messages", message, read_messages, False, "anthropic"))
         response = named | {"input": "one two three", "max_output_tokens": 30, "stream": stream,
                             "store": True}  # fmt: skip
         asks.append(Ask("response", "/v1/responses", response, read_response, False))
-    guide = {"model": "Qwen3-32B", "temperature": 0, "messages": said, "seed": 1}
-    asks.append(Ask("guide", CHAT, guide | {"max_tokens": 40, "stream": True}, read_chat))
+    guide = {"model": "Qwen3-32B", "temperature": 0, "messages": said, "seed": 1, "max_tokens": 40}
+    asks.append(Ask("guide", CHAT, guide | STREAM, read_chat, profile="guide"))
+    slowly = BROWSER | {"messages": said, "seed": 1, "max_tokens": 40}
+    asks.append(Ask(SLOWLY, CHAT, slowly, read_slowly, profile="browser"))
     return asks

@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 
 import requests
 
-from tests.chaos.asks import CHAT, Ask, NotWhole
-from tests.chaos.world import World, error_of
+from tests.chaos.accounts import Range, Told
+from tests.chaos.asks import BROWSER, CHAT, SLOWLY, Ask, NotWhole
+from tests.chaos.world import TURN_TOKENS, World, error_of
 
 # What a caller may be told when he is refused, or in his stream; each stands in the documentation.
 DOCUMENTED = re.compile(
@@ -18,6 +19,8 @@ DOCUMENTED = re.compile(
     "engine_failed|storage|model_changed|response.failed|api_error|"
     "failed None|503|507|409|response.failed|error engine|error server"
 )
+# Tokens where no answer says how many.
+PROMPT_TOKENS, CONTEXT_TOKENS = Range(0, 200), Range(0, 8192)
 PREFACE = re.compile(r"conversation_id:([0-9a-f-]{36})\n---\n")
 
 
@@ -32,6 +35,8 @@ class Record:
     wrong: list[str] = field(default_factory=list)
     slowest_turn: float = 0.0
     health: list[float] = field(default_factory=list)
+    told: list[Told] = field(default_factory=list)
+    taken: list[int] = field(default_factory=list)  # bytes, under pressure
 
     @property
     def num_requests(self) -> int:
@@ -79,6 +84,7 @@ class Crowd:
 
     def ask_once(self, ask: Ask, tenant: str = "a") -> None:
         started = time.monotonic()
+        texts = None
         try:
             texts = ask.answer(self._world, tenant=tenant)
         except NotWhole as error:
@@ -90,6 +96,8 @@ class Crowd:
         except (OSError, ValueError, requests.RequestException) as error:
             self.record.cut.append((started, ask.name, repr(error)[:150]))
             return
+        finally:
+            self.record.told.append(ask.told(texts))
         if ask.matches(texts, is_stub=self._world.model == "stub"):
             self.record.whole[ask.name] += 1
         else:
@@ -116,8 +124,8 @@ class Crowd:
 
     def _leave(self, dice: random.Random, number: int) -> None:
         """Begin an answer and go, sometimes before it has begun."""
-        body = {"model": "qwen-demo", "max_tokens": 2000, "ignore_eos": True, "stream": True,
-                "messages": [{"role": "user", "content": f"leave {dice.random()}"}]}  # fmt: skip
+        said = [{"role": "user", "content": f"leave {dice.random()}"}]
+        body = BROWSER | {"max_tokens": 2000, "messages": said}
         try:
             seconds = (5, dice.choice([0.01, 0.05, 30]))
             with self._world.post(CHAT, body, stream=True, timeout=seconds) as answer:
@@ -126,17 +134,11 @@ class Crowd:
         except requests.RequestException:
             pass
         self.record.left["went"] += 1
+        completion = Range(0, body["max_tokens"])
+        self.record.told.append(Told("browser", False, PROMPT_TOKENS, completion))
 
     def _read_slowly(self, dice: random.Random, number: int) -> None:
-        body = {"model": "qwen-demo", "max_tokens": 40, "ignore_eos": True, "stream": True,
-                "messages": [{"role": "user", "content": "slowly"}]}  # fmt: skip
-        try:
-            with self._world.post(CHAT, body, stream=True) as answer:
-                for _ in answer.iter_content(100):
-                    time.sleep(0.02)
-            self.record.left["read slowly"] += 1
-        except requests.RequestException:
-            self.record.left["read slowly, cut"] += 1
+        self.ask_once(next(ask for ask in self._asks if ask.name == SLOWLY))
 
     def _talk(self, dice: random.Random, number: int) -> None:
         """Have a conversation of some turns; each must be kept once acknowledged, in its place."""
@@ -148,23 +150,31 @@ class Crowd:
             prompt = f"{number} {turn} {dice.random()}"
             body = {"prompt": prompt, "temperature": 0}
             body |= {"conversation_id": conversation} if conversation else {}
-            started = time.monotonic()
-            try:
-                answer = self._world.post("/v1/code/chat_stream", body)
-                text = answer.content.decode()
-            except (requests.RequestException, OSError) as error:
-                self.record.cut.append((started, "turn", repr(error)[:150]))
-                continue
-            if answer.status_code != 200:
-                self._note_error("turn", error_of(answer))
-                time.sleep(0.2)
+            text = self._turn(body)
+            completion = Range(int(text is not None), TURN_TOKENS)
+            self.record.told.append(Told("coder", text is not None, CONTEXT_TOKENS, completion))
+            if text is None:
                 continue
             if found := PREFACE.match(text):
                 conversation, text = found[1], text[found.end() :]
                 self.conversations[conversation] = acknowledged
-            self.record.slowest_turn = max(self.record.slowest_turn, time.monotonic() - started)
             acknowledged.append((prompt, text))
             self.record.whole["turn"] += 1
+
+    def _turn(self, body: dict[str, object]) -> str | None:
+        """Return what came of a turn that was acknowledged, else None."""
+        started = time.monotonic()
+        try:
+            answer = self._world.post("/v1/code/chat_stream", body)
+        except (requests.RequestException, OSError) as error:
+            self.record.cut.append((started, "turn", repr(error)[:150]))
+            return None
+        if answer.status_code != 200:
+            self._note_error("turn", error_of(answer))
+            time.sleep(0.2)
+            return None
+        self.record.slowest_turn = max(self.record.slowest_turn, time.monotonic() - started)
+        return answer.content.decode()
 
     def _watch(self, dice: random.Random, number: int) -> None:
         started = time.monotonic()

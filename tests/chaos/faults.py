@@ -12,15 +12,23 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from urllib.parse import urlsplit
 
 import psutil
 
 from tests.chaos.callers import Crowd
-from tests.chaos.world import World
+from tests.chaos.memory import MIN_PRESSURE_BYTES, pressure, room
+from tests.chaos.world import World, is_free, kind_of
 
 Fault = Callable[[World, Crowd, random.Random], None]
 # After which connections may be broken for so many seconds.
-CUTTING = {"kill a HTTP worker": 20.0, "kill the arbiter": 20.0, "stop a HTTP worker": 10.0}
+CUTTING = {
+    "kill a HTTP worker": 20.0,
+    "kill the arbiter": 20.0,
+    "stop a HTTP worker": 10.0,
+    "kill the supervisor": 5.0,
+}
 # A turn of a conversation that cannot be kept is broken off: its dialect is plain text, and has no
 # other word for it.
 BREAKING_TURNS = {"fill the disk": 5.0, "restart Redis": 5.0}
@@ -85,7 +93,7 @@ def reload(half: str) -> Fault:
         named = ["--run-dir", str(world.server.run_dir)]
         command = [sys.executable, "-m", "qwenapi", "reload", *([half] if half else []), *named]
         # Refused where another fault is not over yet: that is an answer too.
-        subprocess.run(command, capture_output=True, timeout=180, check=False)
+        subprocess.run(command, capture_output=True, timeout=900, check=False)
 
     return fault
 
@@ -144,6 +152,29 @@ def take_descriptors(world: World, crowd: Crowd, dice: random.Random) -> None:
         pass  # another fault has ended it
 
 
+def take_memory(world: World, crowd: Crowd, dice: random.Random) -> None:
+    with pressure() as taken:
+        crowd.record.taken.append(taken)
+        time.sleep(dice.uniform(2, 5))
+
+
+def kill_the_supervisor(world: World, crowd: Crowd, dice: random.Random) -> None:
+    """Kill `serve` itself, which must take all with it, and start it again in the same place."""
+    processes, kinds = world.server.tree(), {}
+    for process in processes:
+        with suppress(psutil.Error):
+            kinds[process.pid] = kind_of(process)
+    world.server.process.kill()
+    _, alive = psutil.wait_procs(processes, timeout=20)
+    if alive:
+        left = [kinds.get(process.pid) for process in alive]
+        crowd.record.wrong.append(f"outlived their supervisor by 20 s: {left}")
+    if not is_free(urlsplit(world.url).port or 0):
+        crowd.record.wrong.append("a killed supervisor left its port taken")
+    time.sleep(dice.uniform(0, 2))
+    world.start_again()
+
+
 def faults_of(world: World) -> dict[str, Fault]:
     """Return the faults that can be done here, by name."""
     faults: dict[str, Fault] = {
@@ -159,7 +190,10 @@ def faults_of(world: World) -> dict[str, Fault]:
         "burst": burst,
         "disable a key": disable_a_key,
         "take descriptors": take_descriptors,
+        "kill the supervisor": kill_the_supervisor,
     }
+    if room() >= MIN_PRESSURE_BYTES:
+        faults["take memory"] = take_memory
     if world.clock:
         faults["set the clock"] = set_the_clock
     if world.disk and not world.redis:
@@ -167,3 +201,14 @@ def faults_of(world: World) -> dict[str, Fault]:
     if world.redis:
         faults["restart Redis"] = restart_redis
     return faults
+
+
+def left_out(world: World) -> dict[str, str]:
+    """Return the faults that cannot be done here, and why."""
+    reasons = {
+        "set the clock": "" if world.clock else "no C compiler",
+        "fill the disk": "" if world.disk and not world.redis else "no root, or Redis instead",
+        "restart Redis": "" if world.redis else "SQLite instead",
+        "take memory": "" if room() >= MIN_PRESSURE_BYTES else "too little to take any",
+    }
+    return {name: reason for name, reason in reasons.items() if reason}

@@ -2,14 +2,18 @@
 
 import json
 import os
+import random
 import shutil
+import socket
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import msgspec
+import psutil
 import requests
 
 from qwenapi.keys import key_file
@@ -20,6 +24,7 @@ from tests.running_server import RunningServer, wait_for
 
 DEMO = etc_dir() / "models" / "demo"
 DISK_BYTES = 24 * 1024 * 1024
+TURN_TOKENS = 24  # at most, of what names no number
 MODELS = ("stub", "demo", "hybrid")
 
 
@@ -50,23 +55,39 @@ class World:
     """What chaos may touch. Without a clock, a Redis or a disk the faults of these are left out."""
 
     server: RunningServer
+    start: Callable[[], RunningServer]
     folder: Path
     model: str
     keys: dict[str, str]
     clock: Clock | None
     redis: Redis | None
     disk: Path | None
+    former_log: str = ""
+
+    def __post_init__(self) -> None:
+        self.url = self.server.url  # of every server that is started here
+
+    @property
+    def log(self) -> str:
+        return self.former_log + self.server.log
+
+    def start_again(self) -> None:
+        """Start a server in the place of one that has gone, as systemd does."""
+        self.server.close()
+        self.former_log += self.server.log
+        self.server = self.start()
+        self.server.wait_until_ready(300)
 
     def post(
         self, path: str, body: object, tenant: str = "a", **options: object
     ) -> requests.Response:
         headers = {"Authorization": f"Bearer {self.keys[tenant]}"}
         options = {"timeout": 120, **options}
-        return requests.post(self.server.url + path, json=body, headers=headers, **options)  # type: ignore[arg-type]
+        return requests.post(self.url + path, json=body, headers=headers, **options)  # type: ignore[arg-type]
 
     def get(self, path: str, tenant: str = "a") -> requests.Response:
         headers = {"Authorization": f"Bearer {self.keys[tenant]}"}
-        return requests.get(self.server.url + path, headers=headers, timeout=30)
+        return requests.get(self.url + path, headers=headers, timeout=30)
 
     def set_disabled(self, tenant: str, *, is_disabled: bool) -> None:
         """Refuse a tenant's key from now on, or take it again; seen within a second."""
@@ -89,23 +110,60 @@ def world(folder: Path, model: str, conversations: str) -> Iterator[World]:
     redis = Redis(folder) if conversations == "redis" else None
     disk = _small_disk(folder / "state")
     flags = [
-        *("--profile", "all", "--api-server-count", "2", "--data-parallel-size", "2"),
+        *(
+            "--port",
+            str(free_port()),
+            "--profile",
+            "all",
+            "--api-server-count",
+            "2",
+            "--data-parallel-size",
+            "2",
+        ),
         *("--auth-mode", "keys", "--auth-keys", str(folder / "keys.json")),
         *("--state-dir", str(folder / "state"), "--step-timeout", "5", "--log-format", "json"),
         *("--conversations", redis.url if redis else "sqlite", "--drain-timeout", "60"),
         *("--default-max-tokens", "24"),
         *_model_flags(folder, model),
     ]
-    server = RunningServer(folder / "run", *flags, environ=clock.environ if clock else None)
+    environ = clock.environ if clock else None
+    start = partial(RunningServer, folder / "run", *flags, environ=environ)
+    server = start()
     try:
         server.wait_until_ready(300)
-        yield World(server, folder, model, keys, clock, redis, disk)
+        here = World(server, start, folder, model, keys, clock, redis, disk)
+        yield here
+        server = here.server
     finally:
         server.close()
         if redis:
             redis.stop()
         if disk:
             subprocess.run(["umount", "--lazy", str(disk)], check=False)
+
+
+def free_port() -> int:
+    """Return a port that nobody has and no connection is given, so that it stays free."""
+    while not is_free(port := random.randrange(20_000, 32_000)):
+        pass
+    return port
+
+
+def is_free(port: int) -> bool:
+    with socket.socket() as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            sock.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
+
+
+def kind_of(process: psutil.Process) -> str:
+    words = " ".join(process.cmdline())
+    if "serving.server" in words:
+        return "HTTP"
+    return "engine" if "spawn_main" in words else "other"
 
 
 def _model_flags(folder: Path, model: str) -> list[str]:

@@ -14,7 +14,13 @@ from tests.echoing_engine import echoing_server
 from tests.running_server import RunningServer
 
 DEMO = etc_dir() / "models" / "demo"
-MODEL_CLIENTS = [name for name in CLIENTS if name not in ("qwen-code", "codex")]
+# Through the openai library, as others here.
+LIKE_OPENAI = ("instructor", "litellm")
+MODEL_CLIENTS = [
+    pytest.param(name, marks=pytest.mark.slow if name in LIKE_OPENAI else ())
+    for name in CLIENTS
+    if name not in ("qwen-code", "codex")
+]
 
 
 @pytest.fixture(scope="module")

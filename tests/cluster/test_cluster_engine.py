@@ -9,8 +9,9 @@ import msgspec
 import pytest
 
 from qwenapi import cli
-from qwenapi.cluster import cluster_engine, launcher
+from qwenapi.cluster import cluster_engine, engine_host, launcher
 from qwenapi.cluster.cluster_engine import LOST, ClusterEngine
+from qwenapi.cluster.engine_host import with_device
 from qwenapi.cluster.job import restored
 from qwenapi.settings.table import Settings
 from tests.running_server import RunningServer, wait_for
@@ -188,6 +189,23 @@ def test_a_cluster_that_is_not_there_ends_the_start_with_its_address(tmp_path, c
     assert server.process.wait(60) == ExitCode.CONFIG, server.log
     server.close()
     assert "no Ray cluster at 127.0.0.1:1" in server.log and "Traceback" not in server.log
+
+
+@pytest.mark.parametrize(
+    ("device", "num_gpus", "expected"),
+    [("auto", 0, "cpu"), ("auto", 2, "cuda"), ("cpu", 2, "cpu"), ("cuda", 0, "cuda")],
+)
+def test_auto_is_what_the_engine_has_of_its_node(monkeypatch, device, num_gpus, expected):
+    monkeypatch.setattr(engine_host, "visible_gpus", lambda: ["one", "two"])
+    settings = Settings(model="/m", device=device)
+    assert with_device(settings, num_gpus, "a").device == expected
+
+
+def test_a_gpu_that_the_nodes_driver_does_not_show_is_refused(monkeypatch):
+    monkeypatch.setattr(engine_host, "visible_gpus", list)
+    with pytest.raises(ConfigError, match="1 GPU of node a, whose driver shows none: mend it, let"):
+        with_device(Settings(model="/m"), 1, "a")
+    assert with_device(Settings(stub=True), 1, "a").device == "auto"
 
 
 def test_a_standby_is_of_no_use_to_a_cluster_and_refused():

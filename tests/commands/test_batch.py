@@ -294,7 +294,8 @@ def test_a_server_that_restarts_is_waited_for(batch, start_server):
     assert made.num_whole < 60
     again: RunningServer = start_server("--stub", "--port", port)
     _, said = process.communicate(timeout=60)
-    assert process.returncode == 0, said
+    failed = [answer for answer in made.answers().values() if answer["error"]]
+    assert process.returncode == 0, f"{said}{failed}"
     assert len(made.answers()) == 60 and again.url.endswith(port)
 
 

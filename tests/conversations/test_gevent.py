@@ -14,7 +14,7 @@ def test_a_locked_file_holds_up_no_other_greenlet(tmp_path):
         timeout=60,
     )
     assert done.returncode == 0, done.stderr
-    assert int(done.stdout) < 50
+    assert int(done.stdout) < 500  # of the 1,500 ms that it was locked
     assert done.stderr == ""  # gevent's pool prints what is raised in it: nothing may be
 
 

@@ -135,6 +135,7 @@ PROMISES: dict[str, Promise] = {
         (
             f"{RELOAD}an_arbiter_that_is_killed_or_stopped_is_replaced_within_10_s",
             f"{FAULTS}a_killed_supervisor_leaves_no_orphans",
+            f"{FAULTS}after_a_killed_supervisor_a_start_in_its_place_has_the_conversations_whole",
         ),
     ),
     "T16": Promise(

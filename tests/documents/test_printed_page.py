@@ -4,6 +4,8 @@ Nothing of it is repaired: the modules run as they stand, and the printed config
 of an object, is wrapped in braces. The document prints no HTML; its script asks for four ids.
 """
 
+import os
+import signal
 import subprocess
 from pathlib import Path
 
@@ -102,7 +104,10 @@ def test_a_second_question_after_the_first_loses_nothing_either(server, page):
 def test_its_stop_button_frees_the_engine(server, page):
     page.send(QUESTION)
     wait_for(lambda: server.row()["running"] == 1)
+    engine = server.row()["pid"]
+    os.kill(engine, signal.SIGSTOP)  # so that the answer does not end before the click
     page.click("#abort-btn")
+    os.kill(engine, signal.SIGCONT)
     wait_for(lambda: server.row()["running"] == 0, 5)
     page.ask("waitUntilIdle")
     assert page.evaluate(SHOWN).startswith("生成中断"), "its own words, over what had come"

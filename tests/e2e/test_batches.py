@@ -238,7 +238,7 @@ def test_a_cancelled_batch_keeps_what_was_answered(start_server):
             client.batches.cancel(finished.id)
 
 
-@pytest.mark.parametrize("num_processes", [1, 2])
+@pytest.mark.parametrize("num_processes", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_killed_process_is_followed_by_another_and_no_line_has_two_answers(
     start_server, num_processes
 ):

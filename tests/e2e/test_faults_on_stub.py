@@ -211,6 +211,29 @@ def test_a_killed_supervisor_leaves_no_orphans(start_server):
     assert not alive
 
 
+def test_after_a_killed_supervisor_a_start_in_its_place_has_the_conversations_whole(
+    start_server, tmp_path
+):
+    """Start it as systemd would: same run directory, same state, same port."""
+    place = ("--stub", "--run-dir", str(tmp_path / "run"), "--profile", "coder")
+    place = (*place, "--default-max-tokens", "5")
+    first = start_server(*place)
+    answer = requests.post(f"{first.url}/v1/code/chat_stream", data={"prompt": "one"}, timeout=60)
+    preface, _, said = answer.text.partition("\n---\n")
+    conversation = f"/v1/code/conversations/{preface.removeprefix('conversation_id:')}"
+    processes, port = first.tree(), first.url.rpartition(":")[2]
+    first.process.kill()
+    assert not psutil.wait_procs(processes, timeout=30)[1]
+    second = start_server(*place, "--state-dir", str(first.run_dir / "state"), "--port", port)
+    assert second.url == first.url
+    kept = second.get(conversation).json()["messages"]
+    assert [message["content"] for message in kept] == ["one", said] and said
+    more = {"prompt": "two", "conversation_id": conversation.rpartition("/")[2]}
+    assert requests.post(f"{second.url}/v1/code/chat_stream", data=more, timeout=60).text
+    kept = second.get(conversation).json()["messages"]
+    assert [message["content"] for message in kept][::2] == ["one", "two"]
+
+
 def test_a_killed_gunicorn_is_started_again(start_server):
     server = start_server(*SLOW)
     (worker,) = server.http_workers()

@@ -38,14 +38,16 @@ def serve(tmp_path_factory):
     """Return what serves a tiny model of a kind, and the model; started once each."""
     made = {}
 
-    def serve(kind):
-        if kind not in made:
+    def serve(kind, num_ranks=1):
+        if (kind, num_ranks) not in made:
             folder = tmp_path_factory.mktemp(kind)
             model = write_folder(folder / "model", kind)
-            flags = ("--model", str(folder / "model"), *FLAGS, *STEPS)
+            ranks = ("--tensor-parallel-size", str(num_ranks))
+            flags = ("--model", str(folder / "model"), *FLAGS, *STEPS, *ranks)
             server = RunningServer(folder / "run", *flags).wait_until_ready()
-            made[kind] = Served(server, model, AutoTokenizer.from_pretrained(folder / "model"))
-        return made[kind]
+            tokenizer = AutoTokenizer.from_pretrained(folder / "model")
+            made[kind, num_ranks] = Served(server, model, tokenizer)
+        return made[kind, num_ranks]
 
     yield serve
     for served in made.values():
@@ -90,6 +92,16 @@ def test_vectors_are_transformers_alone_and_64_at_once(serve):
             assert numbers == pytest.approx(wanted, abs=1e-4)
 
 
+def test_two_ranks_give_the_vectors_of_one(serve):
+    found = []
+    for num_ranks in (1, 2):
+        server = serve("embed", num_ranks).server
+        data = server.post("/v1/embeddings", {"input": TEXTS, "dimensions": 24}).json()["data"]
+        found.append([number for item in data for number in item["embedding"]])
+    assert found[1] == pytest.approx(found[0], abs=1e-5)
+    assert found[1] != found[0], "sums of two parts are rounded in another place"
+
+
 def test_openais_client_reads_them_in_both_forms(serve):
     served = serve("embed")
     client = openai.OpenAI(base_url=f"{served.server.url}/v1", api_key="any")
@@ -119,6 +131,16 @@ def test_scores_are_the_model_cards(serve, kind):
         assert result["relevance_score"] == pytest.approx(expected[result["index"]], abs=1e-4)
     scored = served.server.post("/v1/score", {"text_1": QUERY, "text_2": DOCUMENTS}).json()
     assert [item["score"] for item in scored["data"]] == pytest.approx(expected, abs=1e-4)
+
+
+def test_two_ranks_give_the_scores_of_one(serve):
+    body = {"text_1": QUERY, "text_2": DOCUMENTS}
+    found = []
+    for num_ranks in (1, 2):
+        answer = serve("rerank", num_ranks).server.post("/v1/score", body).json()
+        found.append([item["score"] for item in answer["data"]])
+    assert found[1] == pytest.approx(found[0], abs=1e-5)
+    assert found[1] != found[0], "sums of two parts are rounded in another place"
 
 
 def test_another_instruction_makes_other_scores(serve):

@@ -17,7 +17,7 @@ from tests.e2e.browser.chromium import browser_fixture  # noqa: F401
 from tests.running_server import RunningServer
 
 # Of each operation that takes a body: fifteen of them.
-NUM_CASES = int(os.environ.get("QWENAPI_TEST_CASES", "50"))
+NUM_CASES = int(os.environ.get("QWENAPI_TEST_CASES", "25"))
 CHAT = {"model": "qwen-demo", "messages": [{"role": "user", "content": "你好 🙂"}]}
 MESSAGES = CHAT | {"max_tokens": 4}
 INPUT = {"model": "qwen-demo", "input": "你好 🙂"}

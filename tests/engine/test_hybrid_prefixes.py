@@ -77,7 +77,7 @@ def test_without_prefix_caching_nothing_is_found(drive, name):
     assert driver.tokens(1) == driver.tokens(0)
 
 
-@pytest.mark.parametrize("fraction", [0.0, 0.5])
+@pytest.mark.parametrize("fraction", [0.0, pytest.param(0.5, marks=pytest.mark.slow)])
 def test_nine_of_ten_tokens_sent_again_are_not_computed_again(drive, fraction):
     driver = drive("qwen3_5", num_blocks=2000, block_size=32, state_memory_fraction=fraction)
     assert converse(driver).rate > GOAL

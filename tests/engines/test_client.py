@@ -6,10 +6,13 @@ import pytest
 
 from qwenapi.engines import client as module
 from qwenapi.engines.client import EngineClient
+from qwenapi.engines.link import EngineLink
 from tests.wire.test_protocol import CARD
 from workers.errors import ConfigError, SharedMemoryError
 from workers.wire.connection import ConnectionEnded
+from workers.wire.engine_stats import ENGINE_LAYOUT
 from workers.wire.protocol import Hello
+from workers.wire.shared_memory import SharedMemory
 
 PATH = Path("engine-0.sock")
 
@@ -76,3 +79,31 @@ def test_an_engine_whose_model_cannot_be_used_is_let_go(tmp_path, wire):
 def test_a_connection_that_ends_leaves_its_place_to_the_next(client, wire):
     client._serve(PATH)
     assert wire.is_closed and not client._links and PATH not in client._connecting
+
+
+def test_engines_are_measured_once_a_second_by_what_they_publish(client, tmp_path, monkeypatch):
+    memory = SharedMemory.create(tmp_path / "engines.shm", ENGINE_LAYOUT, 2)
+    rows = [memory.lease(i) for i in range(2)]
+    for i, row in enumerate(rows):
+        hello = Hello(1, 1, i, str(memory.path), CARD)
+        link = EngineLink(Wire(), hello, client._replays)
+        link.num_tokens_in_flight = 6000
+        client._links[Path(f"engine-{i}.sock")] = link
+        row.update(running=2, waiting=1, total_blocks=100)
+    seconds = []
+
+    def a_second_passes(length):
+        assert length == 1
+        for i, row in enumerate(rows):
+            row["generated_tokens"] += 300 // (i + 1)
+        seconds.append(length)
+        if len(seconds) > 5:
+            raise StopIteration
+
+    monkeypatch.setattr(module.gevent, "sleep", a_second_passes)
+    monkeypatch.setattr(module.gevent, "spawn", lambda *args: None)
+    with pytest.raises(StopIteration):
+        client._keep_time()
+    first, second = (link.capacity for link in client._links.values())
+    assert first == (4000, 1)
+    assert second == (4000, pytest.approx(2))

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from qwenapi.engines import routing
+from qwenapi.engines.capacity import Capacity
 from qwenapi.engines.routing import AFFINITY_SLACK_TOKENS, Router
 from workers.wire.protocol import Generate, SamplingParams
 
@@ -17,7 +18,9 @@ def candidates(engines, asked):
 
 def links(count, loads=None):
     return [
-        SimpleNamespace(hello=SimpleNamespace(engine_index=i), num_tokens_in_flight=load)
+        SimpleNamespace(
+            hello=SimpleNamespace(engine_index=i), num_tokens_in_flight=load, capacity=Capacity()
+        )
         for i, load in enumerate(loads or [0] * count)
     ]
 
@@ -61,6 +64,35 @@ def test_a_favourite_that_has_much_more_to_do_is_left_for_the_least_loaded():
     loads[first] += 1
     order = [link.num_tokens_in_flight for link in candidates(links(4, loads), request(5))]
     assert order == sorted(loads)
+
+
+def test_what_is_beyond_an_engines_capacity_weighs_more_the_slower_it_is():
+    engines = links(5, [1000, 999, 998, 997, 996])
+    engines[1].capacity = Capacity(900.0)
+    engines[2].capacity = Capacity(900.0, slowness=4.0)
+    engines[3].capacity = Capacity(1000.0, slowness=4.0)
+    engines[4].capacity = Capacity(900.0, slowness=0.25)
+    least = [link.hello.engine_index for link in candidates(engines, request(5))]
+    first = favourite(links(5), 5)
+    assert least == [first, *(i for i in (3, 0, 4, 1, 2) if i != first)]
+
+
+def test_figures_that_stay_the_same_send_nobody_all_there_is():
+    """Between two looks at the engines each decision counts: there is no rush to the roomy one."""
+    engines, router = links(4), Router()
+    for link, tokens, slowness in zip(engines, (0, 100_000, 0, 0), (1, 1, 3, 1), strict=True):
+        link.capacity = Capacity(tokens, slowness)
+    for number in range(2000):
+        chosen = router.candidates(engines, request(*[number] * 600))[0]
+        chosen.num_tokens_in_flight += 601
+    loads = [
+        link.num_tokens_in_flight
+        + max(0, link.num_tokens_in_flight - link.capacity.tokens) * link.capacity.slowness
+        for link in engines
+    ]
+    assert max(loads) - min(loads) < 2 * AFFINITY_SLACK_TOKENS
+    roomy, slow = engines[1].num_tokens_in_flight, engines[2].num_tokens_in_flight
+    assert roomy > engines[0].num_tokens_in_flight > slow > 0.4 * engines[0].num_tokens_in_flight
 
 
 def test_every_engine_is_tried_once():

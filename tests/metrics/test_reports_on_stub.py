@@ -107,6 +107,7 @@ def test_waiting_and_running_are_of_this_moment_and_a_long_queue_is_an_alert(ser
 
 
 def test_a_hung_engine_shows_in_every_report_and_its_counters_go_on_after_it(server):
+    assert server.chat("hello", max_tokens=5).status_code == 200
     at_rest(server)
     before = scrape(server)
     generated = "qwenapi_engine_generated_tokens_total engine=0"
@@ -125,15 +126,16 @@ def test_a_hung_engine_shows_in_every_report_and_its_counters_go_on_after_it(ser
         return server.row()["pid"] != pid and server.get("/readyz").status_code == 200
 
     wait_for(is_back, 20)
-    # each of the two processes finds the new engine by itself
-    wait_for(lambda: server.get("/health").json() == health)
+    # Each of the two processes finds the new engine by itself, and they take turns as they like.
+    for _ in range(8):
+        wait_for(lambda: server.get("/health").json() == health)
+        wait_for(lambda: report(server)["status"] == "healthy")
     wait_for(lambda: server.chat("again", max_tokens=7).status_code == 200)
     wait_for(lambda: alerts(server) == ["engine_restarts"], 10)
     after = scrape(server)
     assert after["qwenapi_alert name=engine_restarts"] == 1
     assert after["qwenapi_engine_restarts_total engine=0"] == 1
     assert after[generated] >= before[generated] + 7
-    assert report(server)["status"] == "healthy"
 
 
 def test_while_no_engine_is_up_the_reports_say_so(start_server):

@@ -17,6 +17,7 @@ from workers.model.native import library
 from workers.model.native.bfloat16_tiles import Bfloat16Tiles
 from workers.model.native.int4_tiles import Int4Tiles, concatenate
 from workers.model.native.native import PART, Native
+from workers.model.native.panels import fill_up
 
 DTYPES = {torch.float32: 2e-6, torch.bfloat16: 4e-3}
 
@@ -284,7 +285,7 @@ def plain_products(num_outputs, num_inputs):
     if not made.takes_plain(num_inputs):
         pytest.skip("oneDNN multiplies on this CPU")
     tiles, bias = Bfloat16Tiles.of(weight), torch.randn(num_outputs)
-    padded = tiles.pad_bias(bias)
+    padded = fill_up(bias.float())
     return weight, bias, lambda x: made.multiply_bfloat16(x, tiles, padded)
 
 

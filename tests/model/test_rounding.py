@@ -15,6 +15,7 @@ from workers.checkpoint.rounding import ROUNDED_BITS
 from workers.errors import ConfigError, ModelError
 from workers.model.linear.linear import Linear, merge
 from workers.model.native.int4_tiles import Int4Tiles
+from workers.model.native.native import Native
 from workers.model.quantization import int8
 from workers.model.quantization.int8 import Int8Weight
 from workers.model.quantization.rounding import Rounder
@@ -35,7 +36,7 @@ def test_a_product_of_8_bits_is_that_of_the_rounded_operands(weight, num_rows, d
     torch.manual_seed(3)
     x = (torch.randn(num_rows, 256) * torch.logspace(-6, 3, num_rows)[:, None]).to(dtype)
     bias = torch.randn(48).to(dtype)
-    packed = Int8Weight.of(weight)
+    packed = Int8Weight.of(weight, dtype)
     values, scales = int8.round_rows(x)
     assert values.min() >= 1 and values.dtype == torch.uint8
     seen = (values.double() - 128) * scales
@@ -43,6 +44,21 @@ def test_a_product_of_8_bits_is_that_of_the_rounded_operands(weight, num_rows, d
     expected = seen @ packed.unpack(torch.float32).double().T + bias.double()
     error = (Linear(packed, bias)(x).double() - expected).norm(dim=-1) / expected.norm(dim=-1)
     assert float(error.max()) < (1e-6 if dtype == torch.float32 else 8e-3)
+
+
+@pytest.mark.parametrize(
+    "shape", [(33, 64), (96, 1024), (32, 80)], ids=["ragged", "panels", "short"]
+)
+@pytest.mark.parametrize("num_rows", [1, 12, 13, 40])
+def test_our_own_product_of_8_bits_is_onednns(monkeypatch, shape, num_rows):
+    if not Native.load(torch.float32).takes_int8(shape[1]):
+        pytest.skip("this CPU's products of 8 bits are oneDNN's")
+    torch.manual_seed(5)
+    packed, bias = Int8Weight.of(torch.randn(shape), torch.float32), torch.randn(shape[0])
+    x = torch.randn(num_rows, shape[1])
+    ours = packed.product(bias)(x)
+    monkeypatch.setattr(Native, "takes_int8", lambda *of: False)
+    torch.testing.assert_close(ours, packed.product(bias)(x), rtol=1e-6, atol=1e-5)
 
 
 def test_rows_are_rounded_alike_with_and_without_compiled_functions(monkeypatch):
@@ -69,11 +85,14 @@ def test_it_takes_the_bits_a_number_that_the_doctor_counts(form):
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_rows_depend_on_nothing_beside_them(weight, form, dtype):
-    linear = Linear(Rounder(form, dtype)(weight), is_batch_invariant=True)
-    x = torch.randn(70, 256).to(dtype)
-    together = linear(x)
-    for first, stop in ((0, 1), (5, 30), (16, 70)):
-        assert torch.equal(linear(x[first:stop]), together[first:stop])
+    rounded = Rounder(form, dtype)(weight)
+    for bias in (None, torch.randn(48).to(dtype)):
+        linear = Linear(rounded, bias, is_batch_invariant=True)
+        x = torch.randn(70, 256).to(dtype)
+        together = linear(x)
+        for stop in (1, 2, 3, 5, 8, 11, 12, 13, 25, 70):
+            for first in {0, stop - 1, stop // 2}:
+                assert torch.equal(linear(x[first:stop]), together[first:stop])
 
 
 def test_a_rounder_says_how_far_its_weights_are_off(weight):

@@ -14,7 +14,7 @@ that preempted admits nobody, so the blocks just taken are not given away again.
 from bisect import insort
 from collections import Counter
 from collections.abc import Collection, Iterator
-from itertools import zip_longest
+from itertools import islice, zip_longest
 
 from workers.engine.batch import Batch, Row
 from workers.engine.block_manager import BlockManager, BlockTable
@@ -23,7 +23,7 @@ from workers.engine.sequence import Sequence, SequenceStatus
 from workers.engine.sequence_group import SequenceGroup
 from workers.engine.speculation import NO_DRAFTS, Drafts, Propose, Speculation, propose_by_ngrams
 from workers.engine.state_manager import CHUNK
-from workers.engine.step_budget import StepBudget
+from workers.engine.step_budget import StepBound, StepBudget
 from workers.engine.step_plan import StepPlan
 from workers.engine.waiting_queue import WaitingQueue, by_order
 from workers.engine_core import Key
@@ -63,6 +63,8 @@ class Scheduler:
         self._num_started: Counter[str] = Counter()
         # Rows promised to started requests: all choices of one are admitted together or not at all.
         self._num_promised_rows = 0
+        # Whether who might have been admitted last found no blocks.
+        self._lacks_room = False
 
     @property
     def has_work(self) -> bool:
@@ -116,16 +118,13 @@ class Scheduler:
         blocks = self._blocks
         states = blocks.states
         cut, num_drafts = (1, self._budget) if states is None else (CHUNK, states.num_for_drafts)
-        num_left = self._budget
-        if self._step_budget.is_bounded:
-            num_decodes = sum(sequence.num_uncomputed == 1 for sequence in self._running)
-            num_left = self._step_budget.tokens(num_decodes)
-        plan = StepPlan(self._budget, cut, self._is_scoring, num_drafts, num_left)
-        before = self.num_preemptions
+        bound = self._bound()
+        plan = StepPlan(self._budget, cut, self._is_scoring, num_drafts, bound.num_tokens)
         may_guess = self.speculates  # else a step may be under way, and sequences not known whole
-        self._continue_running(plan)
-        started = self._admit(plan) if self.num_preemptions == before else []
-        self._use_up(plan)
+        started = self._fill(plan, is_turn=bound.is_turn)
+        if bound.is_turn and not plan.rows:  # no prompt found room
+            plan.num_left = self._budget
+            started = self._fill(plan)
         may_guess = may_guess and self.speculates
         drafts = self.speculation.draft(plan, may_guess=may_guess)
         rows = tuple(
@@ -186,12 +185,31 @@ class Scheduler:
         assert +self._num_started == Counter(group.request.generate.group for group in started)
         assert all(not s.table.ids for s in sequences if s.status is not SequenceStatus.RUNNING)
 
-    def _continue_running(self, plan: StepPlan) -> None:
+    def _bound(self) -> StepBound:
+        """Return what the next step may compute."""
+        if not self._step_budget.is_bounded:
+            return StepBound(self._budget)
+        uncomputed = [sequence.num_uncomputed for sequence in self._running]
+        num_rows = 0 if self._lacks_room else self._max_num_seqs - len(uncomputed)
+        groups = (self._group_of(sequence) for sequence in islice(self._waiting, num_rows))
+        num_new = sum(g.has_started or not self._is_limited(g.request.generate) for g in groups)
+        num_left = [count for count in uncomputed if count > 1]
+        return self._step_budget.bound(len(uncomputed) - len(num_left), num_new, num_left)
+
+    def _fill(self, plan: StepPlan, *, is_turn: bool = False) -> list[SequenceGroup]:
+        """Choose the rows of a step, in a turn of prompts alone; return what starts."""
+        before = self.num_preemptions
+        self._continue_running(plan, is_turn=is_turn)
+        started = self._admit(plan) if self.num_preemptions == before else []
+        self._use_up(plan)
+        return started
+
+    def _continue_running(self, plan: StepPlan, *, is_turn: bool) -> None:
         """Plan rows that run already: decodes first, so that a long prompt never stalls them."""
         ready = [sequence for sequence in self._running if not sequence.is_blocked]
         decodes = [sequence for sequence in ready if sequence.num_uncomputed == 1]
         prefills = [sequence for sequence in ready if sequence.num_uncomputed > 1]
-        for sequence in decodes + prefills:
+        for sequence in prefills if is_turn else decodes + prefills:
             num_tokens = plan.share(sequence)
             may_run = num_tokens > 0 and sequence.status is SequenceStatus.RUNNING
             if may_run and self._make_room(sequence, num_tokens, plan):
@@ -234,6 +252,7 @@ class Scheduler:
         started: list[SequenceGroup] = []
         if plan.num_left == 0 or len(self._running) >= self._max_num_seqs:
             return started
+        self._lacks_room = False
         owed = sum(self._blocks_owed(sequence) for sequence in self._running)
         for sequence in self._in_turn():
             group = self._group_of(sequence)
@@ -248,6 +267,7 @@ class Scheduler:
                 continue
             table = self._find_room(sequence, owed)
             if table is None:
+                self._lacks_room = True
                 break
             if not group.has_started:
                 self._start(group, len(table.ids) * self._blocks.block_size)

@@ -216,6 +216,11 @@ class Generate(Message, frozen=True, tag="generate", kw_only=True):
         """Return which attempt this is; all but the first are replays, once admitted already."""
         return self.wid & MAX_EPOCH
 
+    @property
+    def weight(self) -> int:
+        """Return the tokens this request may occupy."""
+        return len(self.prompt_ids) + len(self.choices) * self.params.max_tokens
+
 
 class Abort(Message, frozen=True, tag="abort"):
     """The caller has gone, or has enough: free the request or some choices within one step.

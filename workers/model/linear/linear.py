@@ -23,6 +23,7 @@ from workers.model.native import int4_tiles
 from workers.model.native.bfloat16_tiles import Bfloat16Tiles
 from workers.model.native.int4_tiles import Int4Tiles
 from workers.model.native.native import Native
+from workers.model.native.panels import fill_up
 from workers.model.quantization import fp8, int8
 from workers.model.quantization.fp8 import Fp8Weight
 from workers.model.quantization.int8 import Int8Weight
@@ -152,7 +153,7 @@ def _tiles_of(weight: Weight) -> Bfloat16Tiles | None:
 
 
 def _product_of_tiles(weight: Bfloat16Tiles, bias: Tensor | None) -> Product:
-    native, padded = Native.load(weight.dtype), None if bias is None else weight.pad_bias(bias)
+    native, padded = Native.load(weight.dtype), None if bias is None else fill_up(bias.float())
     assert native is not None, "tiles are made only where the functions are"
     return lambda x: native.multiply_bfloat16(x.contiguous(), weight, padded)
 

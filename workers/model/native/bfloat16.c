@@ -9,10 +9,6 @@
 #if defined(DOTS) && !defined(__AMX_BF16__)
 #include <omp.h>
 
-#define MOST_THREADS 256
-/* Fewer products than this are not worth waking other threads for. */
-#define SMALL 65536
-
 static inline void store_rounded(number *to, __m512 x) {
     _mm256_storeu_si256((__m256i *)to, (__m256i)_mm512_cvtneps_pbh(x));
 }
@@ -38,33 +34,28 @@ multiply_panel(const int rows, const number *x, int inputs, const number *panel,
 }
 
 /* Write x `[rows, inputs]` times a weight `[panels, inputs / 2, PANEL, 2]`, whose outputs are filled
-   up to whole panels, as is the bias, if there is one. Each thread begins with its own share of the
-   panels, and takes what is left of another's: one that a neighbour holds up is not waited for.
+   up to whole panels, as is the bias, if there is one.
 */
 void multiply_bfloat16(const number *x, const number *weight, const float *bias, number *y,
                        int32_t rows, int32_t inputs, int32_t outputs, int32_t threads) {
-    int panels = (outputs + PANEL - 1) / PANEL, blocks = (rows + ROWS - 1) / ROWS;
-    if (threads > MOST_THREADS) threads = MOST_THREADS;
-    if ((int64_t)rows * inputs * outputs < SMALL) threads = 1;
-    struct { int next; char line[60]; } shares[MOST_THREADS];
-    for (int i = 0; i < threads; i++) shares[i].next = (int64_t)panels * i / threads;
-#pragma omp parallel num_threads(threads)
-    for (int i = 0, own = omp_get_thread_num(); i < threads; i++) {
-        int share = (own + i) % threads, end = (int64_t)panels * (share + 1) / threads, at;
-        while ((at = __atomic_fetch_add(&shares[share].next, 1, __ATOMIC_RELAXED)) < end) {
-            const number *panel = weight + (int64_t)at * PANEL * inputs;
-            const number *next = at + 1 < end ? panel + (int64_t)PANEL * inputs : 0;
-            const float *added = bias ? bias + at * PANEL : 0;
-            for (int block = 0, first = 0, last; block < blocks; block++, first = last) {
-                last = (int64_t)rows * (block + 1) / blocks;
-                const number *from = x + (int64_t)first * inputs;
-                number *to = y + (int64_t)first * outputs + at * PANEL;
-                int count = outputs - at * PANEL;
+    int blocks = (rows + ROWS - 1) / ROWS;
+    shares all;
+    share_out(&all, (outputs + PANEL - 1) / PANEL, threads, (int64_t)rows * inputs * outputs);
+#pragma omp parallel num_threads(all.threads)
+    for (int at, turn = 0, has_next;
+         (at = take_panel(&all, omp_get_thread_num(), &turn, &has_next)) >= 0;) {
+        const number *panel = weight + (int64_t)at * PANEL * inputs;
+        const number *next = has_next ? panel + (int64_t)PANEL * inputs : 0;
+        const float *added = bias ? bias + at * PANEL : 0;
+        for (int block = 0, first = 0, last; block < blocks; block++, first = last) {
+            last = (int64_t)rows * (block + 1) / blocks;
+            const number *from = x + (int64_t)first * inputs;
+            number *to = y + (int64_t)first * outputs + at * PANEL;
+            int count = outputs - at * PANEL;
 #define FETCHING(rows) multiply_panel(rows, from, inputs, panel, next, added, to, outputs, count)
 #define MULTIPLYING(rows) multiply_panel(rows, from, inputs, panel, 0, added, to, outputs, count)
-                if (next && !block) WITH_ROWS(last - first, FETCHING)
-                else WITH_ROWS(last - first, MULTIPLYING)
-            }
+            if (next && !block) WITH_ROWS(last - first, FETCHING)
+            else WITH_ROWS(last - first, MULTIPLYING)
         }
     }
 }

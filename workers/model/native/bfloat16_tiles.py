@@ -4,10 +4,9 @@ from dataclasses import dataclass
 from typing import Self
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-PANEL = 32
+from workers.model.native.panels import PANEL, panels_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,9 +21,7 @@ class Bfloat16Tiles:
     @classmethod
     def of(cls, weight: Tensor) -> Self:
         """Return a weight, whose inputs are even in number, in panels."""
-        filled = F.pad(weight, (0, 0, 0, -len(weight) % PANEL))
-        panels = filled.view(-1, PANEL, weight.shape[1] // 2, 2).transpose(1, 2).contiguous()
-        return cls(panels, weight.shape)
+        return cls(panels_of(weight, 2), weight.shape)
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -40,7 +37,3 @@ class Bfloat16Tiles:
     @property
     def device(self) -> torch.device:
         return self.panels.device
-
-    def pad_bias(self, bias: Tensor) -> Tensor:
-        """Return a bias `[out]` in float32, filled up with zeros to whole panels."""
-        return F.pad(bias.float(), (0, -len(bias) % PANEL))

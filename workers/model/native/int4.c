@@ -57,8 +57,8 @@ static inline floats inputs_at(const number *x, const int64_t *order, int i, int
 
 /* Round a row to 8 bits: its numbers, each group's scale, and the sum of its numbers.
    `order`, if there is one, says which input comes k-th. */
-static void round_row(const number *x, const int64_t *order, int inputs, int group, int padded,
-                      int8_t *to, float *x_scales, int32_t *x_sums) {
+static void round_groups(const number *x, const int64_t *order, int inputs, int group, int padded,
+                         int8_t *to, float *x_scales, int32_t *x_sums) {
     for (int start = 0; start < padded; start += group) {
         floats largest = {}, spoilt = {};
         for (int i = start; i < start + group; i += LANES) {
@@ -127,9 +127,9 @@ void multiply_int4(const number *x, const uint8_t *weight, const uint16_t *scale
     {
 #pragma omp for
         for (int row = 0; row < rows; row++)
-            round_row(x + (int64_t)row * inputs, order, inputs, group, padded,
-                      scratch + (int64_t)row * padded, x_scales + (int64_t)row * groups,
-                      x_sums + (int64_t)row * groups);
+            round_groups(x + (int64_t)row * inputs, order, inputs, group, padded,
+                         scratch + (int64_t)row * padded, x_scales + (int64_t)row * groups,
+                         x_sums + (int64_t)row * groups);
 #pragma omp for
         for (int tile = 0; tile < tiles; tile++) {
             int64_t first = (int64_t)tile * groups;

@@ -92,21 +92,8 @@ void norm_rope_write(const number *qkv, const float *norms, const float *cos, co
 void round_rows(const number *x, uint8_t *values, float *scales, int32_t rows, int32_t width,
                 int32_t threads) {
 #pragma omp parallel for num_threads(threads) if ((int64_t)rows * width > SMALL)
-    for (int row = 0; row < rows; row++) {
-        const number *from = x + (int64_t)row * width;
-        uint8_t *to = values + (int64_t)row * width;
-        floats largest = {}, spoilt = {};
-        for (int i = 0; i < width; i += LANES) {
-            floats v = load(from + i);
-            largest = larger(largest, larger(v, -v));
-            spoilt += v * 0;
-        }
-        float most = 1e-30f;
-        for (int lane = 0; lane < LANES; lane++) most = fmaxf(most, largest[lane]);
-        for (int i = 0; i < width; i += LANES)
-            store_bytes(to + i, nearest(load(from + i) * (127 / most)) + 128);
-        scales[row] = most / 127 + sum(spoilt);
-    }
+    for (int row = 0; row < rows; row++)
+        scales[row] = round_row(x + (int64_t)row * width, values + (int64_t)row * width, 4, width);
 }
 
 /* Multiply rows of `y` in place by their scales, and add a bias, if there is one. */

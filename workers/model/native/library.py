@@ -12,12 +12,13 @@ import shlex
 import shutil
 import subprocess
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 
 import torch
 
-_SOURCES = ("attention.c", "bfloat16.c", "int4.c", "layers.c", "spans.c")
+_SOURCES = ("attention.c", "bfloat16.c", "int4.c", "int8.c", "layers.c", "spans.c")
 _HEADERS = ("panels.h", "vectors.h")
 _FLAGS = ("-O3", "-march=native", "-fopenmp", "-fPIC", "-std=gnu11", "-Wno-psabi")
 _TYPES = {torch.bfloat16: (), torch.float32: ("-DFLOAT32",)}
@@ -64,8 +65,12 @@ def _load(dtype: torch.dtype) -> ctypes.CDLL:
 def _compile(compiler: list[str], flags: tuple[str, ...], openmp: str, folder: Path) -> Path:
     here = Path(__file__).parent
     objects = [folder / f"{source}.o" for source in _SOURCES]
-    for source, to in zip(_SOURCES, objects, strict=True):
-        _run(*compiler, *flags, "-c", str(here / source), "-o", str(to))
+    commands = [
+        (*compiler, *flags, "-c", str(here / source), "-o", str(to))
+        for source, to in zip(_SOURCES, objects, strict=True)
+    ]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(lambda command: _run(*command), commands))
     built = folder / "native.so"
     # Linked without -fopenmp, which would add the compiler's own library.
     _run(*compiler, "-shared", *map(str, objects), "-o", str(built), openmp, "-lm")

@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 
 from workers.model.native import library
-from workers.model.native.bfloat16_tiles import PANEL, Bfloat16Tiles
+from workers.model.native.bfloat16_tiles import Bfloat16Tiles
 from workers.model.native.int4_tiles import Int4Tiles
+from workers.model.native.int8_tiles import Int8Tiles
+from workers.model.native.panels import PANEL
 
 # As attention.c has them.
 PART = 1024
@@ -37,6 +39,7 @@ class Native:
         self._silu_mul = functions.silu_mul
         self._multiply_bfloat16 = getattr(functions, "multiply_bfloat16", None)
         self._multiply_int4 = functions.multiply_int4
+        self._multiply_int8 = getattr(functions, "multiply_int8", None)
         self._round_rows = functions.round_rows
         self._scale_rows = functions.scale_rows
 
@@ -64,6 +67,10 @@ class Native:
     def takes_plain(self, num_inputs: int) -> bool:
         """Whether products with plain weights are computed, which is for some CPUs only."""
         return self._multiply_bfloat16 is not None and num_inputs % 2 == 0
+
+    def takes_int8(self, num_inputs: int) -> bool:
+        """Whether products with weights of 8 bits are computed, which is for some CPUs only."""
+        return self._multiply_int8 is not None and self.takes_width(num_inputs)
 
     def attend(
         self,
@@ -217,8 +224,8 @@ class Native:
         return y
 
     def multiply_bfloat16(self, x: Tensor, weight: Bfloat16Tiles, bias: Tensor | None) -> Tensor:
-        """Return x Wᵀ + b for x `[rows, in]` and a bias that the weight has padded; every row as if
-        it were alone.
+        """Return x Wᵀ + b for x `[rows, in]` and a float32 bias filled up to whole panels; every
+        row as if it were alone.
         """
         num_outputs, num_inputs = weight.shape
         assert self._multiply_bfloat16 is not None, "such weights are made only where it is"
@@ -227,6 +234,22 @@ class Native:
         self._multiply_bfloat16(
             *_pointers(x, weight.panels, bias, y),
             *map(c_int32, (len(x), num_inputs, num_outputs, torch.get_num_threads())),
+        )
+        return y
+
+    def multiply_int8(self, x: Tensor, weight: Int8Tiles, bias: Tensor | None) -> Tensor:
+        """Return x Wᵀ + b for x `[rows, in]`, rounded to 8 bits, and a float32 bias filled up to
+        whole panels; every row as if it were alone.
+        """
+        num_rows, (num_outputs, num_inputs) = len(x), weight.shape
+        assert self._multiply_int8 is not None, "such weights are made only where it is"
+        assert x.dtype == self._dtype and x.is_contiguous() and x.shape[1] == num_inputs
+        y = x.new_empty((num_rows, num_outputs))
+        scratch = torch.empty(num_rows * (num_inputs + 4), dtype=torch.uint8)
+        parts = (weight.panels, weight.offsets, weight.scales)
+        self._multiply_int8(
+            *_pointers(x, *parts, bias, y, scratch),
+            *map(c_int32, (num_rows, num_inputs, num_outputs, torch.get_num_threads())),
         )
         return y
 

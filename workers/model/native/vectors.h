@@ -97,6 +97,25 @@ static inline void store_bytes(uint8_t *to, integers x) {
     *(bytes16 *)to = __builtin_convertvector(x, bytes16);
 }
 
+/* Round a row to 8 bits, plus 128, every four of them `stride` bytes behind the last; return the scale
+   that gives it back. */
+static inline float round_row(const number *from, uint8_t *to, int stride, int width) {
+    floats largest = {}, spoilt = {};
+    for (int i = 0; i < width; i += LANES) {
+        floats v = load(from + i);
+        largest = larger(largest, larger(v, -v));
+        spoilt += v * 0;
+    }
+    float most = fmaxf(1e-30f, largest_of(largest));
+    for (int i = 0; i < width; i += LANES) {
+        uint8_t rounded[LANES];
+        store_bytes(rounded, nearest(load(from + i) * (127 / most)) + 128);
+        for (int four = 0; four < LANES; four += 4)
+            memcpy(to + (int64_t)(i + four) / 4 * stride, rounded + four, 4);
+    }
+    return most / 127 + sum(spoilt);
+}
+
 /* e^x to 2 units in the last place for x <= 0, after Cephes' expf; 1.6e-38 below -87. */
 static inline floats exponential(floats x) {
     x = larger(x, (floats){} - 87.0f);

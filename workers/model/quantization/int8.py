@@ -2,10 +2,10 @@
 
     y = (q_x q_Wᵀ) * scale_x * scale_W + b      q from -127 to 127, scales float32
 
-x is rounded row by row, with one scale a row. oneDNN multiplies, for which the numbers of x are
-moved by 128 to be unsigned. Sums of integers have no order, so a row is the same bits whatever is
-beside it. Without VNNI oneDNN adds pairs in 16 bits, where large ones are cut off: `is_exact` tries
-it, and where it is not, weights are unpacked.
+x is rounded row by row, with one scale a row. Our own function multiplies, or oneDNN on a CPU it is
+not for; the numbers of x are moved by 128 to be unsigned. Sums of integers have no order, so a row
+is the same bits whatever is beside it. Without VNNI oneDNN adds pairs in 16 bits, where large ones
+are cut off: `is_exact` tries it, and where it is not, weights are unpacked.
 """
 
 import logging
@@ -17,7 +17,9 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from workers.model.native.int8_tiles import Int8Tiles
 from workers.model.native.native import Native
+from workers.model.native.panels import fill_up
 
 LARGEST = 127
 _OFFSET = 128
@@ -29,28 +31,39 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, eq=False)
 class Int8Weight:
-    """A weight [out, in] on a CPU: `values` int8 of that shape, `scales` float32 `[out]`."""
+    """A weight [out, in] on a CPU: `values` int8 of that shape, `scales` float32 `[out]`. What it
+    is multiplied by is of `dtype`.
+    """
 
     values: Tensor
     scales: Tensor
+    dtype: torch.dtype
 
     @classmethod
-    def of(cls, weight: Tensor) -> Self:
+    def of(cls, weight: Tensor, dtype: torch.dtype) -> Self:
         """Round a plain weight."""
         weight = weight.float()
         scales = weight.abs().amax(1).clamp_(min=_LEAST) / LARGEST
-        return cls((weight / scales[:, None]).round_().to(torch.int8), scales)
+        return cls((weight / scales[:, None]).round_().to(torch.int8), scales, dtype)
 
     @property
     def shape(self) -> torch.Size:
         return self.values.shape
 
-    def unpack(self, dtype: torch.dtype) -> Tensor:
-        """Return the weight [out, in] in plain torch."""
-        return (self.values.float() * self.scales[:, None]).to(dtype)
+    def unpack(self, dtype: torch.dtype | None = None) -> Tensor:
+        """Return the weight [out, in] in plain torch, of its own dtype if none is said."""
+        return (self.values.float() * self.scales[:, None]).to(dtype or self.dtype)
 
     def product(self, bias: Tensor | None) -> Callable[[Tensor], Tensor]:
-        """Return what multiplies x `[rows, in]`; it holds the weight in oneDNN's own layout."""
+        """Return what multiplies x `[rows, in]`; it holds the weight in a layout of its own."""
+        native = Native.load(self.dtype)
+        if native is not None and native.takes_int8(self.shape[1]):
+            tiles = Int8Tiles.of(self.values, self.scales)
+            padded = None if bias is None else fill_up(bias.float())
+            return lambda x: native.multiply_int8(x.contiguous(), tiles, padded)
+        return self._product_of_onednn(bias)
+
+    def _product_of_onednn(self, bias: Tensor | None) -> Callable[[Tensor], Tensor]:
         packed = torch.ops.onednn.qlinear_prepack(self.values, None)
         scales, zeros = self.scales, torch.zeros(len(self.scales), dtype=torch.int32)
         bias = None if bias is None else bias.float()
@@ -70,6 +83,7 @@ def concatenate(weights: Sequence[Int8Weight]) -> Int8Weight:
     return Int8Weight(
         torch.cat([weight.values for weight in weights]),
         torch.cat([weight.scales for weight in weights]),
+        weights[0].dtype,
     )
 
 

@@ -63,7 +63,7 @@ class PackedWeight:
 
     def _repack(self, packed: dict[str, Tensor], by: Multiplier) -> Kept | None:
         if isinstance(self.packing, ScaledPacking):
-            kept = scaled_numbers.repack(self.packing, packed, by)
+            kept = scaled_numbers.repack(self.packing, packed, by, self.dtype)
             return None if isinstance(kept, Int8Weight) and not int8.is_exact() else kept
         assert isinstance(self.packing, WordPacking)
         words = packed_words.repack(self.packing, packed)

@@ -30,13 +30,13 @@ class Rounder:
     """Rounds weights one by one, and knows the error of all so far."""
 
     def __init__(self, to: Rounding, dtype: torch.dtype) -> None:
-        """`dtype` is the model's, for what this machine cannot multiply in fewer bits."""
+        """`dtype` is the model's: of what is multiplied, and of what cannot be in fewer bits."""
         ways: dict[Rounding, Callable[[Tensor], tuple[Rounded, Tensor]]] = {
             "fp8": _to_fp8,
-            "int8": _to_int8,
+            "int8": lambda weight: _to_int8(weight, dtype),
             "int4": _to_int4,
         }
-        self._round, self._dtype = ways[to], dtype
+        self._round = ways[to]
         self._squares = self._errors = 0.0
 
     def __call__(self, weight: Tensor) -> Rounded | Tensor:
@@ -45,7 +45,7 @@ class Rounder:
         self._squares += float(weight.float().square().sum())
         self._errors += float((found - weight.float()).square().sum())
         if isinstance(rounded, Int8Weight) and not int8.is_exact():
-            return rounded.unpack(self._dtype)
+            return rounded.unpack()
         return rounded
 
     @property
@@ -59,8 +59,8 @@ def _to_fp8(weight: Tensor) -> tuple[Rounded, Tensor]:
     return rounded, rounded.unpack(torch.float32)
 
 
-def _to_int8(weight: Tensor) -> tuple[Rounded, Tensor]:
-    rounded = Int8Weight.of(weight)
+def _to_int8(weight: Tensor, dtype: torch.dtype) -> tuple[Rounded, Tensor]:
+    rounded = Int8Weight.of(weight, dtype)
     return rounded, rounded.unpack(torch.float32)
 
 

@@ -42,14 +42,14 @@ def unpack(how: ScaledPacking, packed: Mapping[str, Tensor], dtype: torch.dtype)
 
 
 def repack(
-    how: ScaledPacking, packed: Mapping[str, Tensor], by: Multiplier
+    how: ScaledPacking, packed: Mapping[str, Tensor], by: Multiplier, dtype: torch.dtype
 ) -> BlockFp8Weight | Int8Weight | None:
     """Return the same weight as `unpack` does, in 8 bits; None where nothing multiplies by it."""
     numbers = packed["weight"]
     if not how.is_kept(by):
         return None
     if by == "native":
-        return Int8Weight(numbers, packed[how.scale].float().reshape(-1))
+        return Int8Weight(numbers, packed[how.scale].float().reshape(-1), dtype)
     if not can_be_multiplied(numbers.device):
         return None
     num_outputs, num_inputs = numbers.shape
