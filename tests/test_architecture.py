@@ -26,6 +26,7 @@ ROOMS: dict[str, str] = {
     "workers.errors": "",
     "workers.config": "",
     "workers.cpu_cores": "",
+    "workers.cpu_times": "",
     "workers.logs": "",
     "workers.fairness": "",
     "workers.parent_death": "",
@@ -54,9 +55,9 @@ ROOMS: dict[str, str] = {
         workers.model.native workers.model.parallel workers.model.quantization
         workers.model.linear workers.model.attention workers.model.layers""",
     "workers.engine": """
-        workers.errors workers.config workers.cpu_cores workers.checkpoint workers.fairness
-        workers.wire workers.grammar workers.engine_core workers.model workers.model.layout
-        workers.model.kernels workers.model.native workers.model.parallel
+        workers.errors workers.config workers.cpu_cores workers.cpu_times workers.checkpoint
+        workers.fairness workers.wire workers.grammar workers.engine_core workers.model
+        workers.model.layout workers.model.kernels workers.model.native workers.model.parallel
         workers.model.quantization workers.model.attention""",
     "workers.worker": """
         workers.errors workers.config workers.checkpoint workers.logs workers.fairness

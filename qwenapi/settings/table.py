@@ -146,7 +146,7 @@ class Settings(ImageSettings):
     )
     threads: int = _row(
         0,
-        "CPU threads of each rank; 0: physical cores ÷ all ranks, in a cluster 1",
+        "most CPU threads of each rank; 0: physical cores ÷ all ranks, in a cluster 1",
         scope="model",
         minimum=0,
     )

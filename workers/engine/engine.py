@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import msgspec
+import torch
 
 from workers.checkpoint.speculative_config import MTP, SpeculativeConfig
 from workers.config import EngineConfig
@@ -26,6 +27,7 @@ from workers.engine.speculation import propose_by_ngrams
 from workers.engine.start import start
 from workers.engine.state_manager import StateManager
 from workers.engine.step_budget import StepBudget
+from workers.engine.thread_count import ThreadCount
 from workers.engine_core import Key, StepOutput
 from workers.grammar.compiled_grammar import CompiledGrammar
 from workers.model.loader import Progress
@@ -68,6 +70,10 @@ class Engine:
             self._runner.propose if speculative.method == MTP else propose_by_ngrams,
             self._budget,
         )
+        # Neither where results may depend on it, nor where ranks would have to agree.
+        is_fixed = config.deterministic or config.tensor_parallel_size > 1 or card.device != "cpu"
+        most = 1 if is_fixed else torch.get_num_threads()
+        self._threads = ThreadCount(most, torch.set_num_threads)
         self._overlaps = overlaps(config.async_scheduling, card.device)
         # The step whose samples are not known yet, where steps overlap.
         self._under_way: RunningStep | None = None
@@ -121,6 +127,7 @@ class Engine:
         Where steps overlap that is the batch before this one: the device computes on while its
         tokens are read, checked and sent.
         """
+        self._threads.adapt()
         output, self._pending = self._pending, StepOutput()
         previous, self._under_way = self._under_way, None
         if previous is not None and self._scheduler.speculates:
