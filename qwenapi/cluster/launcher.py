@@ -35,6 +35,7 @@ class ClusterLauncher:
             "device": settings.device,
             "num_engines": settings.data_parallel_size,
             "num_ranks": settings.tensor_parallel_size,
+            "may_cross": settings.allow_cross_node_tp,
             "threads": settings.threads,
             "log_level": settings.log_level,
             "log_format": settings.log_format,

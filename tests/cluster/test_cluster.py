@@ -11,7 +11,9 @@ from concurrent.futures import ThreadPoolExecutor
 import psutil
 import pytest
 
+from qwenapi.settings.table import etc_dir
 from tests.e2e.test_replay import completion
+from tests.engine.conftest import write_model
 from tests.running_server import wait_for
 from tests.wire.certificates import make_certificates
 
@@ -112,3 +114,63 @@ def test_a_lost_node_costs_no_stream_and_its_engine_comes_back_with_it(ray_nodes
     assert [ask(server) for ask in asks[:2]] == whole[:2]
     assert server.stop() == 0
     assert "Traceback" not in server.log, server.log
+
+
+@pytest.mark.slow
+def test_a_real_models_answers_go_on_to_the_bit_when_their_node_is_lost(
+    ray_nodes, start_server, tmp_path
+):
+    write_demo_sized(tmp_path / "model")
+    server = start_server(
+        "--model", str(tmp_path / "model"), "--served-model-name", "qwen-demo",
+        "--dtype", "float32", "--deterministic", "--max-num-seqs", str(NUM_STREAMS),
+        "--cluster", ray_nodes.address, "--data-parallel-size", "2",
+    )  # fmt: skip
+    assert nodes_of_ready(server) == {"a", "b"}
+    assert {row["device"] for row in engines(server).values()} == {"cpu"}
+    length = 400  # a node is missed some seconds after its raylet has gone
+    asks = [
+        completion(
+            seed,
+            prompt=f"{seed} is a prompt of its own: one engine would get all that begin alike",
+            stream=True,
+            max_tokens=length,
+            temperature=0.8,
+            ignore_eos=True,
+            logprobs=1,
+        )
+        for seed in range(NUM_STREAMS)
+    ]
+    with ThreadPoolExecutor(NUM_STREAMS) as pool:
+        whole = list(pool.map(lambda ask: ask(server), asks))
+        assert all(len(logprobs[0, "tokens"]) == length for _, logprobs, *_ in whole)
+        assert all(server.row(i)["generated_tokens"] for i in (0, 1)), "one had nothing to do"
+        ends = completion(0, max_tokens=length)(server)
+        assert ends[0]["choices"][0]["finish_reason"] == "stop", "a tenth of all tokens ends it"
+
+        running = [pool.submit(ask, server) for ask in asks]
+        wait_for(lambda: all(server.row(i)["running"] > 4 for i in (0, 1)), 30)
+        lost = ray_nodes.nodes["a"].kill_raylet()
+        assert not psutil.wait_procs(lost, timeout=20)[1]
+        assert not any(stream.done() for stream in running), "the node was lost too late"
+        assert [stream.result() for stream in running] == whole
+    assert nodes_of_ready(server) == {"b"}
+    ray_nodes.add("a", 21)
+    wait_for(lambda: nodes_of_ready(server) == {"a", "b"}, 60, lambda: server.log)
+    assert server.stop() == 0
+    assert "Traceback" not in server.log, server.log
+
+
+def write_demo_sized(folder):
+    """Write a random Qwen3 for the demo's tokenizer, of whose tokens every tenth ends an answer."""
+    demo = etc_dir() / "models" / "demo"
+    size = 1 + max(token["id"] for token in read_json(demo / "tokenizer.json")["added_tokens"])
+    ends = list(range(0, size, 10))
+    write_model(folder, "qwen3", vocab_size=size, eos_token_id=ends)
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": ends}))
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        shutil.copy(demo / name, folder)
+
+
+def read_json(path):
+    return json.loads(path.read_text(encoding="utf-8"))

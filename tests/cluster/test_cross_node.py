@@ -55,8 +55,9 @@ def test_what_ends_a_rank_elsewhere_ends_all_and_costs_no_stream(ray_nodes, star
     server = start_server(*ranked)
     nodes = ray_nodes.nodes
     (other,) = {"a", "b"} - {engines(server)[0]["node"]}
-    asks = [
-        completion(seed, stream=True, max_tokens=64, temperature=0.8) for seed in range(NUM_STREAMS)
+    asks = [  # a node is missed some seconds after its raylet has gone
+        completion(seed, stream=True, max_tokens=400, temperature=0.8, ignore_eos=True)
+        for seed in range(NUM_STREAMS)
     ]
 
     def under_streams(end):
@@ -68,6 +69,7 @@ def test_what_ends_a_rank_elsewhere_ends_all_and_costs_no_stream(ray_nodes, star
             end()
             psutil.wait_procs([first], timeout=30)
             assert not first.is_running(), server.log
+            assert not any(stream.done() for stream in running), "it was ended too late"
             return [stream.result() for stream in running]
 
     def lose_node():
