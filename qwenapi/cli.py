@@ -244,7 +244,7 @@ def _model_half(parsed: argparse.Namespace, settings: Settings, folder: Path) ->
 
     if settings.allow_cross_node_tp and not settings.cluster:
         raise ConfigError("--allow-cross-node-tp is for nodes of a cluster: set --cluster as well")
-    if settings.cluster and settings.standby:
+    if settings.cluster and (settings.standby or settings.standby_weights):
         raise ConfigError(
             "--standby keeps a process on this machine, where a cluster's engines do not start:"
             " leave it out"

@@ -20,7 +20,7 @@ Child = TypeVar("Child")
 
 PATIENCE_SECONDS = 60.0
 # What the supervisor itself holds, so that only a restart changes it.
-FIXED = ("host", "port", "uds", "run_dir", "drain_timeout", "cluster", "standby")
+FIXED = ("host", "port", "uds", "run_dir", "drain_timeout", "cluster", "standby", "standby_weights")
 # What the launcher of a cluster holds besides.
 FIXED_IN_CLUSTER = (
     "tensor_parallel_size", "allow_cross_node_tp", "threads", "device", "model_name",

@@ -81,7 +81,9 @@ class ModelHalf:
         self._memory = SharedMemory.create(
             shared_memory_path(folder, ENGINE_LAYOUT), ENGINE_LAYOUT, count
         )
-        self._standby = Standby() if settings.standby else None
+        self._standby = None
+        if settings.standby or settings.standby_weights:
+            self._standby = Standby(holds_weights=settings.standby_weights)
         self._launcher = ClusterLauncher(settings) if settings.cluster else None
         self.children = self._new(settings)
 

@@ -236,6 +236,7 @@ class Settings(ImageSettings):
         16, "lines of each batch under way at a time", scope="http", minimum=1, maximum=1024
     )
     standby: bool = _row(False, "keep a process in which the next engine starts", scope="model")
+    standby_weights: bool = _row(False, "--standby, with weights held in memory", scope="model")
     step_timeout: float = _row(
         0.0,
         "seconds without a step after which an engine is hung; 0: from its recent steps",

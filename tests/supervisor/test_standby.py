@@ -1,14 +1,20 @@
 """A process in waiting becomes the next engine, is made anew, and never outlives its supervisor."""
 
 import os
+import re
 import signal
+from pathlib import Path
 
 import psutil
 import pytest
 
+from qwenapi.settings.table import etc_dir
 from tests.running_server import RunningServer, wait_for
+from tests.worker.test_held_files import may_lock
 
-FLAGS = ("--standby", "--kv-cache-gb", "0.2", "--threads", "1")
+FLAGS = ("--kv-cache-gb", "0.2", "--threads", "1")
+
+DEMO = etc_dir() / "models" / "demo" / "model.safetensors"
 
 
 def in_waiting(server: RunningServer) -> list[psutil.Process]:
@@ -27,15 +33,23 @@ def imported(process: psutil.Process) -> bool:
     return any("libtorch" in mapped.path for mapped in process.memory_maps())
 
 
-@pytest.fixture
-def server(start_server):
-    server = start_server(*FLAGS)
+def locked_bytes(process: psutil.Process) -> int:
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    return 1024 * int(re.search(r"VmLck:\s+(\d+) kB", status)[1])
+
+
+@pytest.fixture(params=["--standby"])
+def server(request, start_server):
+    server = start_server(request.param, *FLAGS)
     wait_for(lambda: (found := in_waiting(server)) and imported(found[0]), 60)
     return server
 
 
+@pytest.mark.parametrize("server", ["--standby-weights"], indirect=True)
 def test_the_process_in_waiting_becomes_the_engine_and_another_is_made(server):
     (standby,) = in_waiting(server)
+    if may_lock(DEMO.stat().st_size):
+        wait_for(lambda: locked_bytes(standby) >= DEMO.stat().st_size)
     answer = server.text("hello", max_tokens=8, temperature=0)
     os.kill(server.row()["pid"], signal.SIGKILL)
     assert server.text("hello", max_tokens=8, temperature=0) == answer

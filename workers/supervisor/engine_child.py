@@ -76,7 +76,7 @@ class EngineChild:
         """Return the exit code, negative for a signal, or None while the process runs."""
         self._hear()
         if self._standby and self._is_ready and not self._is_ending:
-            self._standby.keep(self._config.threads)
+            self._standby.keep(self._config)
         num_tokens = self._memory.read(self._spec.index)["generated_tokens"]
         # Growth, as the row keeps a lost process's number until the next one has written its own.
         self._has_served = self._has_served or num_tokens > self._num_tokens
