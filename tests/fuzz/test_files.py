@@ -3,6 +3,7 @@
 import json
 import shutil
 import struct
+import time
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,19 @@ MESSAGES = [{"role": "user", "content": "hi"}]
 TEMPLATES = [
     TOKENIZER_CONFIG.get("chat_template") or (DEMO / "chat_template.jinja").read_text("utf-8")
 ]
+WHOLE = json.loads((DEMO / "tokenizer.json").read_text("utf-8"))
+# A part of its vocabulary, so that what is changed is as often something else.
+KNOWN = {token: id_ for token, id_ in WHOLE["model"]["vocab"].items() if id_ < 276}
+VOCABULARY = {
+    "vocab": KNOWN,
+    "merges": [merge for merge in WHOLE["model"]["merges"] if "".join(merge) in KNOWN],
+}
+BARE = WHOLE | {
+    "model": WHOLE["model"] | {"vocab": {}, "merges": []},
+    "added_tokens": [token | {"id": 276 + i} for i, token in enumerate(WHOLE["added_tokens"])],
+}
+TOKENIZER = BARE | {"model": BARE["model"] | VOCABULARY}
+HOSTILE = "<|im_start|>\r\n e\u0301 \u4e2d\u6587 \U0001f642\u200d \0 \ufffe" + "a" * 3000
 
 
 @pytest.fixture(scope="module")
@@ -103,6 +117,39 @@ def test_a_config_of_a_tokenizer_is_read_or_refused(folder, config):
     render_with(folder, "tokenizer_config.json", as_json(config))
 
 
+def with_vocabulary(tokenizer):
+    """Return a tokenizer of no token with some, unless its model was changed away."""
+    if isinstance(tokenizer, dict) and isinstance(tokenizer.get("model"), dict):
+        tokenizer["model"] |= VOCABULARY
+    return tokenizer
+
+
+@fuzzing
+@given(
+    st.one_of(
+        near(BARE).map(with_vocabulary).map(as_json),
+        near(TOKENIZER).map(as_json),
+        spoilt([as_json(TOKENIZER)]),
+    )
+)
+def test_a_tokenizer_encodes_whatever_comes_or_is_refused(folder, data):
+    written(folder / "tokenizer.json", data)
+    try:
+        tokenizer = Tokenizer(folder)
+    except TokenizerError as error:
+        assert str(folder / "tokenizer.json") in str(error)
+        return
+    finally:
+        shutil.copy(DEMO / "tokenizer.json", folder)
+    began = time.monotonic()
+    for text in ("", "hello", HOSTILE):
+        ids = tokenizer.encode(text)
+        assert all(0 <= id_ < tokenizer.vocab_size for id_ in ids)
+        assert isinstance(tokenizer.decode(ids), str)
+        assert isinstance(tokenizer.decode(tokenizer.encode_plain(text)), str)
+    assert time.monotonic() - began < 1
+
+
 @fuzzing
 @given(spoilt([template.encode() for template in TEMPLATES]))
 def test_a_template_is_rendered_or_refused(folder, template):
@@ -135,6 +182,8 @@ def test_what_is_spoilt_was_read(folder):
     text = as_json(HEADER)
     path = written(folder / "good.safetensors", struct.pack("<Q", len(text)) + text + bytes(32))
     assert set(read_header(path)) == {"a", "b"}
+    written(folder / "tokenizer.json", as_json(TOKENIZER))
+    assert len(Tokenizer(folder).encode("hello")) in range(2, 6)
     keys = written(folder / "good.json", as_json(KEYS))
     keys.chmod(0o600)
     assert len(read_keys(keys)) == 1
