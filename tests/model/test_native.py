@@ -171,7 +171,10 @@ def test_other_heads_are_left_to_torch():
 
 @pytest.fixture
 def loading(monkeypatch, tmp_path):
-    """Load as in a new process of a user who has compiled nothing."""
+    """Load as in a new process of a user who has compiled nothing; what nobody runs is compiled in
+    a second.
+    """
+    monkeypatch.setattr(library, "_FLAGS", ("-O0", *library._FLAGS[1:]))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return lambda dtype=torch.float32: library.load.__wrapped__(dtype)
 
