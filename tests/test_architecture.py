@@ -25,7 +25,9 @@ PACKAGES = ("qwenapi", "workers")
 ROOMS: dict[str, str] = {
     "workers.errors": "",
     "workers.config": "",
-    "workers.cpu_cores": "",
+    "workers.cgroups": "",
+    "workers.cpu_cores": "workers.cgroups",
+    "workers.memory": "workers.cgroups",
     "workers.cpu_times": "",
     "workers.logs": "",
     "workers.fairness": "",
@@ -51,7 +53,7 @@ ROOMS: dict[str, str] = {
         workers.model.layout workers.model.kernels workers.model.native workers.model.parallel
         workers.model.linear workers.model.attention""",
     "workers.model": """
-        workers.errors workers.config workers.checkpoint workers.model.layout
+        workers.errors workers.config workers.memory workers.checkpoint workers.model.layout
         workers.model.native workers.model.parallel workers.model.quantization
         workers.model.linear workers.model.attention workers.model.layers""",
     "workers.engine": """
@@ -60,8 +62,9 @@ ROOMS: dict[str, str] = {
         workers.model.layout workers.model.kernels workers.model.native workers.model.parallel
         workers.model.quantization workers.model.attention""",
     "workers.worker": """
-        workers.errors workers.config workers.checkpoint workers.logs workers.fairness
-        workers.parent_death workers.wire workers.grammar workers.engine_core workers.engine""",
+        workers.errors workers.config workers.memory workers.checkpoint workers.logs
+        workers.fairness workers.parent_death workers.wire workers.grammar workers.engine_core
+        workers.engine""",
     "workers.supervisor": "workers.errors workers.config workers.wire workers.worker",
     "qwenapi.errors": "",
     "qwenapi.greenlets": "",
@@ -99,7 +102,7 @@ ROOMS: dict[str, str] = {
     "qwenapi.hub": "qwenapi.settings workers.errors workers.checkpoint",
     "qwenapi.doctor": """
         qwenapi.settings qwenapi.hub qwenapi.text qwenapi.observability qwenapi.metrics
-        qwenapi.generation workers.errors workers.checkpoint workers.wire""",
+        qwenapi.generation workers.errors workers.memory workers.checkpoint workers.wire""",
     "qwenapi.cluster": """
         qwenapi.settings qwenapi.hub qwenapi.doctor workers.errors workers.config workers.logs
         workers.parent_death workers.wire workers.worker workers.supervisor""",
@@ -118,9 +121,11 @@ ROOMS: dict[str, str] = {
         workers.errors workers.logs workers.wire workers.supervisor""",
     "qwenapi.__main__": "qwenapi.cli",
 }
-# Of the model half, the HTTP half's processes know the wire and what a model folder says. Only who
-# starts or measures processes knows more.
-SHARED_WITH_HTTP = {"workers.wire", "workers.checkpoint", "workers.config", "workers.errors"}
+# Of the model half, the HTTP half's processes know the wire and what a model folder says, and the
+# machine's memory. Only who starts or measures processes knows more.
+SHARED_WITH_HTTP = {
+    *("workers.wire", "workers.checkpoint", "workers.config", "workers.errors", "workers.memory")
+}
 PROCESS_ROOMS = {"qwenapi.cli", "qwenapi.cluster", "qwenapi.serving", "qwenapi.commands"}
 NOT_FOR_WORKERS = {"qwenapi", "flask", "gevent", "gunicorn", "marshmallow", "werkzeug"}
 HEAVY = {"torch", "transformers", "accelerate", "triton"}

@@ -13,7 +13,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import psutil
 import pynvml
 
 from qwenapi.doctor.check import GIB, Check, failure, gib, ok, warning
@@ -27,6 +26,7 @@ from workers.checkpoint.speculative_config import SpeculativeConfig
 from workers.checkpoint.state_slots import StateSlots
 from workers.checkpoint.weights import Weights
 from workers.errors import ConfigError
+from workers.memory import machine_memory
 
 CPU_CACHE_FRACTION = 0.25
 CPU_CACHE_BYTES = 4 * GIB
@@ -293,17 +293,8 @@ def visible_gpus() -> list[Room]:
 
 
 def machine_room() -> Room:
-    """Return the machine's memory, or that of the control group this process is in."""
-    memory = psutil.virtual_memory()
-    total, free = memory.total, memory.available
-    group = Path("/sys/fs/cgroup")
-    try:
-        limit = int((group / "memory.max").read_text())
-        stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-        used = int((group / "memory.current").read_text()) - int(stat["inactive_file"])
-    except (OSError, ValueError, KeyError):  # no limit, or an older kind of group
-        return Room("memory", False, total, free)
-    return Room("memory", False, min(total, limit), max(0, min(free, limit - used)))
+    """Return the machine's memory, or that of the control groups this process is in."""
+    return Room("memory", False, *machine_memory())
 
 
 def _check_length(settings: Settings, plan: MemoryPlan, of: ModelConfig) -> Iterator[Check]:

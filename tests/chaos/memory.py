@@ -17,7 +17,7 @@ from typing import Any
 import psutil
 
 from tests.chaos.world import World, kind_of
-from workers.cpu_cores import CGROUP_FILE, CGROUP_ROOT
+from workers.memory import machine_memory
 
 SAMPLE_SECONDS = 1.0
 WARM_UP_SECONDS = 60.0  # or the first third of a shorter life
@@ -98,29 +98,8 @@ def room() -> int:
 
     A group's own use counts without pages of files, which it gives back.
     """
-    total, free = psutil.virtual_memory().total, psutil.virtual_memory().available
-    for limit, used in limits():
-        total, free = min(total, limit), min(free, limit - used)
+    total, free = machine_memory()
     return max(0, free - max(SPARE_BYTES, int(SPARE_SHARE * total)))
-
-
-def limits(file: Path = CGROUP_FILE, root: Path = CGROUP_ROOT) -> Iterator[tuple[int, int]]:
-    """Yield limit and use of each control group above this process, of either kind."""
-    for line in file.read_text("utf-8").splitlines():
-        _, kinds, path = line.split(":", 2)
-        if kinds and "memory" not in kinds.split(","):
-            continue
-        top = root / "memory" if kinds else root
-        names = ("limit_in_bytes", "usage_in_bytes") if kinds else ("max", "current")
-        folder = top / path.strip("/")
-        for place in (folder, *folder.parents):
-            if place.is_relative_to(top):
-                with suppress(OSError, ValueError, KeyError):  # "max" is no limit
-                    limit, used = (int((place / f"memory.{n}").read_text()) for n in names)
-                    stat = (place / "memory.stat").read_text().split()
-                    stats = dict(zip(stat[::2], stat[1::2], strict=True))
-                    given_back = stats.get("total_inactive_file") or stats["inactive_file"]
-                    yield limit, used - int(given_back)
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from tests.chaos.asks import CHAT, Ask, read_chat
 from tests.chaos.callers import Crowd
 from tests.chaos.checks import check_answers
 from tests.chaos.faults import CUTTING
-from tests.chaos.memory import MAX_BYTES_PER_HOUR, MAX_GROWTH_BYTES, check_growths, growth, limits
+from tests.chaos.memory import MAX_BYTES_PER_HOUR, MAX_GROWTH_BYTES, check_growths, growth
 
 SECONDS = float(os.environ.get("QWENAPI_TEST_CHAOS_SECONDS", "20"))
 IS_LONG = "QWENAPI_TEST_CHAOS_SECONDS" in os.environ
@@ -127,19 +127,3 @@ def test_a_process_that_grows_after_its_warm_up_is_found(life, is_wrong):
 
 def test_of_a_short_life_nothing_is_said():
     assert growth(samples(seconds=15, per_hour=1e12)) is None
-
-
-def test_limits_of_control_groups_of_both_kinds_are_read(tmp_path):
-    def group(folder, **values):
-        folder.mkdir(parents=True)
-        for name, value in values.items():
-            (folder / f"memory.{name}").write_text(value)
-
-    of_files = "anon 5\ninactive_file 100\n"
-    group(tmp_path / "a/b", max="9000", current="1100", stat=of_files)
-    group(tmp_path / "a/b/c", max="max", current="1100", stat=of_files)
-    older = {"limit_in_bytes": "8000", "usage_in_bytes": "600", "stat": "total_inactive_file 50"}
-    group(tmp_path / "memory/x", **older)
-    file = tmp_path / "cgroup"
-    file.write_text("4:memory:/x\n3:cpu:/x\n0::/a/b/c\n")
-    assert list(limits(file, tmp_path)) == [(8000, 550), (9000, 1000)]

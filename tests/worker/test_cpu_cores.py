@@ -2,14 +2,8 @@
 
 import pytest
 
-from workers import cpu_cores
+from workers import cgroups, cpu_cores
 from workers.cpu_cores import cpu_quota, physical_cores
-
-
-def write(root, name, text):
-    path = root / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
 
 
 @pytest.mark.parametrize(
@@ -27,11 +21,9 @@ def write(root, name, text):
         ({"cpu.max": "nonsense"}, None),
     ],
 )
-def test_the_least_quota_on_the_way_to_the_root_counts(tmp_path, files, quota):
-    (tmp_path / "self").write_text("0::/app/web\n")
-    for name, text in files.items():
-        write(tmp_path / "root", name, text)
-    assert cpu_quota(tmp_path / "self", tmp_path / "root") == quota
+def test_the_least_quota_on_the_way_to_the_root_counts(machine, files, quota):
+    machine("0::/app/web\n", files)
+    assert cpu_quota() == quota
 
 
 @pytest.mark.parametrize(
@@ -52,33 +44,28 @@ def test_the_least_quota_on_the_way_to_the_root_counts(tmp_path, files, quota):
         ({"cpuset/a/cpu.cfs_quota_us": "50000", "cpuset/a/cpu.cfs_period_us": "50000"}, None),
     ],
 )
-def test_groups_of_the_first_version_are_read_too(tmp_path, files, quota):
-    (tmp_path / "self").write_text("5:cpuset:/a\n4:cpu,cpuacct:/a\n0::/\n\nodd line\n")
-    for name, text in files.items():
-        write(tmp_path / "root", name, text)
-    assert cpu_quota(tmp_path / "self", tmp_path / "root") == quota
+def test_groups_of_the_first_version_are_read_too(machine, files, quota):
+    machine("5:cpuset:/a\n4:cpu,cpuacct:/a\n0::/\n\nodd line\n", files)
+    assert cpu_quota() == quota
 
 
 @pytest.mark.parametrize("path", ["/docker/of/the/host", "/../../other"])
-def test_in_a_container_the_root_is_its_own_group(tmp_path, path):
-    (tmp_path / "self").write_text(f"0::{path}\n")
-    write(tmp_path / "root", "cpu.max", "100000 100000")
-    assert cpu_quota(tmp_path / "self", tmp_path / "root") == 1.0
+def test_in_a_container_the_root_is_its_own_group(machine, path):
+    machine(f"0::{path}\n", {"cpu.max": "100000 100000"})
+    assert cpu_quota() == 1.0
 
 
 @pytest.mark.parametrize(
     ("quota", "expected"),
     [("max 100000", 8), ("350000 100000", 3), ("50000 100000", 1), ("9 1", 8)],
 )
-def test_only_whole_cores_of_a_quota_count(tmp_path, monkeypatch, quota, expected):
-    (tmp_path / "self").write_text("0::/\n")
-    write(tmp_path / "root", "cpu.max", quota)
-    monkeypatch.setattr(cpu_cores, "CGROUP_FILE", tmp_path / "self")
-    monkeypatch.setattr(cpu_cores, "CGROUP_ROOT", tmp_path / "root")
+def test_only_whole_cores_of_a_quota_count(machine, monkeypatch, quota, expected):
+    machine("0::/\n", {"cpu.max": quota})
     # CPUs that have no siblings here.
     monkeypatch.setattr(cpu_cores.os, "sched_getaffinity", lambda pid: range(10**6, 10**6 + 8))
     assert physical_cores() == expected
 
 
-def test_without_control_groups_all_cores_count(tmp_path):
-    assert cpu_quota(tmp_path / "none", tmp_path) is None
+def test_without_control_groups_all_cores_count(tmp_path, monkeypatch):
+    monkeypatch.setattr(cgroups, "FILE", tmp_path / "none")
+    assert cpu_quota() is None

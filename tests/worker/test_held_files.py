@@ -8,6 +8,8 @@ import resource
 import numpy as np
 import pytest
 
+from workers.memory import Memory
+from workers.worker import held_files
 from workers.worker.held_files import HeldFiles
 
 SIZE = 16 * mmap.PAGESIZE
@@ -63,7 +65,7 @@ def test_where_nothing_may_be_locked_it_is_said_and_nothing_fails(file, caplog, 
 
 
 def test_more_than_half_of_what_is_free_is_not_held(file, caplog, monkeypatch):
-    monkeypatch.setattr("psutil.virtual_memory", lambda: type("M", (), {"available": SIZE}))
+    monkeypatch.setattr(held_files, "machine_memory", lambda: Memory(4 * SIZE, SIZE))
     assert not HeldFiles().hold([file])
     assert "not held in memory" in caplog.text and in_memory(file) == 0
 

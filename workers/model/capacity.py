@@ -4,7 +4,6 @@ Knows memory, of the machine or of its GPUs. Refuses to know what the blocks are
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
@@ -12,6 +11,7 @@ from workers.checkpoint.speculative_config import SpeculativeConfig
 from workers.checkpoint.state_slots import StateSlots
 from workers.config import EngineConfig
 from workers.errors import ConfigError
+from workers.memory import machine_memory
 
 CPU_CACHE_FRACTION = 0.25
 CPU_CACHE_BYTES = 4 << 30
@@ -83,9 +83,9 @@ def resolve_limits(
 
 
 def available_bytes(device: torch.device, gpu_memory_utilization: float) -> int:
-    """Return what a cache may choose from: free RAM, or the part of a GPU that may be filled."""
+    """Return what a cache may choose from: free memory, or the part of a GPU that may be filled."""
     if device.type == "cpu":
-        return _available_ram()
+        return machine_memory().free
     free, total = torch.cuda.mem_get_info(device)
     return max(0, int(free - (1 - gpu_memory_utilization) * total))
 
@@ -96,10 +96,3 @@ def _cache_bytes(config: EngineConfig, device: torch.device, free_bytes: int) ->
     if device.type == "cpu":
         return int(min(CPU_CACHE_FRACTION * free_bytes, CPU_CACHE_BYTES))
     return free_bytes
-
-
-def _available_ram() -> int:
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    raise ConfigError("/proc/meminfo has no MemAvailable; set num_blocks or kv_cache_gb")

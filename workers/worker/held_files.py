@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
+
+from workers.memory import machine_memory
 
 # Of the memory that is free, at most so much is taken.
 _MOST_OF_FREE = 0.5
@@ -30,7 +31,7 @@ class HeldFiles:
         long as nothing else wants the room. Raises OSError where a file cannot be read.
         """
         sizes = {file: file.stat().st_size for file in files}
-        size, free = sum(sizes.values()), psutil.virtual_memory().available
+        size, free = sum(sizes.values()), machine_memory().free
         if size > _MOST_OF_FREE * free:
             log.warning(
                 "%.1f GB of weights are not held in memory, of which %.1f GB are free",
