@@ -76,7 +76,7 @@ def test_a_killed_http_worker_costs_the_turn_under_way_and_nothing_else(start_se
         kill(worker)
         with pytest.raises(requests.exceptions.ChunkedEncodingError):
             list(pieces)
-    wait_for(lambda: server.http_workers() and server.http_workers()[0].pid != worker.pid)
+    wait_for(lambda: {found.pid for found in server.http_workers()} - {worker.pid})
     assert history(server, conversation_id) == [("begin", answer)]
     # what the dead worker had leased is free again before anybody's patience is over
     _, again = turn(server, "again", conversation_id)

@@ -83,13 +83,15 @@ def test_the_models_are_listed(client):
 @pytest.mark.timing
 def test_tokens_arrive_one_by_one(stub_server):
     arrivals = []
-    with raw_request(stub_server, {"messages": MESSAGES, "stream": True, "max_tokens": 30}) as sock:
+    with raw_request(
+        stub_server, {"messages": MESSAGES, "stream": True, "max_tokens": 150}
+    ) as sock:
         received = b""
         while b"[DONE]" not in received:
             received += sock.recv(65536)
             arrivals.append(time.monotonic())
     assert len(arrivals) >= 15, "the stream came in a few large pieces"
-    assert arrivals[-1] - arrivals[0] > 0.1
+    assert arrivals[-1] - arrivals[0] > 0.5
 
 
 def test_a_stop_string_ends_the_text_before_it_and_frees_the_engine(stub_server):
