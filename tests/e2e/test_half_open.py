@@ -80,6 +80,7 @@ def test_three_thousand_half_heads_end_while_others_are_served(many_files, start
     wait_for(lambda: server.http_workers()[0].num_fds() < 200, 10)
 
 
+@pytest.mark.slow
 @pytest.mark.timing
 def test_a_body_that_stops_ends_with_an_answer(start_server):
     server = start_server("--stub", "--profile", "all", "--socket-timeout", "2")
@@ -104,6 +105,7 @@ def test_a_body_that_trickles_ends_too(start_server):
         assert time.monotonic() - started < 12
 
 
+@pytest.mark.slow
 @pytest.mark.timing
 def test_a_head_that_trickles_ends_too(start_server):
     server = start_server("--stub", "--head-timeout", "2")
