@@ -126,7 +126,7 @@ def test_a_real_models_answers_go_on_to_the_bit_when_their_node_is_lost(
         "--dtype", "float32", "--deterministic", "--max-num-seqs", str(NUM_STREAMS),
         "--cluster", ray_nodes.address, "--data-parallel-size", "2",
     )  # fmt: skip
-    assert nodes_of_ready(server) == {"a", "b"}
+    wait_for(lambda: nodes_of_ready(server) == {"a", "b"}, 60, lambda: server.log)
     assert {row["device"] for row in engines(server).values()} == {"cpu"}
     length = 400  # a node is missed some seconds after its raylet has gone
     asks = [
