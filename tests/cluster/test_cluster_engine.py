@@ -208,8 +208,9 @@ def test_a_gpu_that_the_nodes_driver_does_not_show_is_refused(monkeypatch):
     assert with_device(Settings(stub=True), 1, "a").device == "auto"
 
 
-def test_a_standby_is_of_no_use_to_a_cluster_and_refused():
-    settings = replace(Settings(), cluster="auto", standby=True)
+@pytest.mark.parametrize("name", ["standby", "standby_weights"])
+def test_a_standby_is_of_no_use_to_a_cluster_and_refused(name):
+    settings = replace(Settings(), cluster="auto", **{name: True})
     with pytest.raises(ConfigError, match="leave it out"):
         cli._model_half(None, settings, None)
 
